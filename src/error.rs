@@ -1,0 +1,242 @@
+//! The one error type of the library, and the table of status codes the C header is generated from.
+
+use std::fmt;
+
+/// What a call answers. Every C function that can fail returns one of these; 0 is success.
+///
+/// Values never change meaning and are never reused within one ABI version.
+#[repr(i32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Status {
+    /// The call did what it says.
+    Ok = 0,
+
+    /// An argument has a value the function does not accept.
+    InvalidArgument = 1,
+    /// A required pointer or handle is NULL.
+    NullArgument = 2,
+    /// The handle's object has been destroyed, or the handle was never made by this library.
+    StaleHandle = 3,
+    /// The handle belongs to an object of another type.
+    WrongHandleType = 4,
+    /// Another thread is inside a call on the same object; nothing was changed.
+    Busy = 5,
+    /// The work was cancelled; the object is usable and says how far it came.
+    Cancelled = 6,
+    /// Memory could not be had; nothing was changed.
+    OutOfMemory = 7,
+    /// A defect of this library was caught; the object it happened in is poisoned.
+    Internal = 8,
+    /// An earlier Internal error left this object unusable; destroy it.
+    Poisoned = 9,
+    /// The process forked after the object was made; objects do not survive a fork.
+    Forked = 10,
+    /// A struct's struct_size is not one this library knows, or a reserved field is not 0.
+    StructSize = 11,
+    /// The caller's buffer is too small; the needed length has been written.
+    BufferTooSmall = 12,
+    /// The operating system refused a thread.
+    ThreadUnavailable = 13,
+
+    /// The model directory cannot be opened.
+    DirectoryNotFound = 20,
+    /// A file the model needs is not in the directory.
+    FileNotFound = 21,
+    /// A file name leaves the directory, or the file is a link, a folder, a device or a pipe.
+    FileNotAllowed = 22,
+    /// A metadata file is larger than the library is willing to parse.
+    FileTooLarge = 23,
+    /// The operating system failed to read a file.
+    ReadFailed = 24,
+
+    /// config.json is not valid JSON, or names a key twice.
+    ConfigSyntax = 30,
+    /// A value in config.json is missing, of the wrong type or out of range.
+    ConfigValue = 31,
+    /// config.json describes a model this library does not run.
+    UnsupportedModel = 32,
+
+    /// model.safetensors.index.json is not valid JSON, or names a key twice.
+    IndexSyntax = 40,
+    /// The index and the shards disagree, or a shard's name is not a plain file name.
+    IndexValue = 41,
+
+    /// A safetensors header is malformed.
+    HeaderSyntax = 50,
+    /// A safetensors header describes bytes that overlap, leave gaps or contradict a shape.
+    HeaderValue = 51,
+    /// A safetensors file is shorter or longer than its header says.
+    FileLength = 52,
+    /// A tensor the model needs is absent.
+    TensorMissing = 53,
+    /// A tensor's shape contradicts config.json.
+    TensorShape = 54,
+    /// A tensor's element type is not BF16, F16 or F32.
+    TensorDtype = 55,
+    /// A tensor is stored more than once, under one name or in two layouts.
+    TensorDuplicate = 56,
+    /// A tensor of an expert or a layer that config.json does not have.
+    TensorUnexpected = 57,
+
+    /// tokenizer.json is not valid JSON, or names a key twice.
+    TokenizerSyntax = 60,
+    /// tokenizer.json is not of the shape Gemma's tokenizer has.
+    TokenizerUnsupported = 61,
+    /// A vocabulary entry, merge or token id in tokenizer.json is not usable.
+    TokenizerValue = 62,
+    /// The model directory has no tokenizer.json, so text cannot be used; token ids can.
+    NoTokenizer = 63,
+    /// Text handed in is not valid UTF-8.
+    InvalidUtf8 = 64,
+
+    /// The tokens would not fit in the session's context.
+    ContextFull = 70,
+    /// A token id is not in the model's vocabulary.
+    TokenOutOfRange = 71,
+    /// The session holds no tokens, or its logits are not available yet.
+    NoLogits = 72,
+    /// The model produced logits that are all NaN or infinite.
+    NotANumber = 73,
+    /// A sampling setting is out of range.
+    SamplingValue = 74,
+}
+
+impl Status {
+    /// Every status, in the order of its value.
+    pub const ALL: [Status; 42] = {
+        use Status::*;
+        [
+            Ok,
+            InvalidArgument,
+            NullArgument,
+            StaleHandle,
+            WrongHandleType,
+            Busy,
+            Cancelled,
+            OutOfMemory,
+            Internal,
+            Poisoned,
+            Forked,
+            StructSize,
+            BufferTooSmall,
+            ThreadUnavailable,
+            DirectoryNotFound,
+            FileNotFound,
+            FileNotAllowed,
+            FileTooLarge,
+            ReadFailed,
+            ConfigSyntax,
+            ConfigValue,
+            UnsupportedModel,
+            IndexSyntax,
+            IndexValue,
+            HeaderSyntax,
+            HeaderValue,
+            FileLength,
+            TensorMissing,
+            TensorShape,
+            TensorDtype,
+            TensorDuplicate,
+            TensorUnexpected,
+            TokenizerSyntax,
+            TokenizerUnsupported,
+            TokenizerValue,
+            NoTokenizer,
+            InvalidUtf8,
+            ContextFull,
+            TokenOutOfRange,
+            NoLogits,
+            NotANumber,
+            SamplingValue,
+        ]
+    };
+
+    /// The status with this value, if there is one.
+    pub fn from_value(value: i32) -> Option<Status> {
+        Self::ALL.into_iter().find(|status| *status as i32 == value)
+    }
+}
+
+/// A failure: its status, a sentence for a person, and where it happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    status: Status,
+    text: String,
+    file: Option<String>,
+    key: Option<String>,
+}
+
+/// The library's result type.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error with a sentence that names what was found and what was expected.
+    pub fn new(status: Status, text: impl Into<String>) -> Self {
+        Error { status, text: text.into(), file: None, key: None }
+    }
+
+    /// Names the file the error is about, relative to the model directory.
+    pub fn in_file(mut self, file: impl Into<String>) -> Self {
+        self.file.get_or_insert(file.into());
+        self
+    }
+
+    /// Names the tensor, JSON key or option the error is about.
+    pub fn at_key(mut self, key: impl Into<String>) -> Self {
+        self.key.get_or_insert(key.into());
+        self
+    }
+
+    /// Memory for `bytes` bytes of `what` could not be had.
+    pub fn out_of_memory(what: &str, bytes: usize) -> Self {
+        Error::new(Status::OutOfMemory, format!("no memory for {what}: {bytes} bytes"))
+    }
+
+    /// The status code.
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
+    /// The file the error is about, relative to the model directory.
+    pub fn file(&self) -> Option<&str> {
+        self.file.as_deref()
+    }
+
+    /// The tensor, JSON key or option the error is about.
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+}
+
+impl fmt::Display for Error {
+    /// `FILE: sentence`; the sentence itself names the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.file {
+            Some(file) => write!(f, "{file}: {}", self.text),
+            None => f.write_str(&self.text),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_lists_every_status_once_in_rising_order() {
+        let source = include_str!("error.rs");
+        let body = source.split("pub enum Status {").nth(1).unwrap();
+        let body = body.split("\n}").next().unwrap();
+        let declared = body.lines().filter(|line| line.contains(" = ") && line.ends_with(',')).count();
+        assert_eq!(declared, Status::ALL.len());
+        assert!(Status::ALL.windows(2).all(|pair| (pair[0] as i32) < (pair[1] as i32)));
+    }
+
+    #[test]
+    fn an_error_reads_as_file_then_sentence() {
+        let error = Error::new(Status::TensorShape, "tensor \"a\" is [2], expected [3]").in_file("m.safetensors");
+        assert_eq!(error.to_string(), "m.safetensors: tensor \"a\" is [2], expected [3]");
+    }
+}

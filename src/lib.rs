@@ -1,0 +1,4 @@
+pub mod error;
+pub mod memory;
+pub mod platform;
+pub mod text;

@@ -1,0 +1,162 @@
+//! Memory whose size depends on input: every allocation here can fail, and says so.
+
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
+use std::ptr::NonNull;
+
+use crate::error::{Error, Result};
+use crate::platform;
+
+/// Byte alignment of weights and activations: one cache line, and the widest vector.
+pub const ALIGNMENT: usize = 64;
+
+/// Buffers at least this large ask for huge pages; below it they would mostly be padding.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// A vector of `length` copies of `value`, or an out-of-memory error naming `what`.
+pub fn try_vec<T: Clone>(what: &str, length: usize, value: T) -> Result<Vec<T>> {
+    let mut vector = try_with_capacity(what, length)?;
+    vector.resize(length, value);
+    Ok(vector)
+}
+
+/// An empty vector with room for `capacity` elements, or an out-of-memory error naming `what`.
+pub fn try_with_capacity<T>(what: &str, capacity: usize) -> Result<Vec<T>> {
+    let mut vector = Vec::new();
+    vector
+        .try_reserve_exact(capacity)
+        .map_err(|_| Error::out_of_memory(what, capacity.saturating_mul(size_of::<T>())))?;
+    Ok(vector)
+}
+
+/// Plain old numbers: any bit pattern is a value, and zero bytes are zero.
+///
+/// # Safety
+/// Implementors have no padding, no invalid bit patterns, and no destructor.
+pub unsafe trait Plain: Copy + Send + Sync + 'static {}
+// SAFETY: primitive numbers satisfy every condition of the trait.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for u16 {}
+// SAFETY: as above.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for f32 {}
+// SAFETY: as above.
+unsafe impl Plain for f64 {}
+
+/// A fixed-size, owned, 64-byte aligned array of plain numbers.
+pub struct Buffer<T: Plain> {
+    start: NonNull<T>,
+    length: usize,
+    layout: Option<Layout>,
+}
+
+// SAFETY: a Buffer owns its memory like a Box<[T]>, and T is Send + Sync.
+unsafe impl<T: Plain> Send for Buffer<T> {}
+// SAFETY: as above; shared access only reads.
+unsafe impl<T: Plain> Sync for Buffer<T> {}
+
+impl<T: Plain> Buffer<T> {
+    /// `length` zeros. Pages are committed by the system when first touched.
+    pub fn zeroed(what: &str, length: usize) -> Result<Self> {
+        // SAFETY: alloc_zeroed is called by `allocate` with a layout of non-zero size.
+        Self::allocate(what, length, |layout| unsafe { alloc_zeroed(layout) })
+    }
+
+    /// `length` elements, each written by `fill` before anybody can read it.
+    pub fn filled(what: &str, length: usize, fill: impl FnOnce(&mut [T]) -> Result<()>) -> Result<Self> {
+        let large = length.saturating_mul(size_of::<T>()) >= HUGE_PAGE_BYTES;
+        if !large {
+            let mut buffer = Self::zeroed(what, length)?;
+            fill(buffer.as_mut_slice())?;
+            return Ok(buffer);
+        }
+        // SAFETY: alloc is called by `allocate` with a layout of non-zero size.
+        let mut buffer = Self::allocate(what, length, |layout| unsafe { alloc(layout) })?;
+        // Large blocks come from the system as fresh zero pages; asking for huge ones must precede the first touch.
+        platform::advise_huge_pages(buffer.start.as_ptr().cast(), buffer.bytes());
+        // SAFETY: the block is `bytes` long; writing zeros makes every element a valid T.
+        unsafe { buffer.start.as_ptr().write_bytes(0, length) };
+        fill(buffer.as_mut_slice())?;
+        Ok(buffer)
+    }
+
+    fn allocate(what: &str, length: usize, get: impl FnOnce(Layout) -> *mut u8) -> Result<Self> {
+        let too_large = || Error::out_of_memory(what, length.saturating_mul(size_of::<T>()));
+        let bytes = length.checked_mul(size_of::<T>()).ok_or_else(too_large)?;
+        if bytes == 0 {
+            return Ok(Buffer { start: NonNull::dangling(), length: 0, layout: None });
+        }
+        let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|_| too_large())?;
+        let start = NonNull::new(get(layout).cast::<T>()).ok_or_else(too_large)?;
+        Ok(Buffer { start, length, layout: Some(layout) })
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.length * size_of::<T>()
+    }
+
+    /// The elements.
+    pub fn as_slice(&self) -> &[T] {
+        // SAFETY: `start` points to `length` initialised elements owned by self (zero length: dangling is allowed).
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
+    }
+
+    /// The elements, writable.
+    pub fn as_mut_slice(&mut self) -> &mut [T] {
+        // SAFETY: as in `as_slice`, and `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
+    }
+}
+
+impl<T: Plain> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        if let Some(layout) = self.layout {
+            // SAFETY: the block came from the global allocator with this very layout and is freed once.
+            unsafe { dealloc(self.start.as_ptr().cast(), layout) };
+        }
+    }
+}
+
+impl<T: Plain> std::ops::Deref for Buffer<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        self.as_slice()
+    }
+}
+
+impl<T: Plain> std::ops::DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        self.as_mut_slice()
+    }
+}
+
+/// The bytes of a slice of plain numbers, writable.
+pub fn as_bytes_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
+    // SAFETY: Plain types have no padding and accept any bit pattern; the length is the slice's size in bytes.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Status;
+
+    #[test]
+    fn a_buffer_larger_than_any_memory_is_an_error_and_not_an_abort() {
+        let error = Buffer::<f32>::zeroed("a test", usize::MAX / 8).err().unwrap();
+        assert_eq!(error.status(), Status::OutOfMemory);
+        assert!(Buffer::<f32>::zeroed("a test", usize::MAX).is_err());
+        assert!(try_vec("a test", usize::MAX / 16, 0u64).is_err());
+    }
+
+    #[test]
+    fn buffers_are_aligned_and_zero() {
+        let small = Buffer::<u16>::zeroed("a test", 3).unwrap();
+        assert_eq!(small.as_ptr() as usize % ALIGNMENT, 0);
+        assert_eq!(&small[..], [0, 0, 0]);
+        let large = Buffer::<f32>::filled("a test", HUGE_PAGE_BYTES, |_| Ok(())).unwrap();
+        assert!(large.iter().all(|value| *value == 0.0));
+    }
+}

@@ -1,0 +1,136 @@
+//! Everything that differs between operating systems. Unix calls first, a portable fallback for the rest.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A directory whose files are opened by plain name only, without leaving it.
+pub struct Directory {
+    path: PathBuf,
+    #[cfg(unix)]
+    handle: File,
+}
+
+/// Why a file could not be opened inside a directory.
+pub enum OpenError {
+    /// There is no file of that name.
+    NotFound,
+    /// The name or the kind of file is not allowed; the reason completes "is ...".
+    NotAllowed(&'static str),
+    /// The system refused.
+    Io(io::Error),
+}
+
+/// Whether `name` is a single file name: no separator, no parent, no drive, no NUL.
+pub fn is_plain_name(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0', ':'])
+}
+
+impl Directory {
+    /// Opens `path` as a directory. The path itself may go through links: it is the caller's own.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        if !std::fs::metadata(path)?.is_dir() {
+            return Err(io::Error::new(io::ErrorKind::NotADirectory, "not a directory"));
+        }
+        Ok(Directory {
+            path: path.to_path_buf(),
+            #[cfg(unix)]
+            handle: File::open(path)?,
+        })
+    }
+
+    /// The path the directory was opened by, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens a regular file of this directory for reading.
+    ///
+    /// A symbolic link is refused unless `follow_links`, which a download cache's layout needs.
+    pub fn open_file(&self, name: &str, follow_links: bool) -> Result<File, OpenError> {
+        if !is_plain_name(name) {
+            return Err(OpenError::NotAllowed("not a plain file name"));
+        }
+        let file = self.open_entry(name, follow_links)?;
+        let metadata = file.metadata().map_err(OpenError::Io)?;
+        if metadata.is_file() { Ok(file) } else { Err(OpenError::NotAllowed("not a regular file")) }
+    }
+
+    #[cfg(unix)]
+    fn open_entry(&self, name: &str, follow_links: bool) -> Result<File, OpenError> {
+        use std::os::fd::{AsRawFd, FromRawFd};
+        let c_name = std::ffi::CString::new(name).map_err(|_| OpenError::NotAllowed("not a plain file name"))?;
+        // O_NONBLOCK: opening a pipe must not wait for a writer. It has no effect on regular files.
+        let mut flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
+        if !follow_links {
+            flags |= libc::O_NOFOLLOW;
+        }
+        // SAFETY: the descriptor is open as long as self, and c_name is a NUL-terminated string that outlives the call.
+        let descriptor = unsafe { libc::openat(self.handle.as_raw_fd(), c_name.as_ptr(), flags) };
+        if descriptor >= 0 {
+            // SAFETY: openat just returned this descriptor; nobody else owns it.
+            return Ok(unsafe { File::from_raw_fd(descriptor) });
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::ENOENT) => Err(OpenError::NotFound),
+            Some(libc::ELOOP) => Err(OpenError::NotAllowed("a symbolic link")),
+            Some(libc::ENXIO) => Err(OpenError::NotAllowed("not a regular file")),
+            _ => Err(OpenError::Io(error)),
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn open_entry(&self, name: &str, follow_links: bool) -> Result<File, OpenError> {
+        let path = self.path.join(name);
+        let metadata = std::fs::symlink_metadata(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => OpenError::NotFound,
+            _ => OpenError::Io(error),
+        })?;
+        if metadata.is_symlink() && !follow_links {
+            return Err(OpenError::NotAllowed("a symbolic link"));
+        }
+        if !metadata.is_file() && !metadata.is_symlink() {
+            return Err(OpenError::NotAllowed("not a regular file"));
+        }
+        File::open(&path).map_err(OpenError::Io)
+    }
+}
+
+/// Reads exactly `bytes.len()` bytes at `offset`, whatever other threads read from the same file.
+#[cfg(unix)]
+pub fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+/// Reads exactly `bytes.len()` bytes at `offset`, whatever other threads read from the same file.
+#[cfg(windows)]
+pub fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+    use std::os::windows::fs::FileExt;
+    while !bytes.is_empty() {
+        match file.seek_read(bytes, offset)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => {
+                bytes = &mut bytes[count..];
+                offset += count as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Asks the system to back a fresh block with huge pages. Advice only: a refusal changes nothing but speed.
+#[cfg(target_os = "linux")]
+pub fn advise_huge_pages(start: *mut u8, bytes: usize) {
+    const PAGE: usize = 4096;
+    let first = (start as usize).next_multiple_of(PAGE);
+    let end = (start as usize + bytes) / PAGE * PAGE;
+    if first < end {
+        // SAFETY: [first, end) lies inside the caller's live block; MADV_HUGEPAGE does not change its contents.
+        unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
+    }
+}
+
+/// Asks the system to back a fresh block with huge pages: this system has no such call.
+#[cfg(not(target_os = "linux"))]
+pub fn advise_huge_pages(_start: *mut u8, _bytes: usize) {}
