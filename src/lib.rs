@@ -1,4 +1,5 @@
 pub mod error;
 pub mod memory;
+pub mod model;
 pub mod platform;
 pub mod text;

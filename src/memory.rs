@@ -1,6 +1,6 @@
 //! Memory whose size depends on input: every allocation here can fail, and says so.
 
-use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
 use crate::error::{Error, Result};
@@ -43,6 +43,10 @@ unsafe impl Plain for u32 {}
 unsafe impl Plain for f32 {}
 // SAFETY: as above.
 unsafe impl Plain for f64 {}
+// SAFETY: transparent wrappers around u16.
+unsafe impl Plain for half::bf16 {}
+// SAFETY: as above.
+unsafe impl Plain for half::f16 {}
 
 /// A fixed-size, owned, 64-byte aligned array of plain numbers.
 pub struct Buffer<T: Plain> {
@@ -57,38 +61,19 @@ unsafe impl<T: Plain> Send for Buffer<T> {}
 unsafe impl<T: Plain> Sync for Buffer<T> {}
 
 impl<T: Plain> Buffer<T> {
-    /// `length` zeros. Pages are committed by the system when first touched.
+    /// `length` zeros. The system commits pages when they are first touched, in huge pages where it can.
     pub fn zeroed(what: &str, length: usize) -> Result<Self> {
-        // SAFETY: alloc_zeroed is called by `allocate` with a layout of non-zero size.
-        Self::allocate(what, length, |layout| unsafe { alloc_zeroed(layout) })
-    }
-
-    /// `length` elements, each written by `fill` before anybody can read it.
-    pub fn filled(what: &str, length: usize, fill: impl FnOnce(&mut [T]) -> Result<()>) -> Result<Self> {
-        let large = length.saturating_mul(size_of::<T>()) >= HUGE_PAGE_BYTES;
-        if !large {
-            let mut buffer = Self::zeroed(what, length)?;
-            fill(buffer.as_mut_slice())?;
-            return Ok(buffer);
-        }
-        // SAFETY: alloc is called by `allocate` with a layout of non-zero size.
-        let mut buffer = Self::allocate(what, length, |layout| unsafe { alloc(layout) })?;
-        // Large blocks come from the system as fresh zero pages; asking for huge ones must precede the first touch.
-        platform::advise_huge_pages(buffer.start.as_ptr().cast(), buffer.bytes());
-        // SAFETY: the block is `bytes` long; writing zeros makes every element a valid T.
-        unsafe { buffer.start.as_ptr().write_bytes(0, length) };
-        fill(buffer.as_mut_slice())?;
-        Ok(buffer)
-    }
-
-    fn allocate(what: &str, length: usize, get: impl FnOnce(Layout) -> *mut u8) -> Result<Self> {
         let too_large = || Error::out_of_memory(what, length.saturating_mul(size_of::<T>()));
         let bytes = length.checked_mul(size_of::<T>()).ok_or_else(too_large)?;
         if bytes == 0 {
             return Ok(Buffer { start: NonNull::dangling(), length: 0, layout: None });
         }
         let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|_| too_large())?;
-        let start = NonNull::new(get(layout).cast::<T>()).ok_or_else(too_large)?;
+        // SAFETY: the layout's size is not zero.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) }.cast::<T>()).ok_or_else(too_large)?;
+        if bytes >= HUGE_PAGE_BYTES {
+            platform::advise_huge_pages(start.as_ptr().cast(), bytes);
+        }
         Ok(Buffer { start, length, layout: Some(layout) })
     }
 
@@ -156,7 +141,7 @@ mod tests {
         let small = Buffer::<u16>::zeroed("a test", 3).unwrap();
         assert_eq!(small.as_ptr() as usize % ALIGNMENT, 0);
         assert_eq!(&small[..], [0, 0, 0]);
-        let large = Buffer::<f32>::filled("a test", HUGE_PAGE_BYTES, |_| Ok(())).unwrap();
+        let large = Buffer::<f32>::zeroed("a test", HUGE_PAGE_BYTES).unwrap();
         assert!(large.iter().all(|value| *value == 0.0));
     }
 }

@@ -1,0 +1,214 @@
+//! A model directory: one safetensors file or several with an index, and small files beside them.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::header::{self, TensorInfo};
+use super::json::UniqueMembers;
+use super::progress::Progress;
+use crate::error::{Error, Result, Status};
+use crate::memory::try_vec;
+use crate::platform::{self, Directory, OpenError};
+
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+const MAX_INDEX_BYTES: u64 = 16 << 20;
+const MAX_SHARDS: usize = 1024;
+/// One read; also the longest a cancelled load goes on.
+const READ_BYTES: usize = 16 << 20;
+
+/// A tensor's description and the file it is in.
+pub struct Tensor {
+    /// Type, shape and place inside the file.
+    pub info: TensorInfo,
+    shard: usize,
+}
+
+struct Shard {
+    name: String,
+    file: File,
+}
+
+/// An opened model directory: every tensor's place is known and lies inside its file.
+pub struct Checkpoint {
+    directory: Directory,
+    follow_links: bool,
+    shards: Vec<Shard>,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl Checkpoint {
+    /// Opens a directory that holds `model.safetensors`, or shards with `model.safetensors.index.json`.
+    ///
+    /// No file outside the directory is opened; symbolic links are refused unless `follow_links`.
+    pub fn open(path: &Path, follow_links: bool) -> Result<Self> {
+        let directory = Directory::open(path).map_err(|error| {
+            Error::new(
+                Status::DirectoryNotFound,
+                format!("{}: cannot be opened as a directory: {error}", path.display()),
+            )
+        })?;
+        Ok(Checkpoint { directory, follow_links, shards: Vec::new(), tensors: HashMap::new() })
+    }
+
+    /// Reads and checks the headers of all weight files.
+    pub fn read_headers(&mut self) -> Result<()> {
+        match self.open_file(SINGLE_FILE) {
+            Ok(file) => self.add_shard(SINGLE_FILE, file, None),
+            Err(error) if error.status() == Status::FileNotFound => self.read_index(),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The whole of a small file of the directory, `None` if there is none.
+    pub fn read_small_file(&self, name: &str, max_bytes: u64) -> Result<Option<Vec<u8>>> {
+        let file = match self.open_file(name) {
+            Ok(file) => file,
+            Err(error) if error.status() == Status::FileNotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let length = file_length(name, &file)?;
+        if length > max_bytes {
+            let text = format!("is {length} bytes, at most {max_bytes} are parsed");
+            return Err(Error::new(Status::FileTooLarge, text).in_file(name));
+        }
+        read_bytes(name, &file, 0, length as usize).map(Some)
+    }
+
+    /// A tensor by name.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+
+    /// All tensor names, in no particular order.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The file a tensor is stored in.
+    pub fn file_of(&self, tensor: &Tensor) -> &str {
+        &self.shards[tensor.shard].name
+    }
+
+    /// The file that lists all tensors: the index, or the single weight file.
+    pub fn table_of_contents(&self) -> &str {
+        match self.shards.as_slice() {
+            [only] if only.name == SINGLE_FILE => SINGLE_FILE,
+            _ => INDEX_FILE,
+        }
+    }
+
+    /// Reads `bytes.len()` bytes of a tensor, `skip` bytes after its first, in steps that report and can be cancelled.
+    pub fn read_tensor(&self, tensor: &Tensor, skip: u64, bytes: &mut [u8], progress: &Progress) -> Result<()> {
+        let shard = &self.shards[tensor.shard];
+        let mut offset = tensor.info.offset + skip;
+        for part in bytes.chunks_mut(READ_BYTES) {
+            progress.check()?;
+            platform::read_exact_at(&shard.file, part, offset)
+                .map_err(|error| read_error(&shard.name, offset, &error))?;
+            offset += part.len() as u64;
+            progress.advance(part.len() as u64);
+        }
+        Ok(())
+    }
+
+    fn open_file(&self, name: &str) -> Result<File> {
+        self.directory.open_file(name, self.follow_links).map_err(|error| match error {
+            OpenError::NotFound => {
+                let text = format!("not found in {}", self.directory.path().display());
+                Error::new(Status::FileNotFound, text).in_file(name)
+            }
+            OpenError::NotAllowed(what) => {
+                Error::new(Status::FileNotAllowed, format!("is {what}; only regular files of the directory are opened"))
+                    .in_file(name)
+            }
+            OpenError::Io(error) => Error::new(Status::ReadFailed, format!("cannot be opened: {error}")).in_file(name),
+        })
+    }
+
+    fn read_index(&mut self) -> Result<()> {
+        #[derive(Deserialize)]
+        struct Index {
+            weight_map: UniqueMembers<String>,
+        }
+
+        let Some(bytes) = self.read_small_file(INDEX_FILE, MAX_INDEX_BYTES)? else {
+            let text = format!("not found in {}, and no {INDEX_FILE} either", self.directory.path().display());
+            return Err(Error::new(Status::FileNotFound, text).in_file(SINGLE_FILE));
+        };
+        let index: Index = serde_json::from_slice(&bytes).map_err(|error| {
+            Error::new(Status::IndexSyntax, format!("not a valid index: {error}")).in_file(INDEX_FILE)
+        })?;
+        let mut tensors_of: Vec<(String, Vec<String>)> = Vec::new();
+        let mut shard_of: HashMap<String, usize> = HashMap::new();
+        for (tensor, file) in index.weight_map.0 {
+            if !platform::is_plain_name(&file) {
+                let text = format!("\"{tensor}\" is said to be in {file:?}, which is not a plain file name");
+                return Err(Error::new(Status::FileNotAllowed, text).in_file(INDEX_FILE).at_key(tensor));
+            }
+            let shard = *shard_of.entry(file).or_insert_with_key(|file| {
+                tensors_of.push((file.clone(), Vec::new()));
+                tensors_of.len() - 1
+            });
+            tensors_of[shard].1.push(tensor);
+            if tensors_of.len() > MAX_SHARDS {
+                let text = format!("names more than {MAX_SHARDS} files");
+                return Err(Error::new(Status::IndexValue, text).in_file(INDEX_FILE).at_key("weight_map"));
+            }
+        }
+        if tensors_of.is_empty() {
+            let text = "\"weight_map\" is empty, expected one entry per tensor";
+            return Err(Error::new(Status::IndexValue, text).in_file(INDEX_FILE).at_key("weight_map"));
+        }
+        for (name, tensors) in tensors_of {
+            let file = self.open_file(&name)?;
+            self.add_shard(&name, file, Some(&tensors))?;
+        }
+        Ok(())
+    }
+
+    /// Adds the tensors of one file: those the index assigns to it, or all of them without an index.
+    fn add_shard(&mut self, name: &str, file: File, assigned: Option<&[String]>) -> Result<()> {
+        let shard = self.shards.len();
+        let mut found = header::read(name, &file)?;
+        match assigned {
+            None => self.tensors = found.into_iter().map(|(name, info)| (name, Tensor { info, shard })).collect(),
+            Some(assigned) => {
+                for tensor in assigned {
+                    let Some(info) = found.remove(tensor) else {
+                        let text = format!("\"{tensor}\" is said to be in {name}, which does not hold it");
+                        return Err(Error::new(Status::IndexValue, text).in_file(INDEX_FILE).at_key(tensor));
+                    };
+                    self.tensors.insert(tensor.clone(), Tensor { info, shard });
+                }
+            }
+        }
+        self.shards.push(Shard { name: name.to_owned(), file });
+        Ok(())
+    }
+}
+
+/// A file's length in bytes.
+pub(super) fn file_length(name: &str, file: &File) -> Result<u64> {
+    Ok(file.metadata().map_err(|error| read_error(name, 0, &error))?.len())
+}
+
+/// `length` bytes of a file, which the caller has checked against the file's length.
+pub(super) fn read_bytes(name: &str, file: &File, offset: u64, length: usize) -> Result<Vec<u8>> {
+    let mut bytes = try_vec(name, length, 0u8)?;
+    platform::read_exact_at(file, &mut bytes, offset).map_err(|error| read_error(name, offset, &error))?;
+    Ok(bytes)
+}
+
+/// A failed read, as the error for the file it happened in.
+pub(super) fn read_error(name: &str, offset: u64, error: &io::Error) -> Error {
+    let (status, text) = match error.kind() {
+        io::ErrorKind::UnexpectedEof => (Status::FileLength, format!("ends after byte {offset}, while being read")),
+        _ => (Status::ReadFailed, format!("cannot be read at byte {offset}: {error}")),
+    };
+    Error::new(status, text).in_file(name)
+}

@@ -1,0 +1,17 @@
+//! A model on disk: its configuration, the files of its directory, and its weights as host memory.
+
+pub mod checkpoint;
+pub mod config;
+pub mod header;
+pub mod json;
+pub mod names;
+pub mod progress;
+pub mod weights;
+
+pub use checkpoint::Checkpoint;
+pub use config::Config;
+pub use progress::Progress;
+pub use weights::Weights;
+
+#[cfg(target_endian = "big")]
+compile_error!("safetensors files are little-endian and are read straight into memory");

@@ -1,0 +1,46 @@
+//! How far a load has come, and the wish to stop it; shared between the loading thread and any other.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::error::{Error, Result, Status};
+
+/// Bytes read and to be read. All methods may be called from any thread at any time.
+#[derive(Debug, Default)]
+pub struct Progress {
+    bytes_total: AtomicU64,
+    bytes_read: AtomicU64,
+    cancelled: AtomicBool,
+}
+
+impl Progress {
+    /// Bytes of weights to read; 0 until the headers have been checked.
+    pub fn bytes_total(&self) -> u64 {
+        self.bytes_total.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of weights read so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    /// Asks the load to stop; it ends with `Cancelled` within the time of one 16 MiB read.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn begin(&self, bytes_total: u64) {
+        self.bytes_total.store(bytes_total, Ordering::Relaxed);
+    }
+
+    pub(super) fn advance(&self, bytes: u64) {
+        self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// An error if the load has been cancelled.
+    pub fn check(&self) -> Result<()> {
+        match self.cancelled.load(Ordering::Relaxed) {
+            true => Err(Error::new(Status::Cancelled, "loading was cancelled")),
+            false => Ok(()),
+        }
+    }
+}
