@@ -1,5 +1,18 @@
+//! gemmoe runs GemMoE, the mixture of experts made from Gemma, inside any host.
+//!
+//! A token goes one way through the rooms of this house:
+//! [`ffi`] (the C ABI) -> [`engine`] (sessions and the forward pass) -> [`backend`] (operations on a device) ->
+//! kernels. Beside the way stand [`model`] (a checkpoint on disk), [`text`] (the tokenizer), and below everything
+//! [`error`], [`memory`] and [`platform`]. `docs/architecture.md` draws it.
+
+pub mod backend;
+pub mod engine;
 pub mod error;
 pub mod memory;
 pub mod model;
 pub mod platform;
 pub mod text;
+
+pub use engine::{LoadOptions, Model, Sampling, Session, SessionBatch, SessionOptions};
+pub use error::{Error, Result, Status};
+pub use model::Progress;

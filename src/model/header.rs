@@ -4,7 +4,7 @@
 //! (format: <https://github.com/huggingface/safetensors>). Every size is compared with the file's real length
 //! before anything is allocated for a tensor.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
 
@@ -53,14 +53,16 @@ pub fn read(name: &str, file: &File) -> Result<HashMap<String, TensorInfo>> {
     let header: Header = serde_json::from_slice(&header)
         .map_err(|error| fail(Status::HeaderSyntax, format!("malformed header: {error}")))?;
     let data_start = 8 + header_bytes;
+    let mut names = HashSet::with_capacity(header.0.len());
+    if let Some((tensor, _)) = header.0.iter().find(|(tensor, _)| !names.insert(tensor.as_str())) {
+        let text = format!("tensor \"{tensor}\" is described twice");
+        return Err(fail(Status::TensorDuplicate, text).at_key(tensor));
+    }
     check_spans(&header.0, file_bytes - data_start).map_err(|error| error.in_file(name))?;
     let mut tensors = HashMap::with_capacity(header.0.len());
     for (tensor, entry) in header.0 {
         let info = check_entry(&tensor, &entry, data_start).map_err(|error| error.in_file(name).at_key(&*tensor))?;
-        if tensors.insert(tensor.clone(), info).is_some() {
-            let text = format!("tensor \"{tensor}\" is described twice");
-            return Err(fail(Status::TensorDuplicate, text).at_key(tensor));
-        }
+        tensors.insert(tensor, info);
     }
     Ok(tensors)
 }

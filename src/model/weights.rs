@@ -85,7 +85,7 @@ impl Matrix {
     }
 }
 
-/// One expert: `down( gelu(gate x) * (up x) )`.
+/// One expert: `down( gelu(gate x) * (up x) )`. `gate` and `up` have one dtype: they are computed in one kernel.
 pub struct ExpertWeights {
     /// [intermediate_size, hidden_size]
     pub gate: Matrix,
@@ -218,6 +218,18 @@ fn check_part(part: &Part, checkpoint: &Checkpoint) -> Result<u64> {
     Ok((part.rows * part.columns * tensor.info.dtype.bitsize() / 8) as u64)
 }
 
+/// Two matrices as they are if their dtypes agree, else both as f32.
+fn one_dtype(a: Matrix, b: Matrix) -> Result<[Matrix; 2]> {
+    if a.elements.dtype_name() == b.elements.dtype_name() {
+        return Ok([a, b]);
+    }
+    let wide = |matrix: Matrix| -> Result<Matrix> {
+        let elements = Elements::F32(matrix.to_f32("an expert's gate and up")?);
+        Ok(Matrix { elements, ..matrix })
+    };
+    Ok([wide(a)?, wide(b)?])
+}
+
 struct Reader<'a> {
     checkpoint: &'a Checkpoint,
     progress: &'a Progress,
@@ -227,11 +239,8 @@ impl Reader<'_> {
     fn layer(&self, parts: &names::LayerParts) -> Result<LayerWeights> {
         let mut experts = try_with_capacity("experts", parts.experts.len())?;
         for expert in &parts.experts {
-            experts.push(ExpertWeights {
-                gate: self.matrix(&expert.gate)?,
-                up: self.matrix(&expert.up)?,
-                down: self.matrix(&expert.down)?,
-            });
+            let [gate, up] = one_dtype(self.matrix(&expert.gate)?, self.matrix(&expert.up)?)?;
+            experts.push(ExpertWeights { gate, up, down: self.matrix(&expert.down)? });
         }
         Ok(LayerWeights {
             input_norm: self.vector(&parts.input_norm)?,

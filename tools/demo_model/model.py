@@ -166,20 +166,3 @@ def balancing_loss(logits, kept):
     chosen = torch.topk(logits, kept, dim=-1).indices
     shares = F.one_hot(chosen, logits.shape[-1]).float().mean(dim=0)
     return logits.shape[-1] * (shares * probabilities.mean(dim=0)).sum()
-
-
-def mixture_from(branches, configuration, router_seed):
-    """Feed-forwards of the branches become the experts; everything else is the branches' common seed."""
-    torch.manual_seed(router_seed)
-    mixture = GemMoE(configuration)
-    state = mixture.state_dict()
-    for name in state:
-        if ".experts." in name:
-            prefix, rest = name.split("block_sparse_moe.experts.")
-            expert, rest = rest.split(".", 1)
-            state[name] = branches[int(expert)][f"{prefix}mlp.{rest}"].clone()
-        elif not name.endswith("gate.weight"):
-            assert all(torch.equal(branch[name], branches[0][name]) for branch in branches), name
-            state[name] = branches[0][name].clone()
-    mixture.load_state_dict(state)
-    return mixture

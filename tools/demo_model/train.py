@@ -18,7 +18,8 @@ import torch.nn.functional as F
 
 import data
 from corpora import DOMAINS
-from model import Configuration, GemMoE, balancing_loss, mixture_from
+from mix import mixture_from
+from model import Configuration, GemMoE, balancing_loss
 
 LENGTH = 256
 STAGES = {  # rows in a batch, peak learning rate, weight decay, random seed

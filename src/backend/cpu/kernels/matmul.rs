@@ -1,0 +1,246 @@
+//! Matrix products with the weights' rows as the outer loop: each row of weights is read once per tile of tokens.
+//!
+//! Every dot product has LANES partial sums along the columns, added in one fixed order, then the columns past the
+//! last whole vector one by one. So a result does not depend on the tile it was computed in: any batch gives the
+//! same bits as each token alone.
+
+use std::ops::Range;
+
+use super::math::{gelu_erf, gelu_tanh};
+use super::vector::{Element, LANES, Vector};
+
+/// Activations of some tokens: rows `[columns]` of `data`, picked by `index` where there is one.
+#[derive(Clone, Copy)]
+pub struct TokenRows<'a> {
+    /// `[any, columns]`
+    pub data: &'a [f32],
+    /// Length of a row.
+    pub columns: usize,
+    /// Which row each token is; without it token i is row i.
+    pub index: Option<&'a [u32]>,
+    /// Tokens.
+    pub count: usize,
+}
+
+impl TokenRows<'_> {
+    #[inline(always)]
+    fn row(&self, token: usize) -> &[f32] {
+        let row = self.index.map_or(token, |index| index[token] as usize);
+        &self.data[row * self.columns..(row + 1) * self.columns]
+    }
+}
+
+/// Where results go: element `(token, row)` at `start + token * stride + row`.
+#[derive(Clone, Copy)]
+pub struct Output {
+    start: *mut f32,
+    stride: usize,
+    count: usize,
+}
+
+// SAFETY: an Output is a pointer into a buffer that outlives the job it is used in; the writers of different rows
+// write different elements (see `Output::write`).
+unsafe impl Sync for Output {}
+// SAFETY: as above.
+unsafe impl Send for Output {}
+
+impl Output {
+    /// Results of `[tokens, stride]` into `data`.
+    pub fn new(data: &mut [f32], stride: usize) -> Self {
+        Output { start: data.as_mut_ptr(), stride, count: data.len() }
+    }
+
+    /// The same buffer seen from row `row` on.
+    pub fn from_row(&self, row: usize) -> Output {
+        let skipped = row * self.stride;
+        assert!(skipped <= self.count);
+        // SAFETY: inside the buffer or one past its end, by the assertion.
+        Output { start: unsafe { self.start.add(skipped) }, stride: self.stride, count: self.count - skipped }
+    }
+
+    /// Some elements of one row, for writing.
+    ///
+    /// # Safety
+    /// The buffer is alive, and nobody else reads or writes these elements during the job.
+    #[allow(clippy::mut_from_ref)] // Disjointness is the caller's promise, as for a raw pointer.
+    pub unsafe fn row_part(&self, row: usize, columns: Range<usize>) -> &mut [f32] {
+        let at = row * self.stride + columns.start;
+        assert!(columns.start <= columns.end && columns.end <= self.stride && at + columns.len() <= self.count);
+        // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), columns.len()) }
+    }
+
+    /// Writes one element.
+    ///
+    /// # Safety
+    /// The buffer is alive, and no other thread reads or writes this element during the job.
+    #[inline(always)]
+    unsafe fn write(&self, token: usize, row: usize, value: f32) {
+        let at = token * self.stride + row;
+        assert!(row < self.stride && at < self.count);
+        // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
+        unsafe { *self.start.add(at) = value };
+    }
+}
+
+/// `R x T` dot products: R rows of weights, `stride` elements apart, with T tokens' activations.
+///
+/// # Safety
+/// The instruction set of V is present; `weights` is readable for R rows and `x` for `columns` elements each.
+#[inline(always)]
+pub unsafe fn tile<V: Vector, E: Element, const R: usize, const T: usize>(
+    weights: *const E,
+    stride: usize,
+    x: [*const f32; T],
+    columns: usize,
+) -> [[f32; T]; R] {
+    let whole = columns / LANES * LANES;
+    // SAFETY: all offsets stay below `columns` in x and below R rows of `stride >= columns` in weights, which the
+    // caller promises are readable; V's instruction set is present by the caller's promise.
+    unsafe {
+        let mut sums = [[V::zero(); T]; R];
+        let mut column = 0;
+        while column < whole {
+            let mut inputs = [V::zero(); T];
+            for t in 0..T {
+                inputs[t] = V::load_f32(x[t].add(column));
+            }
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let weight = E::load::<V>(weights.add(r * stride + column));
+                for t in 0..T {
+                    sums[t] = weight.mul_add(inputs[t], sums[t]);
+                }
+            }
+            column += LANES;
+        }
+        let mut result = [[0.0; T]; R];
+        for r in 0..R {
+            for t in 0..T {
+                let mut sum = sums[r][t].sum();
+                for column in whole..columns {
+                    sum += (*weights.add(r * stride + column)).widen() * *x[t].add(column);
+                }
+                result[r][t] = sum;
+            }
+        }
+        result
+    }
+}
+
+/// Rows of a matrix `[all rows, columns]` that one item computes.
+#[derive(Clone, Copy)]
+struct Rows<'a, E> {
+    weights: &'a [E],
+    columns: usize,
+    first: usize,
+}
+
+impl<E: Element> Rows<'_, E> {
+    /// # Safety
+    /// The instruction set of V is present.
+    #[inline(always)]
+    unsafe fn tile<V: Vector, const R: usize, const T: usize>(&self, x: &TokenRows, token: usize) -> [[f32; T]; R] {
+        let weights = &self.weights[self.first * self.columns..(self.first + R) * self.columns];
+        let mut inputs = [std::ptr::null(); T];
+        for (t, input) in inputs.iter_mut().enumerate() {
+            let row = x.row(token + t);
+            assert!(row.len() == self.columns);
+            *input = row.as_ptr();
+        }
+        // SAFETY: `weights` holds R rows and each input `columns` elements, both checked above.
+        unsafe { tile::<V, E, R, T>(weights.as_ptr(), self.columns, inputs, self.columns) }
+    }
+}
+
+/// Runs `body` over tiles of `rows x tokens`. Eight rows for a single token, so that eight streams of weights are in
+/// flight; else four rows by three tokens, which fills sixteen registers.
+macro_rules! for_each_tile {
+    ($rows:expr, $tokens:expr, $body:ident) => {{
+        let rows: Range<usize> = $rows;
+        let tokens: usize = $tokens;
+        let mut row = rows.start;
+        if tokens == 1 {
+            while row + 8 <= rows.end {
+                $body!(row, 0, 8, 1);
+                row += 8;
+            }
+        }
+        while row + 4 <= rows.end {
+            let mut token = 0;
+            while token + 3 <= tokens {
+                $body!(row, token, 4, 3);
+                token += 3;
+            }
+            match tokens - token {
+                2 => $body!(row, token, 4, 2),
+                1 => $body!(row, token, 4, 1),
+                _ => {}
+            }
+            row += 4;
+        }
+        while row < rows.end {
+            for token in 0..tokens {
+                $body!(row, token, 1, 1);
+            }
+            row += 1;
+        }
+    }};
+}
+
+/// `out[token][row] = weights[row] . x[token]` for the given rows.
+///
+/// # Safety
+/// The instruction set of V is present; nobody else touches these rows of `out` during the call.
+#[inline(always)]
+pub unsafe fn matmul<V: Vector, E: Element>(weights: &[E], rows: Range<usize>, x: &TokenRows, out: &Output) {
+    macro_rules! body {
+        ($row:expr, $token:expr, $r:literal, $t:literal) => {{
+            let part = Rows { weights, columns: x.columns, first: $row };
+            // SAFETY: the caller's promises.
+            unsafe {
+                let sums = part.tile::<V, $r, $t>(x, $token);
+                for (r, sums) in sums.iter().enumerate() {
+                    for (t, sum) in sums.iter().enumerate() {
+                        out.write($token + t, $row + r, *sum);
+                    }
+                }
+            }
+        }};
+    }
+    for_each_tile!(rows, x.count, body);
+}
+
+/// `out[token][row] = gelu(gate[row] . x[token]) * (up[row] . x[token])` for the given rows.
+///
+/// # Safety
+/// As for [`matmul`].
+#[inline(always)]
+pub unsafe fn geglu<V: Vector, E: Element>(
+    gate: &[E],
+    up: &[E],
+    rows: Range<usize>,
+    x: &TokenRows,
+    exact_gelu: bool,
+    out: &Output,
+) {
+    macro_rules! body {
+        ($row:expr, $token:expr, $r:literal, $t:literal) => {{
+            let gate = Rows { weights: gate, columns: x.columns, first: $row };
+            let up = Rows { weights: up, columns: x.columns, first: $row };
+            // SAFETY: the caller's promises.
+            unsafe {
+                let mut gates = gate.tile::<V, $r, $t>(x, $token);
+                let ups = up.tile::<V, $r, $t>(x, $token);
+                for gate in gates.as_flattened_mut() {
+                    *gate = if exact_gelu { gelu_erf(*gate) } else { gelu_tanh(*gate) };
+                }
+                for (r, (gates, ups)) in gates.iter().zip(&ups).enumerate() {
+                    for (t, (gate, up)) in gates.iter().zip(ups).enumerate() {
+                        out.write($token + t, $row + r, gate * up);
+                    }
+                }
+            }
+        }};
+    }
+    for_each_tile!(rows, x.count, body);
+}

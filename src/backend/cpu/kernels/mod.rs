@@ -1,0 +1,158 @@
+//! The CPU's inner loops, and the one place that chooses an instruction set for them.
+
+pub mod attention;
+pub mod math;
+pub mod matmul;
+pub mod vector;
+
+use std::ops::Range;
+
+use attention::HeadView;
+use matmul::{Output, TokenRows};
+use vector::{Portable, Vector};
+
+use crate::error::{Error, Result, Status};
+use crate::model::weights::{Elements, ExpertWeights, Matrix};
+
+/// Which instruction set to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Instructions {
+    /// The best the processor has.
+    #[default]
+    Detect,
+    /// Plain Rust.
+    Portable,
+    /// AVX2 with FMA and F16C; an error where the processor lacks one of them.
+    Avx2,
+}
+
+/// One instruction set's kernels. The functions are safe to call: a table is only handed out where it can run.
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    /// The instruction set, for people.
+    pub name: &'static str,
+    matmul: unsafe fn(&Matrix, Range<usize>, &TokenRows, &Output),
+    matmul_f32: unsafe fn(&[f32], Range<usize>, &TokenRows, &Output),
+    geglu: unsafe fn(&ExpertWeights, Range<usize>, &TokenRows, bool, &Output),
+    attend: unsafe fn(&HeadView, &mut [f32], &mut [f32]),
+}
+
+impl Kernels {
+    /// The kernels for an instruction set, or an error if this processor does not have it.
+    pub fn get(instructions: Instructions) -> Result<Kernels> {
+        let portable = Kernels {
+            name: "portable",
+            matmul: matmul_with::<Portable>,
+            matmul_f32: matmul::matmul::<Portable, f32>,
+            geglu: geglu_with::<Portable>,
+            attend: attention::attend::<Portable>,
+        };
+        match (instructions, avx2()) {
+            (Instructions::Portable, _) | (Instructions::Detect, None) => Ok(portable),
+            (Instructions::Avx2 | Instructions::Detect, Some(avx2)) => Ok(avx2),
+            (Instructions::Avx2, None) => Err(Error::new(
+                Status::InvalidArgument,
+                "the AVX2 kernels were asked for, but this processor lacks AVX2, FMA or F16C",
+            )
+            .at_key("instructions")),
+        }
+    }
+
+    /// `out[token][row] = weights[row] . x[token]` for the given rows.
+    ///
+    /// # Safety
+    /// Nobody else touches these rows of `out` during the call, and its buffer is alive.
+    pub unsafe fn matmul(&self, weights: &Matrix, rows: Range<usize>, x: &TokenRows, out: &Output) {
+        // SAFETY: `get` hands the table out only where its instruction set is present; the rest is the caller's promise.
+        unsafe { (self.matmul)(weights, rows, x, out) }
+    }
+
+    /// As `matmul`, for weights `[rows, x.columns]` that are f32 whatever the checkpoint's dtype: the router.
+    ///
+    /// # Safety
+    /// As for `matmul`.
+    pub unsafe fn matmul_f32(&self, weights: &[f32], rows: Range<usize>, x: &TokenRows, out: &Output) {
+        // SAFETY: as in `matmul`.
+        unsafe { (self.matmul_f32)(weights, rows, x, out) }
+    }
+
+    /// `out[token][row] = gelu(gate[row] . x[token]) * (up[row] . x[token])` for the given rows of an expert.
+    ///
+    /// # Safety
+    /// As for `matmul`.
+    pub unsafe fn geglu(&self, expert: &ExpertWeights, rows: Range<usize>, x: &TokenRows, exact: bool, out: &Output) {
+        // SAFETY: as in `matmul`.
+        unsafe { (self.geglu)(expert, rows, x, exact, out) }
+    }
+
+    /// One head's attention for one token into `out: [head_dim]`; `scores` is scratch for all its positions.
+    pub fn attend(&self, view: &HeadView, scores: &mut [f32], out: &mut [f32]) {
+        // SAFETY: `get` hands the table out only where its instruction set is present.
+        unsafe { (self.attend)(view, scores, out) }
+    }
+}
+
+/// # Safety
+/// As for [`matmul::matmul`].
+#[inline(always)]
+unsafe fn matmul_with<V: Vector>(weights: &Matrix, rows: Range<usize>, x: &TokenRows, out: &Output) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match &weights.elements {
+            Elements::Bf16(elements) => matmul::matmul::<V, _>(elements, rows, x, out),
+            Elements::F16(elements) => matmul::matmul::<V, _>(elements, rows, x, out),
+            Elements::F32(elements) => matmul::matmul::<V, _>(elements, rows, x, out),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`matmul::geglu`].
+#[inline(always)]
+unsafe fn geglu_with<V: Vector>(expert: &ExpertWeights, rows: Range<usize>, x: &TokenRows, exact: bool, out: &Output) {
+    use Elements::{Bf16, F16, F32};
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (&expert.gate.elements, &expert.up.elements) {
+            (Bf16(gate), Bf16(up)) => matmul::geglu::<V, _>(gate, up, rows, x, exact, out),
+            (F16(gate), F16(up)) => matmul::geglu::<V, _>(gate, up, rows, x, exact, out),
+            (F32(gate), F32(up)) => matmul::geglu::<V, _>(gate, up, rows, x, exact, out),
+            _ => unreachable!("weights.rs keeps an expert's gate and up in one dtype"),
+        }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn avx2() -> Option<Kernels> {
+    None
+}
+
+#[cfg(target_arch = "x86_64")]
+fn avx2() -> Option<Kernels> {
+    use vector::Avx2;
+
+    // SAFETY of the four: called through a table that `avx2` hands out only after detection.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn matmul(weights: &Matrix, rows: Range<usize>, x: &TokenRows, out: &Output) {
+        // SAFETY: the instruction set is enabled on this function; the rest is the caller's promise.
+        unsafe { matmul_with::<Avx2>(weights, rows, x, out) }
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn matmul_f32(weights: &[f32], rows: Range<usize>, x: &TokenRows, out: &Output) {
+        // SAFETY: as above.
+        unsafe { matmul::matmul::<Avx2, f32>(weights, rows, x, out) }
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn geglu(expert: &ExpertWeights, rows: Range<usize>, x: &TokenRows, exact: bool, out: &Output) {
+        // SAFETY: as above.
+        unsafe { geglu_with::<Avx2>(expert, rows, x, exact, out) }
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn attend(view: &HeadView, scores: &mut [f32], out: &mut [f32]) {
+        // SAFETY: as above.
+        unsafe { attention::attend::<Avx2>(view, scores, out) }
+    }
+
+    let present = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+    present.then_some(Kernels { name: "avx2", matmul, matmul_f32, geglu, attend })
+}

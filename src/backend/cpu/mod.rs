@@ -1,0 +1,94 @@
+//! The CPU backend: weights in host memory as they were stored, f32 activations and sums, the library's own threads.
+
+pub mod kernels;
+pub mod pool;
+
+mod pass;
+mod routing;
+
+use std::sync::Arc;
+
+use crate::backend::kv::{KvGeometry, KvPage};
+use crate::backend::ops::{Backend, Pass, PassLimits};
+use crate::error::Result;
+use crate::memory::Buffer;
+use crate::model::{Config, Weights};
+use kernels::{Instructions, Kernels};
+use pass::CpuPass;
+use pool::Pool;
+
+/// What a host may choose about the CPU.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuOptions {
+    /// Threads, the calling one included; 0 means one per core the process may use.
+    pub threads: usize,
+    /// Instruction set.
+    pub instructions: Instructions,
+    /// Multiply the embedding by the unrounded square root of hidden_size.
+    pub unrounded_embedding_scale: bool,
+    /// Use GeLU by its definition instead of the tanh approximation.
+    pub exact_gelu: bool,
+}
+
+/// A model's weights on the CPU.
+pub struct CpuBackend {
+    shared: Arc<Shared>,
+}
+
+/// What every pass of a model reads.
+struct Shared {
+    config: Config,
+    weights: Weights,
+    kernels: Kernels,
+    pool: Pool,
+    exact_gelu: bool,
+    embedding_scale: f32,
+    /// `[head_dim / 2]`: radians per position of each rotary pair.
+    rotary_frequencies: Buffer<f32>,
+}
+
+impl CpuBackend {
+    /// Takes the weights over and starts the threads.
+    pub fn new(config: Config, weights: Weights, options: &CpuOptions) -> Result<Self> {
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from).min(pool::MAX_THREADS),
+            threads => threads,
+        };
+        let root = (config.hidden_size as f64).sqrt();
+        let embedding_scale =
+            if options.unrounded_embedding_scale { root as f32 } else { weights.embedding.elements.round(root) };
+        let mut rotary_frequencies = Buffer::zeroed("rotary frequencies", config.head_dim / 2)?;
+        for (pair, frequency) in rotary_frequencies.iter_mut().enumerate() {
+            *frequency = config.rope_theta.powf(-(2.0 * pair as f64) / config.head_dim as f64) as f32;
+        }
+        Ok(CpuBackend {
+            shared: Arc::new(Shared {
+                kernels: Kernels::get(options.instructions)?,
+                pool: Pool::new(threads)?,
+                exact_gelu: options.exact_gelu,
+                embedding_scale,
+                rotary_frequencies,
+                config,
+                weights,
+            }),
+        })
+    }
+}
+
+impl Backend for CpuBackend {
+    fn device_name(&self) -> String {
+        format!("CPU, {} threads, {}", self.shared.pool.threads(), self.shared.kernels.name)
+    }
+
+    fn weight_bytes(&self) -> (usize, usize) {
+        self.shared.weights.bytes()
+    }
+
+    fn new_kv_page(&self) -> Result<KvPage> {
+        KvPage::host(&KvGeometry::of(&self.shared.config))
+    }
+
+    fn new_pass(&self, limits: PassLimits) -> Result<Box<dyn Pass>> {
+        Ok(Box::new(CpuPass::new(Arc::clone(&self.shared), limits)?))
+    }
+}

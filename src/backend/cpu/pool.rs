@@ -1,0 +1,289 @@
+//! The library's own threads. They belong to one model, spin briefly between pieces of work, then sleep.
+//!
+//! A job is a number of items that any thread may take, so a thread the system has put aside delays only the item
+//! it holds: threads join a job when they get to it, and the caller waits for those that joined, not for all.
+
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::backend::ops::Cancel;
+use crate::error::{Error, Result, Status};
+use crate::memory::try_with_capacity;
+
+/// Most threads one pool has.
+pub const MAX_THREADS: usize = 256;
+
+/// How long an idle thread spins before it sleeps; about 50 microseconds.
+const SPINS: usize = 2000;
+
+/// What each item runs: the item's index and the index of the thread, 0 being the caller.
+type Work<'a> = dyn Fn(usize, usize) + Sync + 'a;
+
+// `state` is [open: 1][epoch: 31][joined: 32].
+const OPEN: u64 = 1 << 63;
+const EPOCH_STEP: u64 = 1 << 32;
+const JOINED_MASK: u64 = EPOCH_STEP - 1;
+
+/// One job; written by the caller while nobody has joined, read by those that have.
+struct Job {
+    work: *const Work<'static>,
+    count: usize,
+    cancel: *const Cancel,
+}
+
+struct Shared {
+    state: AtomicU64,
+    job: UnsafeCell<Job>,
+    next: AtomicUsize,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    stop: AtomicBool,
+    sleepers: AtomicUsize,
+    sleep: Mutex<()>,
+    wake: Condvar,
+}
+
+// SAFETY: `job` is written only while `state` is closed with nobody joined, and read only by threads that have
+// joined, so the joining compare-exchange orders the two; the pointees outlive the job (see `run`).
+unsafe impl Sync for Shared {}
+// SAFETY: the raw pointers in `job` are only followed under the protocol above, from any thread.
+unsafe impl Send for Shared {}
+
+/// A fixed set of threads. `run` may be called from any thread; jobs run one after the other.
+pub struct Pool {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    turn: Mutex<()>,
+}
+
+impl Pool {
+    /// A pool of `threads` threads, the caller of `run` counted in. They end when the pool is dropped.
+    pub fn new(threads: usize) -> Result<Pool> {
+        let shared = Arc::new(Shared {
+            state: AtomicU64::new(0),
+            job: UnsafeCell::new(Job { work: &|_, _| {}, count: 0, cancel: std::ptr::null() }),
+            next: AtomicUsize::new(0),
+            panic: Mutex::new(None),
+            stop: AtomicBool::new(false),
+            sleepers: AtomicUsize::new(0),
+            sleep: Mutex::new(()),
+            wake: Condvar::new(),
+        });
+        let mut pool = Pool { shared, threads: try_with_capacity("threads", threads)?, turn: Mutex::new(()) };
+        for index in 1..threads {
+            let shared = Arc::clone(&pool.shared);
+            let thread = std::thread::Builder::new()
+                .name(format!("gemmoe-{index}"))
+                .spawn(move || shared.serve(index))
+                .map_err(|error| {
+                    let text = format!("thread {index} of {threads} could not be started: {error}");
+                    Error::new(Status::ThreadUnavailable, text)
+                })?;
+            pool.threads.push(thread);
+        }
+        Ok(pool)
+    }
+
+    /// Threads that work, the caller of `run` counted in.
+    pub fn threads(&self) -> usize {
+        self.threads.len() + 1
+    }
+
+    /// Calls `work(item, thread)` once for each item in `0..count`, or fails with `Cancelled` as soon as the items in
+    /// flight are done. A panic in `work` is passed on to the caller.
+    pub fn run(&self, count: usize, cancel: &Cancel, work: &Work<'_>) -> Result<()> {
+        if self.threads.is_empty() || count <= 1 {
+            for item in 0..count {
+                if cancel.is_requested() {
+                    return Err(Cancel::error());
+                }
+                work(item, 0);
+            }
+            return Ok(());
+        }
+        let _turn = self.turn.lock();
+        let shared = &*self.shared;
+        // SAFETY: the state is closed and nobody has joined (`turn` admits one caller, which waits for all who
+        // joined before it returns), so nobody reads the job. Erasing the lifetime is sound because
+        // this function does not return, and does not unwind, before every thread that joined has left.
+        unsafe {
+            let work: *const Work<'static> = std::mem::transmute(work as *const Work<'_>);
+            *shared.job.get() = Job { work, count, cancel };
+        }
+        shared.next.store(0, Ordering::Relaxed);
+        let epoch = (shared.state.load(Ordering::Relaxed) & !(OPEN | JOINED_MASK)).wrapping_add(EPOCH_STEP) & !OPEN;
+        shared.state.store(OPEN | epoch, Ordering::SeqCst);
+        if shared.sleepers.load(Ordering::SeqCst) > 0 {
+            let _sleep = shared.sleep.lock();
+            shared.wake.notify_all();
+        }
+        shared.take_items(0);
+        shared.state.fetch_and(!OPEN, Ordering::AcqRel);
+        let mut spins = 0;
+        while shared.state.load(Ordering::Acquire) & JOINED_MASK != 0 {
+            spins += 1;
+            if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+        }
+        if let Some(panic) = shared.panic.lock().take() {
+            resume_unwind(panic);
+        }
+        if shared.next.load(Ordering::Relaxed) < count { Err(Cancel::error()) } else { Ok(()) }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        {
+            let _sleep = self.shared.sleep.lock();
+            self.shared.wake.notify_all();
+        }
+        for thread in self.threads.drain(..) {
+            // A worker catches the panics of its work, so joining cannot fail in a way that matters here.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    /// A worker's life: wait for a job it has not seen, join it, take items, leave.
+    fn serve(&self, thread: usize) {
+        let mut seen = 0;
+        while let Some(epoch) = self.join(seen) {
+            seen = epoch;
+            self.take_items(thread);
+            self.state.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Joins the next open job whose epoch is not `seen`; `None` when the pool ends.
+    fn join(&self, seen: u64) -> Option<u64> {
+        let mut spins = 0;
+        loop {
+            if self.stop.load(Ordering::Acquire) {
+                return None;
+            }
+            let state = self.state.load(Ordering::Acquire);
+            let epoch = state & !(OPEN | JOINED_MASK);
+            if state & OPEN != 0 && epoch != seen {
+                if self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                    return Some(epoch);
+                }
+            } else if spins < SPINS {
+                spins += 1;
+                std::hint::spin_loop();
+            } else {
+                self.sleep_until_open(seen);
+                spins = 0;
+            }
+        }
+    }
+
+    fn sleep_until_open(&self, seen: u64) {
+        let mut sleep = self.sleep.lock();
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        // Checked after `sleepers` is raised, as the caller checks `sleepers` after opening: one of the two sees the other.
+        let state = self.state.load(Ordering::SeqCst);
+        let open = state & OPEN != 0 && state & !(OPEN | JOINED_MASK) != seen;
+        if !open && !self.stop.load(Ordering::SeqCst) {
+            self.wake.wait(&mut sleep);
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Takes items until none is left, the job is cancelled, or one panics.
+    fn take_items(&self, thread: usize) {
+        // SAFETY: this thread has joined the job (or is its caller), so it is not written until it leaves.
+        let job = unsafe { &*self.job.get() };
+        // SAFETY: the caller of `run` keeps both pointees alive until every thread that joined has left.
+        let (work, cancel) = unsafe { (&*job.work, &*job.cancel) };
+        while !cancel.is_requested() {
+            let item = self.next.fetch_add(1, Ordering::Relaxed);
+            if item >= job.count {
+                return;
+            }
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(item, thread))) {
+                self.next.store(job.count, Ordering::Relaxed);
+                self.panic.lock().get_or_insert(panic);
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_item_runs_exactly_once_for_any_number_of_threads() {
+        for threads in [1, 2, 3, 8] {
+            let pool = Pool::new(threads).unwrap();
+            for round in 0..200 {
+                let count = round % 37;
+                let hits: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(count, &Cancel::default(), &|item, thread| {
+                    assert!(thread < threads);
+                    hits[item].fetch_add(1, Ordering::Relaxed);
+                })
+                .unwrap();
+                assert!(hits.iter().all(|hit| hit.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn callers_on_several_threads_take_turns() {
+        let pool = Pool::new(3).unwrap();
+        let total = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        pool.run(11, &Cancel::default(), &|_, _| {
+                            total.fetch_add(1, Ordering::Relaxed);
+                        })
+                        .unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(total.load(Ordering::Relaxed), 4 * 200 * 11);
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_works_on() {
+        let pool = Pool::new(2).unwrap();
+        for bad in [0, 5, 99] {
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                pool.run(100, &Cancel::default(), &|item, _| {
+                    if item == bad {
+                        resume_unwind(Box::new("planted"));
+                    }
+                })
+            }));
+            assert!(result.is_err());
+        }
+        assert!(pool.run(100, &Cancel::default(), &|_, _| {}).is_ok());
+    }
+
+    #[test]
+    fn a_cancelled_job_stops_and_says_so() {
+        let pool = Pool::new(2).unwrap();
+        let cancel = Cancel::default();
+        let done = AtomicUsize::new(0);
+        let result = pool.run(1_000_000, &cancel, &|item, _| {
+            done.fetch_add(1, Ordering::Relaxed);
+            if item == 10 {
+                cancel.request();
+            }
+        });
+        assert_eq!(result.unwrap_err().status(), Status::Cancelled);
+        assert!(done.load(Ordering::Relaxed) < 1000);
+    }
+}

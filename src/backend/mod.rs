@@ -1,0 +1,8 @@
+//! Devices that can run the forward pass: what each must provide, and the CPU, which is the first.
+
+pub mod cpu;
+pub mod kv;
+pub mod ops;
+
+pub use kv::{KvGeometry, KvPage};
+pub use ops::{Backend, Batch, Cancel, Pass, PassLimits, SequenceSlice};

@@ -1,0 +1,101 @@
+//! A loaded model: weights on a device and the tokenizer, shared by any number of sessions and threads.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::backend::Backend;
+use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::error::{Error, Result, Status};
+use crate::model::{Checkpoint, Config, Progress, Weights, config, names::Layout};
+use crate::text::Tokenizer;
+
+/// The tokenizer's file name in a model directory.
+const TOKENIZER_FILE: &str = "tokenizer.json";
+/// The largest tokenizer.json the library parses, in bytes.
+const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+
+/// What a host may choose when it loads a model.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadOptions {
+    /// Threads, instruction set and numerical variants.
+    pub cpu: CpuOptions,
+    /// Follow symbolic links inside the directory, as a download cache's layout needs.
+    pub follow_links: bool,
+}
+
+/// Immutable; usable from any thread.
+pub struct Model {
+    config: Config,
+    layout: Layout,
+    tokenizer: Option<Tokenizer>,
+    stop_tokens: Vec<u32>,
+    backend: Box<dyn Backend>,
+}
+
+impl Model {
+    /// Opens a model directory. `progress` may be watched, and cancelled, from another thread.
+    pub fn load(directory: &Path, options: &LoadOptions, progress: &Progress) -> Result<Arc<Model>> {
+        let mut checkpoint = Checkpoint::open(directory, options.follow_links)?;
+        let bytes = checkpoint.read_small_file(config::FILE, config::MAX_BYTES)?.ok_or_else(|| {
+            Error::new(Status::FileNotFound, format!("not found in {}", directory.display())).in_file(config::FILE)
+        })?;
+        let config = Config::from_json(&bytes)?;
+        progress.check()?;
+        let tokenizer = checkpoint
+            .read_small_file(TOKENIZER_FILE, MAX_TOKENIZER_BYTES)?
+            .map(|bytes| Tokenizer::from_json(&bytes, config.vocab_size))
+            .transpose()
+            .map_err(|error| error.in_file(TOKENIZER_FILE))?;
+        progress.check()?;
+        checkpoint.read_headers()?;
+        let (config, layout, weights) = Weights::load(&config, &checkpoint, progress)?;
+        let backend = Box::new(CpuBackend::new(config.clone(), weights, &options.cpu)?);
+        Ok(Arc::new(Model { stop_tokens: stop_tokens(&config, tokenizer.as_ref()), config, layout, tokenizer, backend }))
+    }
+
+    /// Geometry and constants.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// How the checkpoint stored its experts.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The tokenizer, or a `NoTokenizer` error for a directory without one.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            let text = "the model directory has no tokenizer.json: use token ids, or add the file";
+            Error::new(Status::NoTokenizer, text).in_file(TOKENIZER_FILE)
+        })
+    }
+
+    /// Tokens that end a generation: EOS, and the end of a chat turn where the tokenizer has one.
+    pub fn stop_tokens(&self) -> &[u32] {
+        &self.stop_tokens
+    }
+
+    /// The device that holds the weights.
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    /// Ids of `text`, with BOS in front if asked for. `parse_special` lets turn markers in trusted text become tokens.
+    pub fn encode(&self, text: &str, add_bos: bool, parse_special: bool) -> Result<Vec<u32>> {
+        let bos = add_bos.then_some(self.config.bos_token_id);
+        self.tokenizer()?.encode(text, crate::text::EncodeOptions { bos, parse_special })
+    }
+}
+
+fn stop_tokens(config: &Config, tokenizer: Option<&Tokenizer>) -> Vec<u32> {
+    let mut stop = config.eos_token_ids.clone();
+    if let Some(tokenizer) = tokenizer {
+        for marker in ["<end_of_turn>", "<|im_end|>"] {
+            stop.extend(tokenizer.token_id(marker).filter(|id| tokenizer.is_special(*id)));
+        }
+    }
+    stop.sort_unstable();
+    stop.dedup();
+    stop
+}

@@ -1,0 +1,179 @@
+//! What must be equal to the last bit: mixes of equal experts, any cut of a prompt, any batch, any number of threads.
+
+mod common;
+
+use common::{Directory, Random, load, load_with, session};
+use gemmoe::backend::cpu::kernels::{Instructions, Kernels};
+use gemmoe::backend::ops::Cancel;
+use gemmoe::{Model, Sampling, Session, SessionBatch, SessionOptions};
+use safetensors::Dtype;
+use serde_json::json;
+use std::sync::Arc;
+
+fn logits_of(session: &Session) -> Vec<u32> {
+    session.logits().unwrap().iter().map(|value| value.to_bits()).collect()
+}
+
+fn logits_after(model: &Arc<Model>, tokens: &[u32]) -> Vec<u32> {
+    let mut session = session(model);
+    session.prefill(tokens).unwrap();
+    logits_of(&session)
+}
+
+fn shapes() -> Vec<(&'static str, Directory)> {
+    let mut f32_model = Directory::random_with(2, json!({"hidden_size": 36, "head_dim": 6, "intermediate_size": 21}));
+    f32_model.dtype = Dtype::F32;
+    let mut f16_model = Directory::random_with(3, json!({"num_local_experts": 8, "num_experts_per_tok": 3}));
+    f16_model.dtype = Dtype::F16;
+    vec![("bf16", Directory::random(1)), ("f32, odd sizes", f32_model), ("f16, top 3 of 8", f16_model)]
+}
+
+#[test]
+fn a_mix_of_identical_experts_is_the_dense_model_bit_for_bit_whatever_the_router() {
+    for (experts, top_k, seed) in [(4, 2, 11), (4, 4, 12), (8, 3, 13), (64, 8, 14)] {
+        let changes = json!({"num_local_experts": experts, "num_experts_per_tok": top_k});
+        let mut mixed = Directory::random_with(seed, changes);
+        let mut dense = mixed.clone();
+        dense.config["model_type"] = json!("gemma");
+        for layer in 0..2 {
+            for (moe, gemma) in [("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj")] {
+                let name = |expert| format!("model.layers.{layer}.block_sparse_moe.experts.{expert}.{moe}.weight");
+                let first = mixed.tensors[&name(0)].clone();
+                for expert in 0..experts {
+                    mixed.tensors.insert(name(expert), first.clone());
+                    dense.tensors.remove(&name(expert));
+                }
+                dense.tensors.insert(format!("model.layers.{layer}.mlp.{gemma}.weight"), first);
+            }
+            dense.tensors.remove(&format!("model.layers.{layer}.block_sparse_moe.gate.weight"));
+        }
+        let (mixed, dense) = (mixed.to_temporary(), dense.to_temporary());
+        let tokens = Random::new(seed).tokens(50, 97);
+        assert_eq!(logits_after(&load(mixed.path()), &tokens), logits_after(&load(dense.path()), &tokens), "{experts}");
+    }
+}
+
+#[test]
+fn any_cut_of_a_prompt_gives_the_same_bits() {
+    for (name, directory) in shapes() {
+        let directory = directory.to_temporary();
+        let model = load(directory.path());
+        let tokens = Random::new(5).tokens(120, 97);
+        let whole = logits_after(&model, &tokens);
+        for chunk in [1, 3, 7, 16, 119] {
+            let mut session = session(&model);
+            for part in tokens.chunks(chunk) {
+                session.prefill(part).unwrap();
+            }
+            assert_eq!(logits_of(&session), whole, "{name}, chunks of {chunk}");
+        }
+        // The library's own cut must not show either.
+        for prefill_chunk in [1, 5, 120] {
+            let options = SessionOptions { context_size: 200, prefill_chunk };
+            let mut session = Session::new(Arc::clone(&model), &options).unwrap();
+            session.prefill(&tokens).unwrap();
+            assert_eq!(logits_of(&session), whole, "{name}, prefill_chunk {prefill_chunk}");
+        }
+    }
+}
+
+#[test]
+fn a_rewind_and_replay_gives_the_same_bits() {
+    for (name, directory) in shapes() {
+        let directory = directory.to_temporary();
+        let model = load(directory.path());
+        let tokens = Random::new(6).tokens(60, 97);
+        let whole = logits_after(&model, &tokens);
+        let mut session = session(&model);
+        session.set_sampling(Sampling { temperature: 1.0, seed: 3, ..Default::default() }).unwrap();
+        session.prefill(&tokens[..40]).unwrap();
+        let first: Vec<u32> = (0..10).map(|_| session.step().unwrap()).collect();
+        for length in [40, 45, 33, 0] {
+            session.rewind(length).unwrap();
+            assert_eq!(session.tokens().len(), length);
+            if length == 40 {
+                let again: Vec<u32> = (0..10).map(|_| session.step().unwrap()).collect();
+                assert_eq!(again, first, "{name}: the same draws after a rewind");
+            }
+            session.rewind(length.min(40)).unwrap();
+            session.prefill(&tokens[length.min(40)..]).unwrap();
+            assert_eq!(logits_of(&session), whole, "{name}, rewound to {length}");
+        }
+    }
+}
+
+#[test]
+fn sessions_stepped_together_give_what_each_gives_alone_for_any_number_of_threads() {
+    for (name, directory) in shapes() {
+        let directory = directory.to_temporary();
+        let mut random = Random::new(7);
+        let prompts: Vec<Vec<u32>> = [1, 50, 3, 17, 2].map(|length| random.tokens(length, 97)).into();
+        let prepare = |model: &Arc<Model>, index: usize| {
+            let mut session = session(model);
+            session.set_sampling(Sampling { temperature: 0.8, seed: index as u64, ..Default::default() }).unwrap();
+            session.push(&prompts[index]).unwrap();
+            session
+        };
+        let alone: Vec<(Vec<u32>, Vec<u32>)> = (0..prompts.len())
+            .map(|index| {
+                let mut session = prepare(&load_with(directory.path(), 1, Instructions::Detect), index);
+                let tokens = (0..12).map(|_| session.step().unwrap()).collect();
+                (tokens, logits_of(&session))
+            })
+            .collect();
+        for threads in [1, 2, 3, 8] {
+            let model = load_with(directory.path(), threads, Instructions::Detect);
+            let mut batch = SessionBatch::new(Arc::clone(&model), prompts.len(), 23, 256).unwrap();
+            let mut sessions: Vec<Session> = (0..prompts.len()).map(|index| prepare(&model, index)).collect();
+            let mut tokens = vec![Vec::new(); prompts.len()];
+            for _ in 0..12 {
+                let mut all: Vec<&mut Session> = sessions.iter_mut().collect();
+                for (token, tokens) in batch.step(&mut all, &Cancel::default()).unwrap().into_iter().zip(&mut tokens) {
+                    tokens.push(token.unwrap());
+                }
+            }
+            for (index, (expected, logits)) in alone.iter().enumerate() {
+                assert_eq!(&tokens[index], expected, "{name}, {threads} threads, session {index}");
+                assert_eq!(&logits_of(&sessions[index]), logits, "{name}, {threads} threads, session {index}");
+            }
+        }
+    }
+}
+
+#[test]
+fn sessions_on_several_threads_give_what_each_gives_alone() {
+    let directory = Directory::random(8).to_temporary();
+    let model = load(directory.path());
+    let generate = |seed: u64| {
+        let mut session = session(&model);
+        session.set_sampling(Sampling { temperature: 1.0, seed, ..Default::default() }).unwrap();
+        session.prefill(&Random::new(seed).tokens(30, 97)).unwrap();
+        (0..30).map(|_| session.step().unwrap()).collect::<Vec<_>>()
+    };
+    let alone: Vec<_> = (0..4).map(generate).collect();
+    let together: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|seed| scope.spawn(move || generate(seed))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(alone, together);
+}
+
+#[test]
+fn instruction_sets_agree_within_rounding() {
+    if Kernels::get(Instructions::Avx2).is_err() {
+        return;
+    }
+    for (name, directory) in shapes() {
+        let directory = directory.to_temporary();
+        let tokens = Random::new(9).tokens(40, 97);
+        let [portable, avx2] = [Instructions::Portable, Instructions::Avx2].map(|instructions| {
+            let mut session = session(&load_with(directory.path(), 2, instructions));
+            session.prefill(&tokens).unwrap();
+            session.logits().unwrap().to_vec()
+        });
+        let largest = portable.iter().fold(0f32, |max, value| max.max(value.abs()));
+        for (a, b) in portable.iter().zip(&avx2) {
+            assert!((a - b).abs() < 2e-5 * largest, "{name}");
+        }
+    }
+}
