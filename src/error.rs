@@ -1,5 +1,6 @@
 //! The one error type of the library, and the table of status codes the C header is generated from.
 
+use std::ffi::CStr;
 use std::fmt;
 
 /// What a call answers. Every C function that can fail returns one of these; 0 is success.
@@ -102,58 +103,63 @@ pub enum Status {
 }
 
 impl Status {
-    /// Every status, in the order of its value.
-    pub const ALL: [Status; 42] = {
+    /// Every status and its name, in the order of its value.
+    pub const TABLE: [(Status, &'static CStr); 42] = {
         use Status::*;
         [
-            Ok,
-            InvalidArgument,
-            NullArgument,
-            StaleHandle,
-            WrongHandleType,
-            Busy,
-            Cancelled,
-            OutOfMemory,
-            Internal,
-            Poisoned,
-            Forked,
-            StructSize,
-            BufferTooSmall,
-            ThreadUnavailable,
-            DirectoryNotFound,
-            FileNotFound,
-            FileNotAllowed,
-            FileTooLarge,
-            ReadFailed,
-            ConfigSyntax,
-            ConfigValue,
-            UnsupportedModel,
-            IndexSyntax,
-            IndexValue,
-            HeaderSyntax,
-            HeaderValue,
-            FileLength,
-            TensorMissing,
-            TensorShape,
-            TensorDtype,
-            TensorDuplicate,
-            TensorUnexpected,
-            TokenizerSyntax,
-            TokenizerUnsupported,
-            TokenizerValue,
-            NoTokenizer,
-            InvalidUtf8,
-            ContextFull,
-            TokenOutOfRange,
-            NoLogits,
-            NotANumber,
-            SamplingValue,
+            (Ok, c"OK"),
+            (InvalidArgument, c"INVALID_ARGUMENT"),
+            (NullArgument, c"NULL_ARGUMENT"),
+            (StaleHandle, c"STALE_HANDLE"),
+            (WrongHandleType, c"WRONG_HANDLE_TYPE"),
+            (Busy, c"BUSY"),
+            (Cancelled, c"CANCELLED"),
+            (OutOfMemory, c"OUT_OF_MEMORY"),
+            (Internal, c"INTERNAL"),
+            (Poisoned, c"POISONED"),
+            (Forked, c"FORKED"),
+            (StructSize, c"STRUCT_SIZE"),
+            (BufferTooSmall, c"BUFFER_TOO_SMALL"),
+            (ThreadUnavailable, c"THREAD_UNAVAILABLE"),
+            (DirectoryNotFound, c"DIRECTORY_NOT_FOUND"),
+            (FileNotFound, c"FILE_NOT_FOUND"),
+            (FileNotAllowed, c"FILE_NOT_ALLOWED"),
+            (FileTooLarge, c"FILE_TOO_LARGE"),
+            (ReadFailed, c"READ_FAILED"),
+            (ConfigSyntax, c"CONFIG_SYNTAX"),
+            (ConfigValue, c"CONFIG_VALUE"),
+            (UnsupportedModel, c"UNSUPPORTED_MODEL"),
+            (IndexSyntax, c"INDEX_SYNTAX"),
+            (IndexValue, c"INDEX_VALUE"),
+            (HeaderSyntax, c"HEADER_SYNTAX"),
+            (HeaderValue, c"HEADER_VALUE"),
+            (FileLength, c"FILE_LENGTH"),
+            (TensorMissing, c"TENSOR_MISSING"),
+            (TensorShape, c"TENSOR_SHAPE"),
+            (TensorDtype, c"TENSOR_DTYPE"),
+            (TensorDuplicate, c"TENSOR_DUPLICATE"),
+            (TensorUnexpected, c"TENSOR_UNEXPECTED"),
+            (TokenizerSyntax, c"TOKENIZER_SYNTAX"),
+            (TokenizerUnsupported, c"TOKENIZER_UNSUPPORTED"),
+            (TokenizerValue, c"TOKENIZER_VALUE"),
+            (NoTokenizer, c"NO_TOKENIZER"),
+            (InvalidUtf8, c"INVALID_UTF8"),
+            (ContextFull, c"CONTEXT_FULL"),
+            (TokenOutOfRange, c"TOKEN_OUT_OF_RANGE"),
+            (NoLogits, c"NO_LOGITS"),
+            (NotANumber, c"NOT_A_NUMBER"),
+            (SamplingValue, c"SAMPLING_VALUE"),
         ]
     };
 
     /// The status with this value, if there is one.
     pub fn from_value(value: i32) -> Option<Status> {
-        Self::ALL.into_iter().find(|status| *status as i32 == value)
+        Self::TABLE.into_iter().map(|(status, _)| status).find(|status| *status as i32 == value)
+    }
+
+    /// The status's name, as in the C constant without its prefix.
+    pub fn name(self) -> &'static CStr {
+        Self::TABLE.into_iter().find(|(status, _)| *status == self).map_or(c"UNKNOWN", |(_, name)| name)
     }
 }
 
@@ -230,8 +236,8 @@ mod tests {
         let body = source.split("pub enum Status {").nth(1).unwrap();
         let body = body.split("\n}").next().unwrap();
         let declared = body.lines().filter(|line| line.contains(" = ") && line.ends_with(',')).count();
-        assert_eq!(declared, Status::ALL.len());
-        assert!(Status::ALL.windows(2).all(|pair| (pair[0] as i32) < (pair[1] as i32)));
+        assert_eq!(declared, Status::TABLE.len());
+        assert!(Status::TABLE.windows(2).all(|pair| (pair[0].0 as i32) < (pair[1].0 as i32)));
     }
 
     #[test]

@@ -8,9 +8,11 @@
 pub mod backend;
 pub mod engine;
 pub mod error;
+pub mod ffi;
 pub mod memory;
 pub mod model;
 pub mod platform;
+mod quiet;
 pub mod text;
 
 pub use engine::{LoadOptions, Model, Sampling, Session, SessionBatch, SessionOptions};

@@ -134,3 +134,16 @@ pub fn advise_huge_pages(start: *mut u8, bytes: usize) {
 /// Asks the system to back a fresh block with huge pages: this system has no such call.
 #[cfg(not(target_os = "linux"))]
 pub fn advise_huge_pages(_start: *mut u8, _bytes: usize) {}
+
+/// A path as a C host gives it: any bytes where the system allows that.
+#[cfg(unix)]
+pub fn path_from_bytes(bytes: &[u8]) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    Some(PathBuf::from(std::ffi::OsStr::from_bytes(bytes)))
+}
+
+/// A path as a C host gives it: UTF-8.
+#[cfg(not(unix))]
+pub fn path_from_bytes(bytes: &[u8]) -> Option<PathBuf> {
+    std::str::from_utf8(bytes).ok().map(PathBuf::from)
+}

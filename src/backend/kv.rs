@@ -30,11 +30,7 @@ pub enum KvHalf {
 impl KvGeometry {
     /// The geometry of a model.
     pub fn of(config: &Config) -> Self {
-        KvGeometry {
-            layers: config.num_hidden_layers,
-            heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-        }
+        KvGeometry { layers: config.num_hidden_layers, heads: config.num_key_value_heads, head_dim: config.head_dim }
     }
 
     /// Elements of one page: `[layers][key, value][heads][PAGE_TOKENS][head_dim]`, so that one head's positions

@@ -40,12 +40,19 @@ impl SessionBatch {
             }
             self.run(sessions, &ready, self.limits.max_tokens / waiting, cancel)?;
         }
-        let draw = |(session, ready): (&mut &mut Session, Result<()>)| ready.and_then(|()| session.sequence_mut().draw());
+        let draw =
+            |(session, ready): (&mut &mut Session, Result<()>)| ready.and_then(|()| session.sequence_mut().draw());
         Ok(sessions.iter_mut().zip(ready).map(draw).collect())
     }
 
     /// One pass over up to `share` pending tokens of each session.
-    fn run(&mut self, sessions: &mut [&mut Session], ready: &[Result<()>], share: usize, cancel: &Cancel) -> Result<()> {
+    fn run(
+        &mut self,
+        sessions: &mut [&mut Session],
+        ready: &[Result<()>],
+        share: usize,
+        cancel: &Cancel,
+    ) -> Result<()> {
         let counts: Vec<usize> =
             sessions.iter().zip(ready).map(|(s, r)| if r.is_ok() { s.pending().min(share) } else { 0 }).collect();
         let running = |(_, count): &(&mut &mut Session, &usize)| **count > 0;
@@ -77,7 +84,8 @@ impl SessionBatch {
             }
             if session.context_size() > self.limits.max_context {
                 let longest = self.limits.max_context;
-                let text = format!("session {index} holds up to {} tokens, the batch {longest}", session.context_size());
+                let text =
+                    format!("session {index} holds up to {} tokens, the batch {longest}", session.context_size());
                 return Err(Error::new(Status::InvalidArgument, text).at_key("context_size"));
             }
         }

@@ -50,7 +50,13 @@ impl Model {
         checkpoint.read_headers()?;
         let (config, layout, weights) = Weights::load(&config, &checkpoint, progress)?;
         let backend = Box::new(CpuBackend::new(config.clone(), weights, &options.cpu)?);
-        Ok(Arc::new(Model { stop_tokens: stop_tokens(&config, tokenizer.as_ref()), config, layout, tokenizer, backend }))
+        Ok(Arc::new(Model {
+            stop_tokens: stop_tokens(&config, tokenizer.as_ref()),
+            config,
+            layout,
+            tokenizer,
+            backend,
+        }))
     }
 
     /// Geometry and constants.

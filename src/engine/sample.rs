@@ -94,7 +94,8 @@ impl Sampler {
             let lowest = best.logit + sampling.min_p.ln();
             self.candidates.retain(|candidate| candidate.logit >= lowest);
         }
-        let weight = |candidate: &Candidate| ((candidate.logit - best.logit) as f64 / sampling.temperature as f64).exp();
+        let weight =
+            |candidate: &Candidate| ((candidate.logit - best.logit) as f64 / sampling.temperature as f64).exp();
         let total: f64 = self.candidates.iter().map(weight).sum();
         let mut left = uniform(sampling.seed, position as u64) * total;
         for candidate in &self.candidates {

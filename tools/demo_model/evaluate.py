@@ -18,7 +18,7 @@ import data
 from corpora import DOMAINS
 from mix import average_of
 from model import Configuration, GemMoE
-from train import LENGTH
+from train import LENGTH, STAGES
 
 
 def rounded(model, state):
@@ -87,11 +87,17 @@ def main():
     models["mixed, untrained router"] = rounded(GemMoE(sparse), stage("untrained-router"))
     models["mixed, trained router (the file)"] = load_checkpoint(checkpoint)
 
+    print("\n| stage | steps | tokens | wall-clock s | CPU s |\n|---|---|---|---|---|")
+    for name in ["seed", *(f"branch-{domain}" for domain in DOMAINS), "router"]:
+        saved = torch.load(work / f"{name}.pt")
+        tokens = saved["step"] * STAGES[name.split("-")[0]][0] * LENGTH
+        print(f"| {name} | {saved['step']} | {tokens} | {saved['seconds']:.0f} | {saved['cpu_seconds']:.0f} |")
+
     results = {name: {domain: held_out(model, stream, sizes) for domain, stream in streams.items()}
                for name, model in models.items()}
     (work / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     for unit in ("nats_per_token", "nats_per_byte"):
-        print(f"\n| {unit} | " + " | ".join(DOMAINS) + " | mean |\n|---" * 1 + "|---" * (len(DOMAINS) + 1) + "|")
+        print(f"\n| {unit} | " + " | ".join(DOMAINS) + " | mean |\n|---" + "|---" * (len(DOMAINS) + 1) + "|")
         for name, row in results.items():
             values = [row[domain][unit] for domain in DOMAINS]
             print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values)

@@ -61,6 +61,7 @@ def main():
     state = torch.load(work / "router.pt")["model"]
     tensors = {name: tensor.bfloat16().contiguous() for name, tensor in state.items()}
     save_file(tensors, output / "model.safetensors", metadata={"format": "pt"})
+    (output / "model.safetensors").chmod(0o644)
     configuration = Configuration(num_local_experts=len(DOMAINS))
     write_json(output / "config.json", config_json(configuration))
     write_json(output / "generation_config.json", GENERATION_CONFIG)

@@ -8,7 +8,6 @@ Each stage is bounded in wall-clock time (or by --steps), writes a checkpoint ev
 learning rate follows the share of the bound that is used: a short warm-up, then a straight line to zero.
 """
 import argparse
-import json
 import os
 import pathlib
 import time
@@ -121,11 +120,6 @@ def main():
             saved_at = time.time()
             save()
     save()
-    record = arguments.work / "stages.json"
-    stages = json.loads(record.read_text()) if record.exists() else {}
-    stages[name] = {"steps": step, "seconds": round(seconds), "cpu_seconds": round(cpu_seconds),
-                    "tokens": step * rows * LENGTH}
-    record.write_text(json.dumps(stages, indent=1) + "\n")
 
 
 if __name__ == "__main__":

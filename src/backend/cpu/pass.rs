@@ -230,12 +230,7 @@ impl Pass for CpuPass {
         let shared = Arc::clone(&self.shared);
         let weights = &shared.weights.layers[layer];
         self.norm(&weights.input_norm);
-        let x = TokenRows {
-            data: &self.normed,
-            columns: shared.config.hidden_size,
-            index: None,
-            count: self.tokens,
-        };
+        let x = TokenRows { data: &self.normed, columns: shared.config.hidden_size, index: None, count: self.tokens };
         shared.matmul(&weights.query, x, &mut self.query[..self.tokens * weights.query.rows], batch.cancel)?;
         shared.matmul(&weights.key, x, &mut self.key[..self.tokens * weights.key.rows], batch.cancel)?;
         shared.matmul(&weights.value, x, &mut self.value[..self.tokens * weights.value.rows], batch.cancel)?;
@@ -272,11 +267,8 @@ impl Pass for CpuPass {
                     (&elements[key..key + block], &elements[value..value + block])
                 };
                 let at = (token * heads + head) * head_dim;
-                let view = HeadView {
-                    query: &query[at..at + head_dim],
-                    blocks: &blocks,
-                    positions: position as usize + 1,
-                };
+                let view =
+                    HeadView { query: &query[at..at + head_dim], blocks: &blocks, positions: position as usize + 1 };
                 // SAFETY: each thread has its own row of `scores`, and each (token, head) its own part of
                 // `attended`; both buffers outlive the job.
                 unsafe {

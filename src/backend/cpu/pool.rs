@@ -15,6 +15,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::backend::ops::Cancel;
 use crate::error::{Error, Result, Status};
 use crate::memory::try_with_capacity;
+use crate::quiet::Quiet;
 
 /// Most threads one pool has.
 pub const MAX_THREADS: usize = 256;
@@ -153,6 +154,7 @@ impl Drop for Pool {
 impl Shared {
     /// A worker's life: wait for a job it has not seen, join it, take items, leave.
     fn serve(&self, thread: usize) {
+        let _quiet = Quiet::enter();
         let mut seen = 0;
         while let Some(epoch) = self.join(seen) {
             seen = epoch;

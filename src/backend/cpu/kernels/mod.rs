@@ -153,6 +153,7 @@ fn avx2() -> Option<Kernels> {
         unsafe { attention::attend::<Avx2>(view, scores, out) }
     }
 
-    let present = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+    let present =
+        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
     present.then_some(Kernels { name: "avx2", matmul, matmul_f32, geglu, attend })
 }

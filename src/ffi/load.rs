@@ -1,0 +1,288 @@
+//! `gemmoe_load`: a model being loaded on a thread of its own, to be polled and cancelled.
+
+use std::ffi::c_char;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+
+use super::arguments::{Out, path};
+use super::error::GemmoeError;
+use super::guard::{guard, guard_status};
+use super::handles::{self, Held, Object};
+use super::model::{GemmoeModel, ModelObject};
+use super::structs::{self, Versioned, check_reserved};
+use crate::backend::cpu::CpuOptions;
+use crate::backend::cpu::kernels::Instructions;
+use crate::backend::cpu::pool::MAX_THREADS;
+use crate::engine::{LoadOptions, Model};
+use crate::error::{Error, Result, Status};
+use crate::model::Progress;
+use crate::quiet::{Quiet, panic_text};
+
+/// gemmoe_load_options.flags: follow symbolic links inside the model directory, as a download cache's layout needs.
+/// Without it links are refused.
+pub const GEMMOE_LOAD_FOLLOW_LINKS: u32 = 1;
+/// gemmoe_load_options.flags: multiply the embedding by the unrounded square root of hidden_size.
+pub const GEMMOE_LOAD_UNROUNDED_EMBEDDING_SCALE: u32 = 2;
+/// gemmoe_load_options.flags: GeLU by its definition instead of the tanh approximation GemMoE was trained with.
+pub const GEMMOE_LOAD_EXACT_GELU: u32 = 4;
+
+/// gemmoe_load_options.instructions: the best instruction set the processor has.
+pub const GEMMOE_INSTRUCTIONS_DETECT: u32 = 0;
+/// gemmoe_load_options.instructions: no special instructions.
+pub const GEMMOE_INSTRUCTIONS_PORTABLE: u32 = 1;
+/// gemmoe_load_options.instructions: AVX2, FMA and F16C; INVALID_ARGUMENT where the processor lacks them.
+pub const GEMMOE_INSTRUCTIONS_AVX2: u32 = 2;
+
+/// gemmoe_load_progress.state: still loading.
+pub const GEMMOE_LOAD_RUNNING: u32 = 0;
+/// gemmoe_load_progress.state: over; gemmoe_load_wait returns at once.
+pub const GEMMOE_LOAD_OVER: u32 = 1;
+
+/// How to load a model. Initialise with GEMMOE_LOAD_OPTIONS_INIT; zeros are the defaults.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct GemmoeLoadOptions {
+    /// sizeof(gemmoe_load_options)
+    pub struct_size: u32,
+    /// GEMMOE_LOAD_ flags.
+    pub flags: u32,
+    /// Threads that compute, the calling one included; 0 is one per core the process may use, at most 256.
+    pub threads: u32,
+    /// One of GEMMOE_INSTRUCTIONS_.
+    pub instructions: u32,
+    /// Must be 0.
+    pub reserved: [u64; 4],
+}
+
+// SAFETY: repr(C), begins with struct_size, four u32 then u64s leave no padding, plain numbers.
+unsafe impl Versioned for GemmoeLoadOptions {
+    const NAME: &'static str = "gemmoe_load_options";
+    const FIRST_SIZE: usize = 48;
+}
+
+/// How far a load has come. Initialise with GEMMOE_LOAD_PROGRESS_INIT.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct GemmoeLoadProgress {
+    /// sizeof(gemmoe_load_progress)
+    pub struct_size: u32,
+    /// GEMMOE_LOAD_RUNNING or GEMMOE_LOAD_OVER.
+    pub state: u32,
+    /// Bytes of weights to read; 0 until the files have been checked.
+    pub bytes_total: u64,
+    /// Bytes of weights read.
+    pub bytes_read: u64,
+}
+
+// SAFETY: repr(C), begins with struct_size, two u32 then u64s leave no padding, plain numbers.
+unsafe impl Versioned for GemmoeLoadProgress {
+    const NAME: &'static str = "gemmoe_load_progress";
+    const FIRST_SIZE: usize = 24;
+}
+
+/// A model being loaded.
+pub struct GemmoeLoad {
+    _opaque: (),
+}
+
+pub struct LoadObject {
+    progress: Arc<Progress>,
+    state: Arc<AtomicU32>,
+    thread: Mutex<Option<JoinHandle<Result<Arc<Model>>>>>,
+}
+
+impl Drop for LoadObject {
+    fn drop(&mut self) {
+        self.progress.cancel();
+        if let Some(thread) = self.thread.get_mut().take() {
+            // The thread's result, even a panic, is of no interest to anybody any more.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Held for LoadObject {
+    type Opaque = GemmoeLoad;
+    const KIND: usize = 9;
+    const NAME: &'static str = "gemmoe_load";
+    fn wrap(object: Arc<Self>) -> Object {
+        Object::Load(object)
+    }
+    fn unwrap(object: Object) -> Option<Arc<Self>> {
+        if let Object::Load(object) = object { Some(object) } else { None }
+    }
+}
+
+impl GemmoeLoadOptions {
+    fn resolve(&self) -> Result<LoadOptions> {
+        check_reserved(&self.reserved, "options")?;
+        let invalid = |key: &str, found: u32, expected: &str| {
+            let text = format!("options.{key} is {found}, expected {expected}");
+            Err(Error::new(Status::InvalidArgument, text).at_key(key))
+        };
+        let known = GEMMOE_LOAD_FOLLOW_LINKS | GEMMOE_LOAD_UNROUNDED_EMBEDDING_SCALE | GEMMOE_LOAD_EXACT_GELU;
+        if self.flags & !known != 0 {
+            return invalid("flags", self.flags, "a sum of GEMMOE_LOAD_ flags");
+        }
+        if self.threads as usize > MAX_THREADS {
+            return invalid("threads", self.threads, &format!("0 to {MAX_THREADS}"));
+        }
+        let instructions = match self.instructions {
+            GEMMOE_INSTRUCTIONS_DETECT => Instructions::Detect,
+            GEMMOE_INSTRUCTIONS_PORTABLE => Instructions::Portable,
+            GEMMOE_INSTRUCTIONS_AVX2 => Instructions::Avx2,
+            other => return invalid("instructions", other, "one of GEMMOE_INSTRUCTIONS_"),
+        };
+        Ok(LoadOptions {
+            cpu: CpuOptions {
+                threads: self.threads as usize,
+                instructions,
+                unrounded_embedding_scale: self.flags & GEMMOE_LOAD_UNROUNDED_EMBEDDING_SCALE != 0,
+                exact_gelu: self.flags & GEMMOE_LOAD_EXACT_GELU != 0,
+            },
+            follow_links: self.flags & GEMMOE_LOAD_FOLLOW_LINKS != 0,
+        })
+    }
+}
+
+/// Starts loading a model directory and returns at once. `directory` is a NUL-terminated path, `options` may be NULL.
+/// The load is owned by the host and runs on a thread of its own.
+/// Errors: NULL_ARGUMENT, STRUCT_SIZE, INVALID_ARGUMENT, THREAD_UNAVAILABLE; what is wrong with the directory comes from
+/// gemmoe_load_wait. Any thread. Since 0.1.
+///
+/// # Safety
+/// Pointers are NULL or good for what is said above.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gemmoe_load_start(
+    directory: *const c_char,
+    options: *const GemmoeLoadOptions,
+    load_out: *mut *mut GemmoeLoad,
+    error_out: *mut *mut GemmoeError,
+) -> Status {
+    // SAFETY: the caller's promises.
+    unsafe {
+        guard(error_out, || {
+            let directory = path(directory, "directory")?;
+            let options = structs::read(options, "options")?.resolve()?;
+            let load_out = Out::new(load_out, "load_out")?;
+            let (progress, state) = (Arc::new(Progress::default()), Arc::new(AtomicU32::new(GEMMOE_LOAD_RUNNING)));
+            let (its_progress, its_state) = (Arc::clone(&progress), Arc::clone(&state));
+            let thread = std::thread::Builder::new().name("gemmoe-load".to_owned()).spawn(move || {
+                let _quiet = Quiet::enter();
+                let work = AssertUnwindSafe(|| Model::load(&directory, &options, &its_progress));
+                let result = catch_unwind(work).unwrap_or_else(|payload| {
+                    let text = format!("a defect of gemmoe was caught: {}", panic_text(&*payload));
+                    Err(Error::new(Status::Internal, text))
+                });
+                its_state.store(GEMMOE_LOAD_OVER, Ordering::Release);
+                result
+            });
+            let thread = thread.map_err(|error| {
+                Error::new(Status::ThreadUnavailable, format!("the loading thread could not be started: {error}"))
+            })?;
+            load_out.set(handles::insert(LoadObject { progress, state, thread: Mutex::new(Some(thread)) })?);
+            Ok(())
+        })
+    }
+}
+
+/// How far the load has come. Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE. Any thread, never blocks. Since 0.1.
+///
+/// # Safety
+/// Pointers are NULL or good for what is said above.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gemmoe_load_poll(
+    load: *const GemmoeLoad,
+    progress_out: *mut GemmoeLoadProgress,
+    error_out: *mut *mut GemmoeError,
+) -> Status {
+    // SAFETY: the caller's promises.
+    unsafe {
+        guard(error_out, || {
+            let load = handles::find::<LoadObject>(load, "load")?;
+            let progress = GemmoeLoadProgress {
+                struct_size: 0,
+                state: load.state.load(Ordering::Acquire),
+                bytes_total: load.progress.bytes_total(),
+                bytes_read: load.progress.bytes_read(),
+            };
+            structs::write(progress_out, &progress, "progress_out")
+        })
+    }
+}
+
+/// Asks the load to stop: gemmoe_load_wait then returns CANCELLED within the time of one 16 MiB read.
+/// Errors: handle errors. Any thread, never blocks. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn gemmoe_load_cancel(load: *const GemmoeLoad) -> Status {
+    guard_status(|| {
+        handles::find::<LoadObject>(load, "load")?.progress.cancel();
+        Ok(())
+    })
+}
+
+/// Waits for the load and hands the model over, once; the host owns it. The load stays to be destroyed.
+/// Errors: handle errors, BUSY (another thread waits), INVALID_ARGUMENT (the model was handed over before), CANCELLED,
+/// and everything that can be wrong with a model directory: codes 20 to 62, OUT_OF_MEMORY. Any thread. Since 0.1.
+///
+/// # Safety
+/// Pointers are NULL or good for what is said above.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gemmoe_load_wait(
+    load: *mut GemmoeLoad,
+    model_out: *mut *mut GemmoeModel,
+    error_out: *mut *mut GemmoeError,
+) -> Status {
+    // SAFETY: the caller's promises.
+    unsafe {
+        guard(error_out, || {
+            let load = handles::find::<LoadObject>(load, "load")?;
+            let model_out = Out::new(model_out, "model_out")?;
+            let busy = || Error::new(Status::Busy, "another thread waits for this load");
+            let mut thread = load.thread.try_lock().ok_or_else(busy)?;
+            let over =
+                || Error::new(Status::InvalidArgument, "this load's outcome was handed over before").at_key("load");
+            let thread = thread.take().ok_or_else(over)?;
+            let lost = |_| Error::new(Status::Internal, "the loading thread was lost");
+            let model = thread.join().map_err(lost)??;
+            model_out.set(handles::insert(ModelObject::new(model))?);
+            Ok(())
+        })
+    }
+}
+
+/// Destroys a load, stopping it if it still runs. A model it handed over lives on. NULL is nothing.
+/// Errors: STALE_HANDLE, WRONG_HANDLE_TYPE. Any thread. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn gemmoe_load_destroy(load: *mut GemmoeLoad) -> Status {
+    guard_status(|| handles::remove::<LoadObject>(load, "load"))
+}
+
+/// Loads a model directory and returns when it is loaded: gemmoe_load_start and gemmoe_load_wait in one.
+/// Errors: as those two. Any thread. Since 0.1.
+///
+/// # Safety
+/// Pointers are NULL or good for what is said at those two.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gemmoe_model_load(
+    directory: *const c_char,
+    options: *const GemmoeLoadOptions,
+    model_out: *mut *mut GemmoeModel,
+    error_out: *mut *mut GemmoeError,
+) -> Status {
+    // SAFETY: the caller's promises.
+    unsafe {
+        guard(error_out, || {
+            let directory = path(directory, "directory")?;
+            let options = structs::read(options, "options")?.resolve()?;
+            let model_out = Out::new(model_out, "model_out")?;
+            let model = Model::load(&directory, &options, &Progress::default())?;
+            model_out.set(handles::insert(ModelObject::new(model))?);
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,23 @@
+//! The C ABI. Each function makes four moves: check the pointers, find the objects, call the engine, hand the result
+//! or the error over. Nothing is decided here.
+//!
+//! `include/gemmoe.h` is generated from this folder by cbindgen (`make header`) and committed; the comments below are
+//! its documentation. Names, order and layout of everything public here are ABI.
+
+mod arguments;
+mod error;
+mod guard;
+mod handles;
+mod load;
+mod model;
+mod session;
+mod structs;
+mod text;
+mod version;
+
+pub use error::*;
+pub use load::*;
+pub use model::*;
+pub use session::*;
+pub use text::*;
+pub use version::*;

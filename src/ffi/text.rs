@@ -1,0 +1,226 @@
+//! Text to tokens and back, and `gemmoe_text_stream`, which gives text piece by piece without breaking a character.
+
+use std::ffi::c_char;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::arguments::{Out, copy_out, slice};
+use super::error::GemmoeError;
+use super::guard::{Poison, guard, guard_status};
+use super::handles::{self, Held, Object};
+use super::model::{GemmoeModel, ModelObject};
+use crate::engine::Model;
+use crate::error::{Error, Result, Status};
+use crate::text::TextStream;
+
+/// gemmoe_tokenize flags: put the BOS token in front. The model degrades badly without it.
+pub const GEMMOE_TOKENIZE_ADD_BOS: u32 = 1;
+/// gemmoe_tokenize flags: let markup such as <start_of_turn> become its special token. For trusted text only.
+pub const GEMMOE_TOKENIZE_PARSE_SPECIAL: u32 = 2;
+
+/// gemmoe_detokenize flags: write special tokens as their markup instead of leaving them out.
+pub const GEMMOE_DETOKENIZE_KEEP_SPECIAL: u32 = 1;
+
+fn check_flags(flags: u32, known: u32) -> Result<()> {
+    match flags & !known {
+        0 => Ok(()),
+        _ => Err(Error::new(Status::InvalidArgument, format!("flags is {flags}, known are {known}")).at_key("flags")),
+    }
+}
+
+/// Copies the tokens of `text`, `text_bytes` bytes of UTF-8, to `tokens`. `count_out` receives how many there are, also
+/// with BUFFER_TOO_SMALL; with `capacity` 0 nothing else is written. Flags: GEMMOE_TOKENIZE_.
+/// Errors: handle errors, NULL_ARGUMENT, INVALID_ARGUMENT, INVALID_UTF8, NO_TOKENIZER, BUFFER_TOO_SMALL, OUT_OF_MEMORY.
+/// Any thread. Since 0.1.
+///
+/// # Safety
+/// Pointers are NULL or good for what is said above.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gemmoe_tokenize(
+    model: *const GemmoeModel,
+    text: *const c_char,
+    text_bytes: usize,
+    flags: u32,
+    tokens: *mut u32,
+    capacity: usize,
+    count_out: *mut usize,
+    error_out: *mut *mut GemmoeError,
+) -> Status {
+    // SAFETY: the caller's promises.
+    unsafe {
+        guard(error_out, || {
+            check_flags(flags, GEMMOE_TOKENIZE_ADD_BOS | GEMMOE_TOKENIZE_PARSE_SPECIAL)?;
+            let model = handles::find::<ModelObject>(model, "model")?;
+            let text = std::str::from_utf8(slice(text.cast::<u8>(), text_bytes, "text")?).map_err(|error| {
+                let text = format!("text is not valid UTF-8 at byte {}", error.valid_up_to());
+                Error::new(Status::InvalidUtf8, text).at_key("text")
+            })?;
+            let (bos, special) = (flags & GEMMOE_TOKENIZE_ADD_BOS != 0, flags & GEMMOE_TOKENIZE_PARSE_SPECIAL != 0);
+            let found = model.with(|model| model.encode(text, bos, special))?;
+            copy_out(&found, tokens, capacity, count_out, "tokens")
+        })
+    }
+}
+
+/// Copies the text of `token_count` tokens to `text`, valid UTF-8 without NUL. `count_out` receives its length in
+/// bytes, also with BUFFER_TOO_SMALL; with `capacity` 0 nothing else is written. Flags: GEMMOE_DETOKENIZE_.
+/// Errors: handle errors, NULL_ARGUMENT, INVALID_ARGUMENT, TOKEN_OUT_OF_RANGE, NO_TOKENIZER, BUFFER_TOO_SMALL,
+/// OUT_OF_MEMORY. Any thread. Since 0.1.
+///
+/// # Safety
+/// Pointers are NULL or good for what is said above.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gemmoe_detokenize(
+    model: *const GemmoeModel,
+    tokens: *const u32,
+    token_count: usize,
+    flags: u32,
+    text: *mut c_char,
+    capacity: usize,
+    count_out: *mut usize,
+    error_out: *mut *mut GemmoeError,
+) -> Status {
+    // SAFETY: the caller's promises.
+    unsafe {
+        guard(error_out, || {
+            check_flags(flags, GEMMOE_DETOKENIZE_KEEP_SPECIAL)?;
+            let model = handles::find::<ModelObject>(model, "model")?;
+            let tokens = slice(tokens, token_count, "tokens")?;
+            let keep_special = flags & GEMMOE_DETOKENIZE_KEEP_SPECIAL != 0;
+            let found = model.with(|model| model.tokenizer()?.decode(tokens, keep_special))?;
+            copy_out(&found, text.cast::<u8>(), capacity, count_out, "text")
+        })
+    }
+}
+
+/// Tokens in, text out, in whole characters: a character whose bytes are spread over tokens comes with its last one.
+/// For one thread at a time.
+pub struct GemmoeTextStream {
+    _opaque: (),
+}
+
+struct Stream {
+    decoder: TextStream,
+    /// What the last call gave out.
+    text: Vec<u8>,
+}
+
+pub struct TextStreamObject {
+    model: Arc<Model>,
+    stream: Mutex<Stream>,
+    poison: Poison,
+}
+
+impl TextStreamObject {
+    /// Runs `body` on the stream and hands out the text it left there.
+    fn produce(&self, body: impl FnOnce(&Model, &mut Stream) -> Result<()>) -> Result<(*const c_char, usize)> {
+        self.poison.watch(|| {
+            let busy = || Error::new(Status::Busy, "another thread is inside a call on this text stream");
+            let mut stream = self.stream.try_lock().ok_or_else(busy)?;
+            stream.text.clear();
+            body(&self.model, &mut stream)?;
+            Ok((stream.text.as_ptr().cast::<c_char>(), stream.text.len()))
+        })
+    }
+}
+
+impl Held for TextStreamObject {
+    type Opaque = GemmoeTextStream;
+    const KIND: usize = 12;
+    const NAME: &'static str = "gemmoe_text_stream";
+    fn wrap(object: Arc<Self>) -> Object {
+        Object::TextStream(object)
+    }
+    fn unwrap(object: Object) -> Option<Arc<Self>> {
+        if let Object::TextStream(object) = object { Some(object) } else { None }
+    }
+}
+
+/// Makes a text stream, owned by the host. The model may be destroyed before it.
+/// Errors: handle errors, NULL_ARGUMENT, NO_TOKENIZER. Any thread. Since 0.1.
+///
+/// # Safety
+/// Pointers are NULL or good for what is said above.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gemmoe_text_stream_create(
+    model: *const GemmoeModel,
+    stream_out: *mut *mut GemmoeTextStream,
+    error_out: *mut *mut GemmoeError,
+) -> Status {
+    // SAFETY: the caller's promises.
+    unsafe {
+        guard(error_out, || {
+            let stream_out = Out::new(stream_out, "stream_out")?;
+            let model = handles::find::<ModelObject>(model, "model")?.with(|model| {
+                model.tokenizer()?;
+                Ok(Arc::clone(model))
+            })?;
+            let stream = Mutex::new(Stream { decoder: TextStream::default(), text: Vec::new() });
+            stream_out.set(handles::insert(TextStreamObject { model, stream, poison: Poison::default() })?);
+            Ok(())
+        })
+    }
+}
+
+/// Adds a token and gives the text that is complete now: `bytes_out` bytes at `text_out`, possibly 0, without NUL,
+/// borrowed until the next call on this stream. Special tokens give no text.
+/// Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE, BUSY. One thread at a time. Since 0.1.
+///
+/// # Safety
+/// Pointers are NULL or good for what is said above.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gemmoe_text_stream_push(
+    stream: *mut GemmoeTextStream,
+    token: u32,
+    text_out: *mut *const c_char,
+    bytes_out: *mut usize,
+    error_out: *mut *mut GemmoeError,
+) -> Status {
+    // SAFETY: the caller's promises.
+    unsafe {
+        guard(error_out, || {
+            let (text_out, bytes_out) = (Out::new(text_out, "text_out")?, Out::new(bytes_out, "bytes_out")?);
+            let (text, bytes) = handles::find::<TextStreamObject>(stream, "stream")?.produce(|model, stream| {
+                stream.decoder.push(model.tokenizer()?.token_bytes(token, false)?, &mut stream.text);
+                Ok(())
+            })?;
+            text_out.set(text);
+            bytes_out.set(bytes);
+            Ok(())
+        })
+    }
+}
+
+/// Ends the text: gives what an unfinished character leaves, U+FFFD or nothing. The stream can begin anew.
+/// Errors and borrowing: as gemmoe_text_stream_push. One thread at a time. Since 0.1.
+///
+/// # Safety
+/// Pointers are NULL or good for what is said above.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gemmoe_text_stream_finish(
+    stream: *mut GemmoeTextStream,
+    text_out: *mut *const c_char,
+    bytes_out: *mut usize,
+    error_out: *mut *mut GemmoeError,
+) -> Status {
+    // SAFETY: the caller's promises.
+    unsafe {
+        guard(error_out, || {
+            let (text_out, bytes_out) = (Out::new(text_out, "text_out")?, Out::new(bytes_out, "bytes_out")?);
+            let (text, bytes) = handles::find::<TextStreamObject>(stream, "stream")?.produce(|_, stream| {
+                stream.decoder.finish(&mut stream.text);
+                Ok(())
+            })?;
+            text_out.set(text);
+            bytes_out.set(bytes);
+            Ok(())
+        })
+    }
+}
+
+/// Destroys a text stream. NULL is nothing. Errors: STALE_HANDLE, WRONG_HANDLE_TYPE. Any thread. Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn gemmoe_text_stream_destroy(stream: *mut GemmoeTextStream) -> Status {
+    guard_status(|| handles::remove::<TextStreamObject>(stream, "stream"))
+}
