@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::error::{Error, Result, Status};
-use crate::model::{Checkpoint, Config, Progress, Weights, config, names::Layout};
+use crate::model::{Checkpoint, Config, Description, Progress, Weights, config, names::Layout};
 use crate::text::Tokenizer;
 
 /// The tokenizer's file name in a model directory.
@@ -35,19 +35,7 @@ pub struct Model {
 impl Model {
     /// Opens a model directory. `progress` may be watched, and cancelled, from another thread.
     pub fn load(directory: &Path, options: &LoadOptions, progress: &Progress) -> Result<Arc<Model>> {
-        let mut checkpoint = Checkpoint::open(directory, options.follow_links)?;
-        let bytes = checkpoint.read_small_file(config::FILE, config::MAX_BYTES)?.ok_or_else(|| {
-            Error::new(Status::FileNotFound, format!("not found in {}", directory.display())).in_file(config::FILE)
-        })?;
-        let config = Config::from_json(&bytes)?;
-        progress.check()?;
-        let tokenizer = checkpoint
-            .read_small_file(TOKENIZER_FILE, MAX_TOKENIZER_BYTES)?
-            .map(|bytes| Tokenizer::from_json(&bytes, config.vocab_size))
-            .transpose()
-            .map_err(|error| error.in_file(TOKENIZER_FILE))?;
-        progress.check()?;
-        checkpoint.read_headers()?;
+        let Opened { checkpoint, config, tokenizer } = Opened::new(directory, options.follow_links, progress)?;
         let (config, layout, weights) = Weights::load(&config, &checkpoint, progress)?;
         let backend = Box::new(CpuBackend::new(config.clone(), weights, &options.cpu)?);
         Ok(Arc::new(Model {
@@ -57,6 +45,12 @@ impl Model {
             tokenizer,
             backend,
         }))
+    }
+
+    /// Checks a model directory as `load` does and tells what is in it, without reading the weights.
+    pub fn inspect(directory: &Path, follow_links: bool) -> Result<(Description, Option<Tokenizer>)> {
+        let opened = Opened::new(directory, follow_links, &Progress::default())?;
+        Ok((Description::new(&opened.config, &opened.checkpoint)?, opened.tokenizer))
     }
 
     /// Geometry and constants.
@@ -91,6 +85,32 @@ impl Model {
     pub fn encode(&self, text: &str, add_bos: bool, parse_special: bool) -> Result<Vec<u32>> {
         let bos = add_bos.then_some(self.config.bos_token_id);
         self.tokenizer()?.encode(text, crate::text::EncodeOptions { bos, parse_special })
+    }
+}
+
+/// A directory whose small files are parsed and whose weight files' headers are checked.
+struct Opened {
+    checkpoint: Checkpoint,
+    config: Config,
+    tokenizer: Option<Tokenizer>,
+}
+
+impl Opened {
+    fn new(directory: &Path, follow_links: bool, progress: &Progress) -> Result<Opened> {
+        let mut checkpoint = Checkpoint::open(directory, follow_links)?;
+        let bytes = checkpoint.read_small_file(config::FILE, config::MAX_BYTES)?.ok_or_else(|| {
+            Error::new(Status::FileNotFound, format!("not found in {}", directory.display())).in_file(config::FILE)
+        })?;
+        let config = Config::from_json(&bytes)?;
+        progress.check()?;
+        let tokenizer = checkpoint
+            .read_small_file(TOKENIZER_FILE, MAX_TOKENIZER_BYTES)?
+            .map(|bytes| Tokenizer::from_json(&bytes, config.vocab_size))
+            .transpose()
+            .map_err(|error| error.in_file(TOKENIZER_FILE))?;
+        progress.check()?;
+        checkpoint.read_headers()?;
+        Ok(Opened { checkpoint, config, tokenizer })
     }
 }
 

@@ -182,8 +182,7 @@ pub unsafe extern "C" fn gemmoe_text_stream_push(
         guard(error_out, || {
             let (text_out, bytes_out) = (Out::new(text_out, "text_out")?, Out::new(bytes_out, "bytes_out")?);
             let (text, bytes) = handles::find::<TextStreamObject>(stream, "stream")?.produce(|model, stream| {
-                stream.decoder.push(model.tokenizer()?.token_bytes(token, false)?, &mut stream.text);
-                Ok(())
+                stream.decoder.push(model.tokenizer()?.token_bytes(token, false)?, &mut stream.text)
             })?;
             text_out.set(text);
             bytes_out.set(bytes);
@@ -208,10 +207,8 @@ pub unsafe extern "C" fn gemmoe_text_stream_finish(
     unsafe {
         guard(error_out, || {
             let (text_out, bytes_out) = (Out::new(text_out, "text_out")?, Out::new(bytes_out, "bytes_out")?);
-            let (text, bytes) = handles::find::<TextStreamObject>(stream, "stream")?.produce(|_, stream| {
-                stream.decoder.finish(&mut stream.text);
-                Ok(())
-            })?;
+            let (text, bytes) = handles::find::<TextStreamObject>(stream, "stream")?
+                .produce(|_, stream| stream.decoder.finish(&mut stream.text))?;
             text_out.set(text);
             bytes_out.set(bytes);
             Ok(())

@@ -11,7 +11,7 @@ pub mod weights;
 pub use checkpoint::Checkpoint;
 pub use config::Config;
 pub use progress::Progress;
-pub use weights::Weights;
+pub use weights::{Description, Weights};
 
 #[cfg(target_endian = "big")]
 compile_error!("safetensors files are little-endian and are read straight into memory");

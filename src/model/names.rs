@@ -112,7 +112,12 @@ impl LayerParts {
         [&self.input_norm, &self.query, &self.key, &self.value, &self.output, &self.post_attention_norm]
             .into_iter()
             .chain(&self.router)
-            .chain(self.experts.iter().flat_map(|expert| [&expert.gate, &expert.up, &expert.down]))
+            .chain(self.expert_parts())
+    }
+
+    /// The parts of the layer's experts.
+    pub fn expert_parts(&self) -> impl Iterator<Item = &Part> {
+        self.experts.iter().flat_map(|expert| [&expert.gate, &expert.up, &expert.down])
     }
 }
 
@@ -204,13 +209,13 @@ pub fn check_no_extra(config: &Config, layout: Layout, checkpoint: &Checkpoint) 
         let Some((layer, rest)) = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')) else {
             continue;
         };
-        let reason = if !layer.parse::<usize>().is_ok_and(|layer| layer < config.num_hidden_layers) {
+        let reason = if layer.parse().ok().is_none_or(|layer: usize| layer >= config.num_hidden_layers) {
             format!("num_hidden_layers is {}", config.num_hidden_layers)
         } else if rest.starts_with("self_attn.") && rest.ends_with(".bias") {
             "attention_bias is not supported".to_owned()
         } else if layout == Layout::BlockSparseMoe
             && let Some(rest) = rest.strip_prefix("block_sparse_moe.experts.")
-            && !rest.split('.').next().and_then(|e| e.parse().ok()).is_some_and(|e: usize| e < config.num_local_experts)
+            && rest.split('.').next().and_then(|e| e.parse().ok()).is_none_or(|e: usize| e >= config.num_local_experts)
         {
             format!("num_local_experts is {}", config.num_local_experts)
         } else {

@@ -127,6 +127,53 @@ pub struct Weights {
     pub head: Option<Matrix>,
 }
 
+/// What a checkpoint's weights are, told from its headers alone.
+pub struct Description {
+    /// The configuration the weights have: dense checkpoints have one expert.
+    pub config: Config,
+    /// How the experts are stored.
+    pub layout: Layout,
+    /// Parameters of the model.
+    pub parameters: u64,
+    /// Parameters of the experts among them.
+    pub expert_parameters: u64,
+    /// Bytes of the model's tensors in the files.
+    pub bytes: u64,
+    /// The dtypes its tensors are stored in, each once.
+    pub dtypes: Vec<String>,
+}
+
+impl Description {
+    /// Checks every tensor the configuration asks for, as loading does, without reading any.
+    pub fn new(config: &Config, checkpoint: &Checkpoint) -> Result<Description> {
+        let layout = Layout::detect(checkpoint)?;
+        let config = if layout == Layout::Dense { config.as_dense() } else { config.clone() };
+        let plan = Plan::new(&config, layout, checkpoint)?;
+        let elements = |part: &Part| (part.rows * part.columns) as u64;
+        let mut dtypes: Vec<String> = Vec::new();
+        for part in plan.all() {
+            let dtype = checkpoint.tensor(&part.tensor).map(|tensor| tensor.info.dtype.to_string()).unwrap_or_default();
+            if !dtypes.contains(&dtype) {
+                dtypes.push(dtype);
+            }
+        }
+        Ok(Description {
+            parameters: plan.all().map(elements).sum(),
+            expert_parameters: plan.layers.iter().flat_map(|layer| layer.expert_parts()).map(elements).sum(),
+            bytes: plan.bytes,
+            dtypes,
+            layout,
+            config,
+        })
+    }
+
+    /// Parameters one token meets: everything but the experts, and its share of those.
+    pub fn active_parameters(&self) -> u64 {
+        let per_choice = self.expert_parameters / self.config.num_local_experts as u64;
+        self.parameters - self.expert_parameters + per_choice * self.config.num_experts_per_tok as u64
+    }
+}
+
 impl Weights {
     /// Reads every weight the configuration asks for; all are checked before the first is allocated.
     ///
@@ -195,6 +242,11 @@ impl Plan {
             layers.push(parts);
         }
         Ok(Plan { embedding, layers, final_norm, head, bytes })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Part> {
+        let layers = self.layers.iter().flat_map(|layer| layer.all());
+        [&self.embedding, &self.final_norm].into_iter().chain(&self.head).chain(layers)
     }
 }
 

@@ -329,7 +329,7 @@ impl Pass for CpuPass {
                 index: Some(&routing.slot_tokens()[slots.clone()]),
                 count: slots.len(),
             };
-            let out = activated.from_row(slots.start);
+            let out = activated.skip_rows(slots.start);
             // SAFETY: items have different slots or different rows, and the buffer outlives the job.
             unsafe {
                 shared.kernels.geglu(&experts[expert], split.rows_of(item % split.items()), &x, shared.exact_gelu, &out)
@@ -349,7 +349,7 @@ impl Pass for CpuPass {
                 index: None,
                 count: slots.len(),
             };
-            let out = projected.from_row(slots.start);
+            let out = projected.skip_rows(slots.start);
             // SAFETY: items have different slots or different rows, and the buffer outlives the job.
             unsafe { shared.kernels.matmul(&experts[expert].down, split.rows_of(item % split.items()), &x, &out) }
         })?;

@@ -50,9 +50,9 @@ impl Output {
         Output { start: data.as_mut_ptr(), stride, count: data.len() }
     }
 
-    /// The same buffer seen from row `row` on.
-    pub fn from_row(&self, row: usize) -> Output {
-        let skipped = row * self.stride;
+    /// The same buffer without its first `rows` rows.
+    pub fn skip_rows(&self, rows: usize) -> Output {
+        let skipped = rows * self.stride;
         assert!(skipped <= self.count);
         // SAFETY: inside the buffer or one past its end, by the assertion.
         Output { start: unsafe { self.start.add(skipped) }, stride: self.stride, count: self.count - skipped }

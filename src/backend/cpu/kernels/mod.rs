@@ -1,9 +1,9 @@
 //! The CPU's inner loops, and the one place that chooses an instruction set for them.
 
-pub mod attention;
-pub mod math;
-pub mod matmul;
-pub mod vector;
+pub(super) mod attention;
+pub(super) mod math;
+pub(super) mod matmul;
+mod vector;
 
 use std::ops::Range;
 

@@ -1,0 +1,45 @@
+# make help lists the targets. Needs Rust, a C compiler, make and Python 3 (for nothing yet but the tools).
+
+CARGO ?= cargo
+CC ?= cc
+CFLAGS ?= -O2
+LIB := target/release
+DEMO := examples/demo-model
+SYSTEM_LIBS := -lpthread -ldl -lm
+
+.PHONY: help lib cli demo test bench header check clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The cdylib and the staticlib by themselves: with the rlib beside them rustc would leave link-time optimisation out.
+lib: ## libgemmoe.so and libgemmoe.a, optimised at link time, in target/release
+	$(CARGO) rustc --release --locked --lib --crate-type cdylib,staticlib
+
+cli: ## the command-line tool, target/release/gemmoe
+	$(CARGO) build --release --locked --features cli --bin gemmoe
+
+target/chat: examples/c/chat.c include/gemmoe.h lib
+	$(CC) -std=c99 -Wall -Wextra -Wpedantic $(CFLAGS) -Iinclude $< $(LIB)/libgemmoe.a $(SYSTEM_LIBS) -o $@
+
+demo: target/chat ## build the library and the C example, and generate from the demo model
+	@echo; target/chat $(DEMO) "The reason for this is that" 60 0.7 1
+	@echo; target/chat $(DEMO) "Die Option wird verwendet, um" 60 0.7 1
+	@echo; target/chat $(DEMO) "def __init__(self," 60 0.7 1
+	@echo; target/chat $(DEMO) "|- ( ( ph /\ ps ) ->" 60 0.7 1
+
+test: ## all tests
+	$(CARGO) test --locked --features cli
+
+bench: ## tokens/s of a slice of the real geometry beside the machine's roofs (4.1 GB of disk and memory)
+	$(CARGO) bench --locked --bench slice
+
+header: ## write include/gemmoe.h anew from src/ffi
+	GEMMOE_WRITE_HEADER=1 $(CARGO) test --locked --test header
+
+check: ## formatting and lints
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --features cli --all-targets -- -D warnings
+
+clean: ## delete everything built
+	$(CARGO) clean

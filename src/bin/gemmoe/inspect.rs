@@ -1,0 +1,113 @@
+//! `gemmoe inspect`
+
+use std::path::PathBuf;
+
+use gemmoe::model::Description;
+use gemmoe::text::Tokenizer;
+use gemmoe::{Model, Result};
+use serde_json::json;
+
+#[derive(clap::Args)]
+pub struct Inspect {
+    /// Model directory.
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// Follow symbolic links inside the directory, as in a download cache.
+    #[arg(long)]
+    follow_links: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Inspect {
+    pub fn run(&self) -> Result<()> {
+        let (description, tokenizer) = Model::inspect(&self.directory, self.follow_links)?;
+        if self.json {
+            print_json(&description, tokenizer.as_ref())
+        } else {
+            print_text(&description, tokenizer.as_ref())
+        }
+        Ok(())
+    }
+}
+
+fn print_text(description: &Description, tokenizer: Option<&Tokenizer>) {
+    let config = &description.config;
+    let row = |name: &str, value: String| println!("{name:<12} {value}");
+    row("layout", format!("{}, {}", description.layout.name(), description.dtypes.join(" and ")));
+    let experts = match config.num_local_experts {
+        1 => "dense: one expert a layer".to_owned(),
+        count => format!("{count} a layer, each token goes to {}", config.num_experts_per_tok),
+    };
+    row("experts", experts);
+    row(
+        "parameters",
+        format!(
+            "{}, {} of them active per token",
+            count(description.parameters),
+            count(description.active_parameters())
+        ),
+    );
+    row("weights", format!("{} bytes", grouped(description.bytes)));
+    row("layers", format!("{} of hidden size {}", config.num_hidden_layers, config.hidden_size));
+    row("expert size", format!("{}", config.intermediate_size));
+    row(
+        "attention",
+        format!(
+            "{} heads of {}, {} for keys and values",
+            config.num_attention_heads, config.head_dim, config.num_key_value_heads
+        ),
+    );
+    row("vocabulary", format!("{} tokens", config.vocab_size));
+    row("context", format!("{} tokens", config.max_position_embeddings));
+    row(
+        "tokenizer",
+        tokenizer.map_or("none: token ids only".to_owned(), |tokenizer| format!("{} entries", tokenizer.len())),
+    );
+}
+
+fn print_json(description: &Description, tokenizer: Option<&Tokenizer>) {
+    let config = &description.config;
+    let object = json!({
+        "layout": description.layout.name(),
+        "dtypes": description.dtypes,
+        "num_local_experts": config.num_local_experts,
+        "num_experts_per_tok": config.num_experts_per_tok,
+        "parameters": description.parameters,
+        "active_parameters": description.active_parameters(),
+        "weight_bytes": description.bytes,
+        "num_hidden_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "tokenizer": tokenizer.is_some(),
+    });
+    println!("{object}");
+}
+
+/// `27.56 B`, `5.49 M`, `317`
+fn count(value: u64) -> String {
+    match value {
+        0..1_000_000 => grouped(value),
+        1_000_000..1_000_000_000 => format!("{:.2} M", value as f64 / 1e6),
+        _ => format!("{:.2} B", value as f64 / 1e9),
+    }
+}
+
+/// `55,123,456`
+fn grouped(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

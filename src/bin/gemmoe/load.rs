@@ -1,0 +1,43 @@
+//! Loading with a progress bar.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use gemmoe::backend::cpu::CpuOptions;
+use gemmoe::{LoadOptions, Model, Progress, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::ModelArgs;
+
+/// A bar on stderr that is not there where stderr is not a terminal.
+pub fn bar(length: u64, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(length).with_style(style)
+}
+
+/// Loads the model, showing how far it is.
+pub fn load(args: &ModelArgs) -> Result<Arc<Model>> {
+    let options = LoadOptions {
+        cpu: CpuOptions {
+            threads: args.threads,
+            unrounded_embedding_scale: args.unrounded_embedding_scale,
+            exact_gelu: args.exact_gelu,
+            ..Default::default()
+        },
+        follow_links: args.follow_links,
+    };
+    let progress = Progress::default();
+    let bar = bar(0, "loading {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left");
+    let result = thread::scope(|scope| {
+        let loading = scope.spawn(|| Model::load(&args.model, &options, &progress));
+        while !loading.is_finished() {
+            bar.set_length(progress.bytes_total());
+            bar.set_position(progress.bytes_read());
+            thread::sleep(Duration::from_millis(20));
+        }
+        loading.join()
+    });
+    bar.finish_and_clear();
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}

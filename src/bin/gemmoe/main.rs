@@ -1,0 +1,70 @@
+//! The command line: parses and prints, nothing else.
+
+mod generate;
+mod inspect;
+mod load;
+mod logits;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Run GemMoE, the mixture of experts made from Gemma.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check a model directory and say what is in it, without reading the weights.
+    Inspect(inspect::Inspect),
+    /// Continue a prompt.
+    Generate(generate::Generate),
+    /// Print the logits and router choices after the last of some tokens.
+    Logits(logits::Logits),
+}
+
+/// What every command that loads a model takes.
+#[derive(Args)]
+struct ModelArgs {
+    /// Model directory: config.json, model.safetensors or shards with their index, and tokenizer.json for text.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Threads; by default one per core.
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    threads: usize,
+    /// Follow symbolic links inside the directory, as in a download cache.
+    #[arg(long)]
+    follow_links: bool,
+    /// Multiply the embedding by the unrounded square root of hidden_size.
+    #[arg(long)]
+    unrounded_embedding_scale: bool,
+    /// Use GeLU by its definition instead of the tanh approximation.
+    #[arg(long)]
+    exact_gelu: bool,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Inspect(command) => command.run(),
+        Command::Generate(command) => command.run(),
+        Command::Logits(command) => command.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gemmoe: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Token ids as `2,17,5`.
+fn parse_tokens(text: &str) -> Result<Vec<u32>, String> {
+    let ids = text.split(',').map(|id| id.trim().parse::<u32>().map_err(|_| format!("{id:?} is not a token id")));
+    ids.collect()
+}
