@@ -13,6 +13,7 @@ use crate::logits::context_size;
 use crate::{ModelArgs, parse_tokens};
 
 #[derive(clap::Args)]
+#[command(allow_negative_numbers = true)]
 pub struct Generate {
     #[command(flatten)]
     model: ModelArgs,

@@ -5,6 +5,9 @@ pub(super) mod math;
 pub(super) mod matmul;
 mod vector;
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 
 use attention::HeadView;
