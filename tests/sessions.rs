@@ -123,7 +123,8 @@ fn a_member_of_a_batch_in_trouble_does_not_disturb_the_others() {
     let directory = Directory::random(36).to_temporary();
     let model = load(directory.path());
     let mut batch = SessionBatch::new(Arc::clone(&model), 3, 8, 64).unwrap();
-    let (mut empty, mut full, mut fine) = (short_session(&model, 9), short_session(&model, 3), short_session(&model, 9));
+    let (mut empty, mut full, mut fine) =
+        (short_session(&model, 9), short_session(&model, 3), short_session(&model, 9));
     full.prefill(&[2, 3, 4]).unwrap();
     fine.push(&[2, 3, 4]).unwrap();
     let results = batch.step(&mut [&mut empty, &mut full, &mut fine], &Cancel::default()).unwrap();

@@ -114,13 +114,20 @@ pub struct TextStreamObject {
 
 impl TextStreamObject {
     /// Runs `body` on the stream and hands out the text it left there.
-    fn produce(&self, body: impl FnOnce(&Model, &mut Stream) -> Result<()>) -> Result<(*const c_char, usize)> {
+    fn produce(
+        &self,
+        text_out: Out<*const c_char>,
+        bytes_out: Out<usize>,
+        body: impl FnOnce(&Model, &mut Stream) -> Result<()>,
+    ) -> Result<()> {
         self.poison.watch(|| {
             let busy = || Error::new(Status::Busy, "another thread is inside a call on this text stream");
             let mut stream = self.stream.try_lock().ok_or_else(busy)?;
             stream.text.clear();
             body(&self.model, &mut stream)?;
-            Ok((stream.text.as_ptr().cast::<c_char>(), stream.text.len()))
+            text_out.set(stream.text.as_ptr().cast::<c_char>());
+            bytes_out.set(stream.text.len());
+            Ok(())
         })
     }
 }
@@ -181,12 +188,9 @@ pub unsafe extern "C" fn gemmoe_text_stream_push(
     unsafe {
         guard(error_out, || {
             let (text_out, bytes_out) = (Out::new(text_out, "text_out")?, Out::new(bytes_out, "bytes_out")?);
-            let (text, bytes) = handles::find::<TextStreamObject>(stream, "stream")?.produce(|model, stream| {
+            handles::find::<TextStreamObject>(stream, "stream")?.produce(text_out, bytes_out, |model, stream| {
                 stream.decoder.push(model.tokenizer()?.token_bytes(token, false)?, &mut stream.text)
-            })?;
-            text_out.set(text);
-            bytes_out.set(bytes);
-            Ok(())
+            })
         })
     }
 }
@@ -207,11 +211,8 @@ pub unsafe extern "C" fn gemmoe_text_stream_finish(
     unsafe {
         guard(error_out, || {
             let (text_out, bytes_out) = (Out::new(text_out, "text_out")?, Out::new(bytes_out, "bytes_out")?);
-            let (text, bytes) = handles::find::<TextStreamObject>(stream, "stream")?
-                .produce(|_, stream| stream.decoder.finish(&mut stream.text))?;
-            text_out.set(text);
-            bytes_out.set(bytes);
-            Ok(())
+            handles::find::<TextStreamObject>(stream, "stream")?
+                .produce(text_out, bytes_out, |_, stream| stream.decoder.finish(&mut stream.text))
         })
     }
 }
