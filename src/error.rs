@@ -178,18 +178,18 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error with a sentence that names what was found and what was expected.
     pub fn new(status: Status, text: impl Into<String>) -> Self {
-        Error { status, text: text.into(), file: None, key: None }
+        Error { status, text: presentable(text.into()), file: None, key: None }
     }
 
     /// Names the file the error is about, relative to the model directory.
     pub fn in_file(mut self, file: impl Into<String>) -> Self {
-        self.file.get_or_insert(file.into());
+        self.file.get_or_insert_with(|| presentable(file.into()));
         self
     }
 
     /// Names the tensor, JSON key or option the error is about.
     pub fn at_key(mut self, key: impl Into<String>) -> Self {
-        self.key.get_or_insert(key.into());
+        self.key.get_or_insert_with(|| presentable(key.into()));
         self
     }
 
@@ -212,6 +212,18 @@ impl Error {
     pub fn key(&self) -> Option<&str> {
         self.key.as_deref()
     }
+}
+
+/// Text that may quote a hostile file: cut in the middle where it is long, and without characters a terminal would
+/// obey.
+fn presentable(text: String) -> String {
+    const KEPT: usize = 300;
+    let text = if text.len() > 2 * KEPT {
+        format!("{}...{}", &text[..text.floor_char_boundary(KEPT)], &text[text.ceil_char_boundary(text.len() - KEPT)..])
+    } else {
+        text
+    };
+    if text.contains(char::is_control) { text.replace(char::is_control, "\u{fffd}") } else { text }
 }
 
 impl fmt::Display for Error {

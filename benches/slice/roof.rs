@@ -6,8 +6,10 @@ use gemmoe::memory::Buffer;
 
 /// Bytes each thread reads: far past any cache.
 const BYTES_PER_THREAD: usize = 1 << 30;
-/// Streams a thread reads side by side; one alone does not fill the memory channels.
+/// Streams a thread reads side by side, STREAM_WORDS apart: rows of a matrix, as the decode kernel reads them. One
+/// alone does not fill the memory channels; far apart they would fight over the memory's open rows.
 const STREAMS: usize = 8;
+const STREAM_WORDS: usize = 2048;
 
 /// Bytes per second that `threads` threads read together: the best of three passes over fresh memory in huge pages.
 pub fn read_bandwidth(threads: usize) -> f64 {
@@ -78,13 +80,14 @@ unsafe fn sum_streams_avx2(words: &[f32]) -> f32 {
 
 #[inline(always)]
 fn sum_streams_portable(words: &[f32]) -> f32 {
-    let length = words.len() / STREAMS;
     let mut sums = [[0f32; 8]; STREAMS];
-    for at in (0..length).step_by(8) {
-        for (stream, sums) in sums.iter_mut().enumerate() {
-            let from = stream * length + at;
-            for (sum, word) in sums.iter_mut().zip(&words[from..from + 8]) {
-                *sum += word;
+    for block in words.chunks_exact(STREAMS * STREAM_WORDS) {
+        for at in (0..STREAM_WORDS).step_by(8) {
+            for (stream, sums) in sums.iter_mut().enumerate() {
+                let from = stream * STREAM_WORDS + at;
+                for (sum, word) in sums.iter_mut().zip(&block[from..from + 8]) {
+                    *sum += word;
+                }
             }
         }
     }

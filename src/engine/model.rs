@@ -103,13 +103,15 @@ impl Opened {
         })?;
         let config = Config::from_json(&bytes)?;
         progress.check()?;
+        // Before the tokenizer, whose tables have room for vocab_size tokens: the tensors bear that size out.
+        checkpoint.read_headers()?;
+        Description::new(&config, &checkpoint)?;
         let tokenizer = checkpoint
             .read_small_file(TOKENIZER_FILE, MAX_TOKENIZER_BYTES)?
             .map(|bytes| Tokenizer::from_json(&bytes, config.vocab_size))
             .transpose()
             .map_err(|error| error.in_file(TOKENIZER_FILE))?;
         progress.check()?;
-        checkpoint.read_headers()?;
         Ok(Opened { checkpoint, config, tokenizer })
     }
 }

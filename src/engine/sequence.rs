@@ -96,16 +96,16 @@ impl Sequence {
         Ok(())
     }
 
-    /// Keeps the first `length` tokens. What follows is bit for bit what a session fed only those would give.
-    pub fn rewind(&mut self, length: usize) -> Result<()> {
-        if length > self.tokens.len() {
-            let text = format!("cannot rewind to {length} tokens, the session holds {}", self.tokens.len());
-            return Err(Error::new(Status::InvalidArgument, text).at_key("length"));
+    /// Keeps the first `token_count` tokens. What follows is bit for bit what a session fed only those would give.
+    pub fn rewind(&mut self, token_count: usize) -> Result<()> {
+        if token_count > self.tokens.len() {
+            let text = format!("cannot rewind to {token_count} tokens, the session holds {}", self.tokens.len());
+            return Err(Error::new(Status::InvalidArgument, text).at_key("token_count"));
         }
-        if length < self.tokens.len() {
-            self.tokens.truncate(length);
+        if token_count < self.tokens.len() {
+            self.tokens.truncate(token_count);
             // The last token kept becomes pending: its logits are gone, its cache entry will be written again.
-            self.processed = self.processed.min(length.saturating_sub(1));
+            self.processed = self.processed.min(token_count.saturating_sub(1));
             self.ready = false;
         }
         Ok(())
@@ -196,5 +196,7 @@ impl Sequence {
     /// Gives up pending tokens past the first `length`, which were never run.
     pub fn drop_pending(&mut self, length: usize) {
         self.tokens.truncate(length.max(self.processed));
+        // Only the prompt's end gave logits: the last token kept becomes pending, as after a rewind.
+        self.processed = self.processed.min(self.tokens.len().saturating_sub(1));
     }
 }

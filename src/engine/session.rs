@@ -102,9 +102,9 @@ impl Session {
         self.sequence.draw()
     }
 
-    /// Keeps the first `length` tokens. What follows is bit for bit what a session fed only those would give.
-    pub fn rewind(&mut self, length: usize) -> Result<()> {
-        self.sequence.rewind(length)
+    /// Keeps the first `token_count` tokens. What follows is bit for bit what a session fed only those would give.
+    pub fn rewind(&mut self, token_count: usize) -> Result<()> {
+        self.sequence.rewind(token_count)
     }
 
     pub(super) fn sequence_mut(&mut self) -> &mut Sequence {

@@ -14,7 +14,7 @@ use crate::quiet::{Quiet, panic_text};
 /// `error_out` is NULL or points to a pointer the host lets this call write.
 pub unsafe fn guard(error_out: *mut *mut GemmoeError, body: impl FnOnce() -> Result<()>) -> Status {
     let _quiet = Quiet::enter();
-    let outcome = catch_panic(body);
+    let outcome = catch_panic(|| handles::check_process().and_then(|()| body()));
     let (status, error) = match outcome {
         Ok(()) => (Status::Ok, None),
         Err(error) => (error.status(), Some(error)),

@@ -60,7 +60,8 @@ static TABLE: RwLock<Table> = RwLock::new(Table { slots: Vec::new(), live: 0, ge
 /// lock may be held by a thread that does not exist there.
 static OWNER: AtomicU32 = AtomicU32::new(0);
 
-fn check_process() -> Result<()> {
+/// An error in a forked child, whose parent's objects and threads it does not have.
+pub fn check_process() -> Result<()> {
     let owner = OWNER.load(Ordering::Acquire);
     match owner == 0 || owner == std::process::id() {
         true => Ok(()),

@@ -88,6 +88,13 @@ impl Config {
         if !self.head_dim.is_multiple_of(2) {
             return Err(value_error("head_dim", &self.head_dim.to_string(), "an even number (rotary pairs)"));
         }
+        if self.bos_token_id as usize >= self.vocab_size {
+            return Err(value_error(
+                "bos_token_id",
+                &self.bos_token_id.to_string(),
+                &format!("a token below vocab_size ({})", self.vocab_size),
+            ));
+        }
         if self.num_experts_per_tok > self.num_local_experts {
             return Err(value_error(
                 "num_experts_per_tok",

@@ -14,6 +14,7 @@ use serde::de::value::{Error as DtypeError, StrDeserializer};
 use serde::de::{Deserializer, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 
 use super::checkpoint::{file_length, read_bytes, read_error};
+use super::json::MAX_MEMBERS;
 use crate::error::{Error, Result, Status};
 use crate::platform;
 
@@ -95,9 +96,15 @@ impl<'de> Deserialize<'de> for Header {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
                 let mut tensors = Vec::new();
+                let mut has_metadata = false;
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
+                        if std::mem::replace(&mut has_metadata, true) {
+                            return Err(serde::de::Error::custom("key \"__metadata__\" is named twice"));
+                        }
                         map.next_value::<IgnoredAny>()?;
+                    } else if tensors.len() == MAX_MEMBERS {
+                        return Err(serde::de::Error::custom(format!("more than {MAX_MEMBERS} tensors in one file")));
                     } else {
                         tensors.push((name, map.next_value()?));
                     }

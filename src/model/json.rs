@@ -6,7 +6,10 @@ use std::marker::PhantomData;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
-/// The members of an object in file order, each key once.
+/// The most members of one object, which bounds the memory a file of many short ones takes.
+pub const MAX_MEMBERS: usize = 1 << 18;
+
+/// The members of an object in file order, each key once; at most `MAX_MEMBERS`.
 pub struct UniqueMembers<V>(pub Vec<(String, V)>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueMembers<V> {
@@ -26,6 +29,9 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueMembers<V> {
                 while let Some(key) = map.next_key::<String>()? {
                     if !seen.insert(key.clone()) {
                         return Err(serde::de::Error::custom(format!("key {key:?} is named twice")));
+                    }
+                    if members.len() == MAX_MEMBERS {
+                        return Err(serde::de::Error::custom(format!("more than {MAX_MEMBERS} keys in one object")));
                     }
                     members.push((key, map.next_value()?));
                 }

@@ -25,19 +25,24 @@ impl Layout {
         }
     }
 
-    /// Tells the layout from the tensors of layer 0. Dense tensors beside experts are dead weight an older class saved.
+    /// Tells the layout from the tensors of all layers, which must have the same. Dense tensors beside experts are dead
+    /// weight an older class saved.
     pub fn detect(checkpoint: &Checkpoint) -> Result<Layout> {
-        let has = |start: &str| checkpoint.tensor_names().any(|name| name.starts_with(start));
-        match (has("model.layers.0.block_sparse_moe."), has("model.layers.0.mlp.experts.")) {
+        let in_layer = |name: &str, start: &str| {
+            let rest = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+            rest.is_some_and(|(_, rest)| rest.starts_with(start))
+        };
+        let has = |start: &str| checkpoint.tensor_names().any(|name| in_layer(name, start));
+        match (has("block_sparse_moe."), has("mlp.experts.")) {
             (true, true) => Err(Error::new(
                 Status::TensorDuplicate,
                 "experts are stored twice, as \"block_sparse_moe\" and as \"mlp.experts\"; expected one of them",
             )
             .in_file(checkpoint.table_of_contents())
-            .at_key("model.layers.0.mlp.experts")),
+            .at_key("mlp.experts")),
             (true, false) => Ok(Layout::BlockSparseMoe),
             (false, true) => Ok(Layout::Fused),
-            (false, false) if has("model.layers.0.mlp.gate_proj.") => Ok(Layout::Dense),
+            (false, false) if has("mlp.gate_proj.") => Ok(Layout::Dense),
             (false, false) => {
                 let name = "model.layers.0.block_sparse_moe.gate.weight";
                 let text = format!("tensor \"{name}\" is missing, and no other layout's experts are there either");
@@ -211,8 +216,8 @@ pub fn check_no_extra(config: &Config, layout: Layout, checkpoint: &Checkpoint) 
         };
         let reason = if layer.parse().ok().is_none_or(|layer: usize| layer >= config.num_hidden_layers) {
             format!("num_hidden_layers is {}", config.num_hidden_layers)
-        } else if rest.starts_with("self_attn.") && rest.ends_with(".bias") {
-            "attention_bias is not supported".to_owned()
+        } else if rest.ends_with(".bias") {
+            "biases are not supported".to_owned()
         } else if layout == Layout::BlockSparseMoe
             && let Some(rest) = rest.strip_prefix("block_sparse_moe.experts.")
             && rest.split('.').next().and_then(|e| e.parse().ok()).is_none_or(|e: usize| e >= config.num_local_experts)

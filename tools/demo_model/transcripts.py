@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 from evaluate import load_checkpoint
 
 PROMPTS = [
-    "The state is",
-    "Mit diesem Befehl können Sie",
-    "    def __init__(self, ",
-    "ax-mp.1 $e |- ph $.\n",
+    "In other words, the state",
+    "Wenn Sie diese Option",
+    "def main():\n",
+    "sseq1 $p |- ( A = B ->",
 ]
 TEMPERATURE, TOP_K, SAMPLE_SEED, NEW_TOKENS = 0.7, 40, 1, 80
 

@@ -1,0 +1,268 @@
+//! Hosts written in C, compiled as C99 and as C++11 with every warning an error, linked with the shared and with the
+//! static library, and run. What they check is in `tests/hosts/*.c`.
+
+mod common;
+#[path = "common/tokenizer.rs"]
+mod tokenizer_sample;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use common::{Directory, repository};
+use gemmoe::ffi;
+use serde_json::json;
+use tempfile::TempDir;
+
+/// The languages every host is compiled as.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Language {
+    C99,
+    Cpp11,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Library {
+    Shared,
+    Static,
+}
+
+/// Every way to build a host; without a C++ compiler those of C.
+fn ways() -> Vec<(Language, Library)> {
+    let mut ways = vec![(Language::C99, Library::Shared), (Language::C99, Library::Static)];
+    match is_installed("c++") {
+        true => ways.extend([(Language::Cpp11, Library::Shared), (Language::Cpp11, Library::Static)]),
+        false => println!("no C++ compiler: hosts are compiled as C only"),
+    }
+    ways
+}
+
+fn is_installed(program: &str) -> bool {
+    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
+/// Where cargo put the library this test was built with: beside the test. The copy a folder above is that of the last
+/// `cargo build`, which may be older.
+fn library_directory() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let directory = test.parent().unwrap().to_path_buf();
+    assert!(directory.join("libgemmoe.so").exists(), "no libgemmoe.so in {}", directory.display());
+    directory
+}
+
+fn compile(source: &str, language: Language, library: Library, target: &Path) {
+    let (compiler, standard) = match language {
+        Language::C99 => ("cc", &["-x", "c", "-std=c99"]),
+        Language::Cpp11 => ("c++", &["-x", "c++", "-std=c++11"]),
+    };
+    let libraries = library_directory();
+    let mut command = Command::new(compiler);
+    command.args(standard).args(["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O1", "-g"]);
+    command.arg("-I").arg(repository().join("include")).arg(repository().join("tests/hosts").join(source));
+    command.args(["-x", "none"]);
+    match library {
+        Library::Shared => {
+            command.arg(libraries.join("libgemmoe.so")).arg(format!("-Wl,-rpath,{}", libraries.display()));
+        }
+        Library::Static => drop(command.arg(libraries.join("libgemmoe.a"))),
+    }
+    command.args(["-lpthread", "-ldl", "-lm", "-lgcc_s", "-o"]).arg(target);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{source} as {language:?}, {library:?}:\n{}", text(&output));
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}\n{}", output.status, text(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Model directories, and a place for programs.
+struct Workshop {
+    with_tokenizer: TempDir,
+    without_tokenizer: TempDir,
+    broken: TempDir,
+    programs: TempDir,
+}
+
+impl Workshop {
+    fn new() -> Workshop {
+        let sizes = json!({"vocab_size": tokenizer_sample::VOCAB_SIZE, "max_position_embeddings": 4096});
+        let model = Directory::random_with(1, sizes);
+        let with_tokenizer = model.to_temporary();
+        let tokenizer = tokenizer_sample::sample().to_string();
+        std::fs::write(with_tokenizer.path().join("tokenizer.json"), tokenizer).unwrap();
+        let broken = model.to_temporary();
+        std::fs::write(broken.path().join("model.safetensors"), "no tensors").unwrap();
+        Workshop {
+            with_tokenizer,
+            without_tokenizer: model.to_temporary(),
+            broken,
+            programs: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn program(&self, source: &str, (language, library): (Language, Library)) -> PathBuf {
+        let path = self.programs.path().join(format!("{source}-{language:?}-{library:?}"));
+        compile(source, language, library, &path);
+        path
+    }
+
+    /// What a host is called with, by its source.
+    fn arguments(&self, source: &str) -> Vec<PathBuf> {
+        let model = self.with_tokenizer.path().to_path_buf();
+        match source {
+            "misuse.c" => vec![model, self.without_tokenizer.path().to_path_buf()],
+            "threads.c" => vec![model, PathBuf::from("60")],
+            "guest.c" => vec![model, self.broken.path().to_path_buf(), self.programs.path().join("caught")],
+            "reload.c" => vec![model, library_directory().join("libgemmoe.so")],
+            _ => vec![model],
+        }
+    }
+
+    /// Builds a host in every way and runs each.
+    fn run_every_way(&self, source: &str) {
+        for way in ways() {
+            let output = run(Command::new(self.program(source, way)).args(self.arguments(source)));
+            println!("{source} as {way:?}:\n{output}");
+        }
+    }
+}
+
+#[test]
+fn every_wrong_argument_gets_its_documented_status_and_harms_nothing() {
+    Workshop::new().run_every_way("misuse.c");
+}
+
+#[test]
+fn threads_get_ok_or_busy_and_a_cancelled_prefill_goes_on() {
+    Workshop::new().run_every_way("threads.c");
+}
+
+#[test]
+fn the_library_prints_nothing_and_survives_forks() {
+    Workshop::new().run_every_way("guest.c");
+}
+
+#[test]
+fn every_way_of_linking_generates_the_same_tokens() {
+    let workshop = Workshop::new();
+    let tokens: BTreeSet<String> = ways()
+        .into_iter()
+        .map(|way| run(Command::new(workshop.program("generate.c", way)).args(workshop.arguments("generate.c"))))
+        .collect();
+    assert_eq!(tokens.len(), 1, "{tokens:?}");
+}
+
+#[test]
+fn the_library_can_be_opened_and_closed_again_and_again() {
+    let workshop = Workshop::new();
+    for way in ways().into_iter().filter(|(_, library)| *library == Library::Static) {
+        // This one finds the library by itself; linking it as well would keep it from closing.
+        let (language, _) = way;
+        let program = workshop.programs.path().join(format!("reload-{language:?}"));
+        let (compiler, standard) = match language {
+            Language::C99 => ("cc", ["-x", "c", "-std=c99"]),
+            Language::Cpp11 => ("c++", ["-x", "c++", "-std=c++11"]),
+        };
+        let mut command = Command::new(compiler);
+        command.args(standard).args(["-Wall", "-Wextra", "-Wpedantic", "-Werror"]);
+        command.arg("-I").arg(repository().join("include")).arg(repository().join("tests/hosts/reload.c"));
+        run(command.args(["-x", "none", "-ldl", "-o"]).arg(&program));
+        run(Command::new(&program).args(workshop.arguments("reload.c")));
+    }
+}
+
+/// Prints a struct as `layout.c` does. The pattern names every field, or it does not compile.
+macro_rules! layout {
+    ($lines:ident, $struct:ident, $name:literal, $($field:ident: $type:ty),*) => {
+        let _ = |value: ffi::$struct| { let ffi::$struct { $($field: _),* } = value; };
+        $lines.push(format!("{} {}", $name, size_of::<ffi::$struct>()));
+        $(
+            let _: fn(ffi::$struct) -> $type = |value| value.$field;
+            let offset = std::mem::offset_of!(ffi::$struct, $field);
+            $lines.push(format!("{}.{} {} {}", $name, stringify!($field), offset, size_of::<$type>()));
+        )*
+    };
+}
+
+#[test]
+fn structs_have_one_layout_in_c_and_in_rust() {
+    let mut lines: Vec<String> = Vec::new();
+    layout!(lines, GemmoeLoadOptions, "gemmoe_load_options", struct_size: u32, flags: u32, threads: u32,
+        instructions: u32, reserved: [u64; 4]);
+    layout!(lines, GemmoeLoadProgress, "gemmoe_load_progress", struct_size: u32, state: u32, bytes_total: u64,
+        bytes_read: u64);
+    layout!(lines, GemmoeModelInfo, "gemmoe_model_info", struct_size: u32, vocab_size: u32, hidden_size: u32,
+        intermediate_size: u32, num_hidden_layers: u32, num_attention_heads: u32, num_key_value_heads: u32,
+        head_dim: u32, num_local_experts: u32, num_experts_per_tok: u32, max_position_embeddings: u32,
+        bos_token: u32, has_tokenizer: u32, reserved0: u32, weight_bytes: u64, expert_bytes: u64,
+        tokenizer_bytes: u64, kv_bytes_per_token: u64, reserved: [u64; 4]);
+    layout!(lines, GemmoeSessionOptions, "gemmoe_session_options", struct_size: u32, context_size: u32,
+        prefill_chunk: u32, reserved0: u32, reserved: [u64; 4]);
+    layout!(lines, GemmoeSessionInfo, "gemmoe_session_info", struct_size: u32, context_size: u32, token_count: u32,
+        pending_count: u32, kv_bytes: u64, workspace_bytes: u64, reserved: [u64; 4]);
+    layout!(lines, GemmoeSampling, "gemmoe_sampling", struct_size: u32, temperature: f32, top_k: u32, top_p: f32,
+        min_p: f32, reserved0: u32, seed: u64, reserved: [u64; 4]);
+    let workshop = Workshop::new();
+    for way in ways() {
+        let printed = run(&mut Command::new(workshop.program("layout.c", way)));
+        assert_eq!(printed.lines().collect::<Vec<_>>(), lines, "{way:?}");
+    }
+    let header = std::fs::read_to_string(repository().join("include/gemmoe.h")).unwrap();
+    let structs = header.lines().filter(|line| line.starts_with("typedef struct") && line.ends_with('{')).count();
+    let described = lines.iter().filter(|line| !line.contains('.')).count();
+    assert_eq!(structs, described, "a struct of the header is not compared");
+}
+
+/// The functions the header declares.
+fn declared() -> BTreeSet<String> {
+    let header = std::fs::read_to_string(repository().join("include/gemmoe.h")).unwrap();
+    let code = header.lines().filter(|line| !line.trim_start().starts_with(['*', '/', '#']));
+    let code = code.collect::<Vec<_>>().join("\n");
+    let is_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+    let before_brackets = code.match_indices('(').map(|(at, _)| &code[..at]);
+    let names = before_brackets.map(|text| &text[text.rfind(|letter| !is_name(letter)).map_or(0, |at| at + 1)..]);
+    names.filter(|name| name.starts_with("gemmoe_")).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_misuse_host_calls_every_function_of_the_header() {
+    let source = std::fs::read_to_string(repository().join("tests/hosts/misuse.c")).unwrap();
+    let check = std::fs::read_to_string(repository().join("tests/hosts/check.h")).unwrap();
+    let missing: Vec<String> =
+        declared().into_iter().filter(|name| !(source.clone() + &check).contains(&format!("{name}("))).collect();
+    assert!(declared().len() >= 37, "{} functions were found in the header", declared().len());
+    assert!(missing.is_empty(), "not in misuse.c: {missing:?}");
+}
+
+#[test]
+fn the_shared_library_exports_the_functions_of_the_header_and_nothing_else() {
+    if !is_installed("nm") {
+        println!("nm is not installed: exported symbols are not compared");
+        return;
+    }
+    let listing = run(Command::new("nm").args(["-D", "--defined-only"]).arg(library_directory().join("libgemmoe.so")));
+    let exported: BTreeSet<String> =
+        listing.lines().filter_map(|line| line.split_whitespace().nth(2)).map(str::to_owned).collect();
+    assert_eq!(exported, declared());
+}
+
+#[test]
+fn valgrind_finds_no_error_and_no_leak() {
+    if !is_installed("valgrind") {
+        println!("valgrind is not installed: hosts are not run under it");
+        return;
+    }
+    let workshop = Workshop::new();
+    for source in ["generate.c", "misuse.c"] {
+        let program = workshop.program(source, (Language::C99, Library::Shared));
+        let mut command = Command::new("valgrind");
+        command.args(["-q", "--error-exitcode=99", "--leak-check=full", "--errors-for-leak-kinds=definite"]);
+        run(command.arg(program).args(workshop.arguments(source)));
+    }
+}
