@@ -24,8 +24,8 @@ target/chat: examples/c/chat.c include/gemmoe.h lib
 
 demo: target/chat ## build the library and the C example, and generate from the demo model
 	@echo; target/chat $(DEMO) "The reason for this is that" 60 0.7 1
-	@echo; target/chat $(DEMO) "Die Option wird verwendet, um" 60 0.7 1
-	@echo; target/chat $(DEMO) "def __init__(self," 60 0.7 1
+	@echo; target/chat $(DEMO) "Mit dieser Option können Sie" 60 0.7 1
+	@echo; target/chat $(DEMO) "def __init__(self, name" 60 0.7 1
 	@echo; target/chat $(DEMO) "|- ( ( ph /\ ps ) ->" 60 0.7 1
 
 test: ## all tests

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use common::{Directory, repository};
+use common::{Directory, library_directory, repository};
 use gemmoe::ffi;
 use serde_json::json;
 use tempfile::TempDir;
@@ -41,14 +41,8 @@ fn is_installed(program: &str) -> bool {
     Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
-/// Where cargo put the library this test was built with: beside the test. The copy a folder above is that of the last
-/// `cargo build`, which may be older.
-fn library_directory() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let directory = test.parent().unwrap().to_path_buf();
-    assert!(directory.join("libgemmoe.so").exists(), "no libgemmoe.so in {}", directory.display());
-    directory
-}
+/// The example beside the hosts of the tests.
+const CHAT: &str = "../../examples/c/chat.c";
 
 fn compile(source: &str, language: Language, library: Library, target: &Path) {
     let (compiler, standard) = match language {
@@ -107,7 +101,8 @@ impl Workshop {
     }
 
     fn program(&self, source: &str, (language, library): (Language, Library)) -> PathBuf {
-        let path = self.programs.path().join(format!("{source}-{language:?}-{library:?}"));
+        let name = Path::new(source).file_stem().unwrap().to_string_lossy();
+        let path = self.programs.path().join(format!("{name}-{language:?}-{library:?}"));
         compile(source, language, library, &path);
         path
     }
@@ -119,6 +114,9 @@ impl Workshop {
             "misuse.c" => vec![model, self.without_tokenizer.path().to_path_buf()],
             "threads.c" => vec![model, PathBuf::from("60")],
             "guest.c" => vec![model, self.broken.path().to_path_buf(), self.programs.path().join("caught")],
+            CHAT => [repository().join("examples/demo-model").to_str().unwrap(), "The reason", "12", "0.7"]
+                .map(PathBuf::from)
+                .into(),
             "reload.c" => vec![model, library_directory().join("libgemmoe.so")],
             _ => vec![model],
         }
@@ -156,6 +154,21 @@ fn every_way_of_linking_generates_the_same_tokens() {
         .map(|way| run(Command::new(workshop.program("generate.c", way)).args(workshop.arguments("generate.c"))))
         .collect();
     assert_eq!(tokens.len(), 1, "{tokens:?}");
+}
+
+#[test]
+fn the_example_streams_text_and_reports_how_it_went() {
+    let workshop = Workshop::new();
+    for way in ways() {
+        let program = workshop.program(CHAT, way);
+        let output = run(Command::new(&program).args(workshop.arguments(CHAT)));
+        for part in ["The reason", "3 prompt tokens, first new token after", "12 new tokens,", "expert 3"] {
+            assert!(output.contains(part), "{part:?} is not in\n{output}");
+        }
+        let failed = Command::new(&program).arg("/nonexistent").output().unwrap();
+        assert_eq!(failed.status.code(), Some(1));
+        assert!(text(&failed).contains("chat: /nonexistent: DIRECTORY_NOT_FOUND: "), "{}", text(&failed));
+    }
 }
 
 #[test]
@@ -255,12 +268,19 @@ fn the_shared_library_exports_the_functions_of_the_header_and_nothing_else() {
 #[test]
 fn valgrind_finds_no_error_and_no_leak() {
     if !is_installed("valgrind") {
+        assert!(std::env::var_os("CI").is_none(), "valgrind is not installed, and this is where it has to run");
         println!("valgrind is not installed: hosts are not run under it");
         return;
     }
     let workshop = Workshop::new();
-    for source in ["generate.c", "misuse.c"] {
-        let program = workshop.program(source, (Language::C99, Library::Shared));
+    let sources = [
+        ("generate.c", Library::Static),
+        ("misuse.c", Library::Shared),
+        (CHAT, Library::Shared),
+        (CHAT, Library::Static),
+    ];
+    for (source, library) in sources {
+        let program = workshop.program(source, (Language::C99, library));
         let mut command = Command::new("valgrind");
         command.args(["-q", "--error-exitcode=99", "--leak-check=full", "--errors-for-leak-kinds=definite"]);
         run(command.arg(program).args(workshop.arguments(source)));

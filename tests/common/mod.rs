@@ -17,6 +17,15 @@ pub fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// Where cargo put the library this test was built with: beside the test. The copy a folder above is that of the last
+/// `cargo build`, which may be older.
+pub fn library_directory() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let directory = test.parent().unwrap().to_path_buf();
+    assert!(directory.join("libgemmoe.so").exists(), "no libgemmoe.so in {}", directory.display());
+    directory
+}
+
 /// The golden directories, by name.
 pub fn golden() -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = std::fs::read_dir(repository().join("tests/golden"))
