@@ -23,10 +23,10 @@ target/chat: examples/c/chat.c include/gemmoe.h lib
 	$(CC) -std=c99 -Wall -Wextra -Wpedantic $(CFLAGS) -Iinclude $< $(LIB)/libgemmoe.a $(SYSTEM_LIBS) -o $@
 
 demo: target/chat ## build the library and the C example, and generate from the demo model
-	@echo; target/chat $(DEMO) "The reason for this is that" 60 0.7 1
-	@echo; target/chat $(DEMO) "Mit dieser Option können Sie" 60 0.7 1
-	@echo; target/chat $(DEMO) "def __init__(self, name" 60 0.7 1
-	@echo; target/chat $(DEMO) "|- ( ( ph /\ ps ) ->" 60 0.7 1
+	@echo; target/chat $(DEMO) "The reason for this is that" 60 0.6 6
+	@echo; target/chat $(DEMO) "Mit dieser Option können Sie" 60 0.6 6
+	@echo; target/chat $(DEMO) "def __init__(self, name" 60 0.6 6
+	@echo; target/chat $(DEMO) "|- ( ( ph /\ ps ) ->" 60 0.6 6
 
 test: ## all tests
 	$(CARGO) test --locked --features cli
