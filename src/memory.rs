@@ -52,7 +52,8 @@ unsafe impl Plain for half::f16 {}
 pub struct Buffer<T: Plain> {
     start: NonNull<T>,
     length: usize,
-    layout: Option<Layout>,
+    /// What the allocator gave, which begins up to ALIGNMENT bytes before `start`; none for an empty buffer.
+    block: Option<(NonNull<u8>, Layout)>,
 }
 
 // SAFETY: a Buffer owns its memory like a Box<[T]>, and T is Send + Sync.
@@ -66,15 +67,21 @@ impl<T: Plain> Buffer<T> {
         let too_large = || Error::out_of_memory(what, length.saturating_mul(size_of::<T>()));
         let bytes = length.checked_mul(size_of::<T>()).ok_or_else(too_large)?;
         if bytes == 0 {
-            return Ok(Buffer { start: NonNull::dangling(), length: 0, layout: None });
+            return Ok(Buffer { start: NonNull::dangling(), length: 0, block: None });
         }
-        let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|_| too_large())?;
+        // Asked for with more than the allocator's own alignment, zeroed memory is written to at once, page by small
+        // page. Asked for like this, large blocks come untouched from the system, and can still become huge pages.
+        let padded = bytes.checked_add(ALIGNMENT).ok_or_else(too_large)?;
+        let layout = Layout::from_size_align(padded, align_of::<T>()).map_err(|_| too_large())?;
         // SAFETY: the layout's size is not zero.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }.cast::<T>()).ok_or_else(too_large)?;
+        let block = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(too_large)?;
         if bytes >= HUGE_PAGE_BYTES {
-            platform::advise_huge_pages(start.as_ptr().cast(), bytes);
+            platform::advise_huge_pages(block.as_ptr(), padded);
         }
-        Ok(Buffer { start, length, layout: Some(layout) })
+        let skipped = block.addr().get().wrapping_neg() % ALIGNMENT;
+        // SAFETY: `skipped` is below ALIGNMENT, by which the block is longer than `bytes`.
+        let start = unsafe { block.add(skipped) }.cast::<T>();
+        Ok(Buffer { start, length, block: Some((block, layout)) })
     }
 
     /// Size in bytes.
@@ -97,9 +104,9 @@ impl<T: Plain> Buffer<T> {
 
 impl<T: Plain> Drop for Buffer<T> {
     fn drop(&mut self) {
-        if let Some(layout) = self.layout {
+        if let Some((block, layout)) = self.block {
             // SAFETY: the block came from the global allocator with this very layout and is freed once.
-            unsafe { dealloc(self.start.as_ptr().cast(), layout) };
+            unsafe { dealloc(block.as_ptr(), layout) };
         }
     }
 }
