@@ -106,10 +106,10 @@ pub struct SessionObject {
 impl SessionObject {
     /// Uses the session alone; a panic in `body` poisons it.
     fn with<T>(&self, body: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
-        self.poison.watch(|| {
-            let busy = || Error::new(Status::Busy, "another thread is inside a call on this session");
-            body(&mut *self.session.try_lock().ok_or_else(busy)?)
-        })
+        let busy = || Error::new(Status::Busy, "another thread is inside a call on this session");
+        // Held until the poison is set: nobody gets in between a panic and its mark.
+        let mut session = self.session.try_lock().ok_or_else(busy)?;
+        self.poison.watch(|| body(&mut session))
     }
 }
 

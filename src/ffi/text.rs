@@ -120,9 +120,10 @@ impl TextStreamObject {
         bytes_out: Out<usize>,
         body: impl FnOnce(&Model, &mut Stream) -> Result<()>,
     ) -> Result<()> {
+        let busy = || Error::new(Status::Busy, "another thread is inside a call on this text stream");
+        // Held until the poison is set: nobody gets in between a panic and its mark.
+        let mut stream = self.stream.try_lock().ok_or_else(busy)?;
         self.poison.watch(|| {
-            let busy = || Error::new(Status::Busy, "another thread is inside a call on this text stream");
-            let mut stream = self.stream.try_lock().ok_or_else(busy)?;
             stream.text.clear();
             body(&self.model, &mut stream)?;
             text_out.set(stream.text.as_ptr().cast::<c_char>());

@@ -64,32 +64,36 @@ impl CpuPass {
         let config = &shared.config;
         let what = "the workspace of a forward pass";
         let tokens = limits.max_tokens;
-        let slots = tokens * config.num_experts_per_tok;
-        let zeroed = |elements: usize| Buffer::zeroed(what, elements);
+        // A host of the Rust API may give any limits: their products are checked.
+        let times = |rows: usize, columns: usize| {
+            rows.checked_mul(columns).ok_or_else(|| Error::out_of_memory(what, usize::MAX))
+        };
+        let zeroed = |rows: usize, columns: usize| Buffer::zeroed(what, times(rows, columns)?);
+        let slots = times(tokens, config.num_experts_per_tok)?;
         Ok(CpuPass {
             geometry: KvGeometry::of(config),
             limits,
             tokens: 0,
             places: try_with_capacity(what, tokens)?,
-            cosines: zeroed(tokens * config.head_dim / 2)?,
-            sines: zeroed(tokens * config.head_dim / 2)?,
-            x: zeroed(tokens * config.hidden_size)?,
-            normed: zeroed(tokens.max(limits.max_sequences) * config.hidden_size)?,
-            query: zeroed(tokens * config.query_size())?,
-            key: zeroed(tokens * config.key_value_size())?,
-            value: zeroed(tokens * config.key_value_size())?,
-            attended: zeroed(tokens * config.query_size())?,
-            scores: zeroed(shared.pool.threads() * limits.max_context)?,
-            router_logits: zeroed(tokens * config.num_local_experts)?,
+            cosines: zeroed(tokens, config.head_dim / 2)?,
+            sines: zeroed(tokens, config.head_dim / 2)?,
+            x: zeroed(tokens, config.hidden_size)?,
+            normed: zeroed(tokens.max(limits.max_sequences), config.hidden_size)?,
+            query: zeroed(tokens, config.query_size())?,
+            key: zeroed(tokens, config.key_value_size())?,
+            value: zeroed(tokens, config.key_value_size())?,
+            attended: zeroed(tokens, config.query_size())?,
+            scores: zeroed(shared.pool.threads(), limits.max_context)?,
+            router_logits: zeroed(tokens, config.num_local_experts)?,
             routing: Routing::new(
                 config.num_hidden_layers,
                 config.num_local_experts,
                 config.num_experts_per_tok,
                 tokens,
             )?,
-            activated: zeroed(slots * config.intermediate_size)?,
-            projected: zeroed(slots * config.hidden_size)?,
-            logits: zeroed(limits.max_sequences * config.vocab_size)?,
+            activated: zeroed(slots, config.intermediate_size)?,
+            projected: zeroed(slots, config.hidden_size)?,
+            logits: zeroed(limits.max_sequences, config.vocab_size)?,
             logit_rows: try_with_capacity(what, limits.max_sequences)?,
             shared,
         })
@@ -252,14 +256,17 @@ impl Pass for CpuPass {
         let scores = Output::new(&mut self.scores, max_context);
         let attended = Output::new(&mut self.attended, config.query_size());
         let (places, query) = (&self.places, &self.query);
-        // One item is one token's heads; items of single tokens are split by head instead, so that all threads help.
-        let heads_per_item = if self.tokens >= shared.pool.threads() { heads } else { 1 };
-        let items_per_token = heads / heads_per_item;
+        // One item is one token's heads, as many as make an item at the longest position there is; items of single
+        // tokens are split by head instead, so that all threads help.
+        let longest = places.iter().map(|(_, position)| *position as usize + 1).max().unwrap_or(1);
+        let enough = (ITEM_MULTIPLY_ADDS / (2 * longest * head_dim)).clamp(1, heads);
+        let heads_per_item = if self.tokens >= shared.pool.threads() { enough } else { 1 };
+        let items_per_token = heads.div_ceil(heads_per_item);
         shared.pool.run(self.tokens * items_per_token, batch.cancel, &|item, thread| {
             let (token, first) = (item / items_per_token, item % items_per_token * heads_per_item);
             let (sequence, position) = places[token];
             let pages = &batch.sequences[sequence as usize].pages;
-            for head in first..first + heads_per_item {
+            for head in first..(first + heads_per_item).min(heads) {
                 let blocks = |page: usize| {
                     let elements = pages[page].as_host();
                     let at = |half| geometry.block(layer, half, head / queries_per_key);

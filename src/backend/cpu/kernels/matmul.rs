@@ -64,8 +64,9 @@ impl Output {
     /// The buffer is alive, and nobody else reads or writes these elements during the job.
     #[allow(clippy::mut_from_ref)] // Disjointness is the caller's promise, as for a raw pointer.
     pub unsafe fn row_part(&self, row: usize, columns: Range<usize>) -> &mut [f32] {
+        // The row is compared with the number of rows first, so that nothing below can overflow.
+        assert!(columns.start <= columns.end && columns.end <= self.stride && row < self.count / self.stride.max(1));
         let at = row * self.stride + columns.start;
-        assert!(columns.start <= columns.end && columns.end <= self.stride && at + columns.len() <= self.count);
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), columns.len()) }
     }
