@@ -6,11 +6,9 @@
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-
-use parking_lot::{Condvar, Mutex};
 
 use crate::backend::ops::Cancel;
 use crate::error::{Error, Result, Status};
@@ -30,6 +28,12 @@ type Work<'a> = dyn Fn(usize, usize) + Sync + 'a;
 const OPEN: u64 = 1 << 63;
 const EPOCH_STEP: u64 = 1 << 32;
 const JOINED_MASK: u64 = EPOCH_STEP - 1;
+
+/// The standard library's locks, not parking_lot's, whose table of sleeping threads is allocated, without a way to fail,
+/// when a thread first sleeps, and never given back. What these guard is whole whatever panicked.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// One job; written by the caller while nobody has joined, read by those that have.
 struct Job {
@@ -107,7 +111,7 @@ impl Pool {
             }
             return Ok(());
         }
-        let _turn = self.turn.lock();
+        let _turn = lock(&self.turn);
         let shared = &*self.shared;
         // SAFETY: the state is closed and nobody has joined (`turn` admits one caller, which waits for all who
         // joined before it returns), so nobody reads the job. Erasing the lifetime is sound because
@@ -120,7 +124,7 @@ impl Pool {
         let epoch = (shared.state.load(Ordering::Relaxed) & !(OPEN | JOINED_MASK)).wrapping_add(EPOCH_STEP) & !OPEN;
         shared.state.store(OPEN | epoch, Ordering::SeqCst);
         if shared.sleepers.load(Ordering::SeqCst) > 0 {
-            let _sleep = shared.sleep.lock();
+            let _sleep = lock(&shared.sleep);
             shared.wake.notify_all();
         }
         shared.take_items(0);
@@ -130,7 +134,8 @@ impl Pool {
             spins += 1;
             if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
-        if let Some(panic) = shared.panic.lock().take() {
+        let panic = lock(&shared.panic).take();
+        if let Some(panic) = panic {
             resume_unwind(panic);
         }
         if shared.next.load(Ordering::Relaxed) < count { Err(Cancel::error()) } else { Ok(()) }
@@ -141,7 +146,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
         {
-            let _sleep = self.shared.sleep.lock();
+            let _sleep = lock(&self.shared.sleep);
             self.shared.wake.notify_all();
         }
         for thread in self.threads.drain(..) {
@@ -187,13 +192,13 @@ impl Shared {
     }
 
     fn sleep_until_open(&self, seen: u64) {
-        let mut sleep = self.sleep.lock();
+        let sleep = lock(&self.sleep);
         self.sleepers.fetch_add(1, Ordering::SeqCst);
         // Checked after `sleepers` is raised, as the caller checks `sleepers` after opening: one of the two sees the other.
         let state = self.state.load(Ordering::SeqCst);
         let open = state & OPEN != 0 && state & !(OPEN | JOINED_MASK) != seen;
         if !open && !self.stop.load(Ordering::SeqCst) {
-            self.wake.wait(&mut sleep);
+            drop(self.wake.wait(sleep).unwrap_or_else(PoisonError::into_inner));
         }
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
     }
@@ -211,7 +216,7 @@ impl Shared {
             }
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(item, thread))) {
                 self.next.store(job.count, Ordering::Relaxed);
-                self.panic.lock().get_or_insert(panic);
+                lock(&self.panic).get_or_insert(panic);
                 return;
             }
         }
