@@ -35,6 +35,7 @@ pub struct Model {
 impl Model {
     /// Opens a model directory. `progress` may be watched, and cancelled, from another thread.
     pub fn load(directory: &Path, options: &LoadOptions, progress: &Progress) -> Result<Arc<Model>> {
+        options.cpu.check()?;
         let Opened { checkpoint, config, tokenizer } = Opened::new(directory, options.follow_links, progress)?;
         let (config, layout, weights) = Weights::load(&config, &checkpoint, progress)?;
         let backend = Box::new(CpuBackend::new(config.clone(), weights, &options.cpu)?);

@@ -16,7 +16,6 @@ use super::model::{GemmoeModel, ModelObject};
 use super::structs::{self, Versioned, check_reserved};
 use crate::backend::cpu::CpuOptions;
 use crate::backend::cpu::kernels::Instructions;
-use crate::backend::cpu::pool::MAX_THREADS;
 use crate::engine::{LoadOptions, Model};
 use crate::error::{Error, Result, Status};
 use crate::model::Progress;
@@ -128,24 +127,20 @@ impl GemmoeLoadOptions {
         if self.flags & !known != 0 {
             return invalid("flags", self.flags, "a sum of GEMMOE_LOAD_ flags");
         }
-        if self.threads as usize > MAX_THREADS {
-            return invalid("threads", self.threads, &format!("0 to {MAX_THREADS}"));
-        }
         let instructions = match self.instructions {
             GEMMOE_INSTRUCTIONS_DETECT => Instructions::Detect,
             GEMMOE_INSTRUCTIONS_PORTABLE => Instructions::Portable,
             GEMMOE_INSTRUCTIONS_AVX2 => Instructions::Avx2,
             other => return invalid("instructions", other, "one of GEMMOE_INSTRUCTIONS_"),
         };
-        Ok(LoadOptions {
-            cpu: CpuOptions {
-                threads: self.threads as usize,
-                instructions,
-                unrounded_embedding_scale: self.flags & GEMMOE_LOAD_UNROUNDED_EMBEDDING_SCALE != 0,
-                exact_gelu: self.flags & GEMMOE_LOAD_EXACT_GELU != 0,
-            },
-            follow_links: self.flags & GEMMOE_LOAD_FOLLOW_LINKS != 0,
-        })
+        let cpu = CpuOptions {
+            threads: self.threads as usize,
+            instructions,
+            unrounded_embedding_scale: self.flags & GEMMOE_LOAD_UNROUNDED_EMBEDDING_SCALE != 0,
+            exact_gelu: self.flags & GEMMOE_LOAD_EXACT_GELU != 0,
+        };
+        cpu.check()?;
+        Ok(LoadOptions { cpu, follow_links: self.flags & GEMMOE_LOAD_FOLLOW_LINKS != 0 })
     }
 }
 

@@ -407,8 +407,9 @@ pub unsafe extern "C" fn gemmoe_session_get_info(
     }
 }
 
-/// Stops the call in progress on this session, which returns CANCELLED within a few pieces of work of about 100
-/// microseconds per thread; while none is in progress, stops the next prefill or step.
+/// Stops the call in progress on this session, which returns CANCELLED when the pieces of work in flight are done: about
+/// 100 microseconds each in a step, a few milliseconds in a prefill with the default prefill_chunk, longer with a larger
+/// one. While no call is in progress, stops the next prefill or step.
 /// Errors: handle errors. Any thread, never blocks. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn gemmoe_session_cancel(session: *const GemmoeSession) -> Status {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::backend::kv::{KvGeometry, KvPage};
 use crate::backend::ops::{Backend, Pass, PassLimits};
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 use crate::memory::Buffer;
 use crate::model::{Config, Weights};
 use kernels::{Instructions, Kernels};
@@ -28,6 +28,17 @@ pub struct CpuOptions {
     pub unrounded_embedding_scale: bool,
     /// Use GeLU by its definition instead of the tanh approximation.
     pub exact_gelu: bool,
+}
+
+impl CpuOptions {
+    /// Whether this machine can do as asked; to be found out before the weights are read.
+    pub fn check(&self) -> Result<()> {
+        if self.threads > pool::MAX_THREADS {
+            let text = format!("threads is {}, expected 0 to {}", self.threads, pool::MAX_THREADS);
+            return Err(Error::new(Status::InvalidArgument, text).at_key("threads"));
+        }
+        Kernels::get(self.instructions).map(drop)
+    }
 }
 
 /// A model's weights on the CPU.
