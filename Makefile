@@ -1,4 +1,4 @@
-# make help lists the targets. Needs Rust, a C compiler, make and Python 3 (for nothing yet but the tools).
+# make help lists the targets. Needs Rust and a C compiler; the scripts in tools/ need Python 3.
 
 CARGO ?= cargo
 CC ?= cc

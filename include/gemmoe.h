@@ -15,9 +15,11 @@
  * library. Pointers that are not said to be borrowed or owned are only used during the call.
  *
  * Threads. "Any thread" functions may be called by many threads at once. Others take one thread at a time per object; a
- * second one gets BUSY and nothing happens. After a fork the child gets FORKED for every call.
+ * second one gets BUSY and nothing happens. A child forked while objects are alive gets FORKED, without an error object, for
+ * every call that can fail: load after forking.
  *
- * Structs begin with struct_size: initialise them with their GEMMOE_..._INIT macro.
+ * Structs begin with struct_size: initialise them with their GEMMOE_..._INIT macro. It must be what the memory really has: a
+ * larger one is accepted, bytes unknown to the library must be 0 on the way in and are set to 0 on the way out.
  */
 
 #ifndef GEMMOE_H
@@ -142,7 +144,7 @@ enum gemmoe_status
      */
     GEMMOE_STATUS_FORKED = 10,
     /**
-     * A struct's struct_size is not one this library knows, or a reserved field is not 0.
+     * A struct's struct_size is too small or impossible, or a field this library does not know is not 0.
      */
     GEMMOE_STATUS_STRUCT_SIZE = 11,
     /**
@@ -471,15 +473,15 @@ typedef struct gemmoe_sampling {
      */
     float temperature;
     /**
-     * Keep this many most probable tokens; 0 keeps all.
+     * Keep this many most probable tokens, up to vocab_size; 0 keeps all.
      */
     uint32_t top_k;
     /**
-     * Keep the fewest most probable tokens whose probabilities reach this sum; 0 or 1 keeps all.
+     * Keep the fewest most probable tokens whose probabilities reach this sum, 0 to 1; 0 or 1 keeps all.
      */
     float top_p;
     /**
-     * Keep tokens at least this share as probable as the most probable; 0 keeps all.
+     * Keep tokens at least this share as probable as the most probable, 0 to 1; 0 keeps all.
      */
     float min_p;
     /**
@@ -742,9 +744,10 @@ gemmoe_status gemmoe_session_set_sampling(struct gemmoe_session *session,
                                           struct gemmoe_error **error_out);
 
 /**
- * Appends tokens and runs them through the model, so that the logits after the last are ready.
+ * Appends tokens and runs them through the model, so that the logits after the last are ready. With `token_count` 0 it
+ * runs what is pending: so logits are had after a rewind, or after a token that was drawn.
  * Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE and CONTEXT_FULL (nothing was appended), CANCELLED (the
- * tokens run so far are kept, the others as if never given; gemmoe_session_get_info tells), BUSY.
+ * chunks run so far are kept, the others as if never given; gemmoe_session_get_info tells), BUSY.
  * One thread at a time. Since 0.1.
  */
 gemmoe_status gemmoe_session_prefill(struct gemmoe_session *session,
@@ -805,7 +808,8 @@ gemmoe_status gemmoe_session_tokens(const struct gemmoe_session *session,
                                     struct gemmoe_error **error_out);
 
 /**
- * Keeps the first `token_count` tokens. What follows is bit for bit what a session given only those would produce.
+ * Keeps the first `token_count` tokens. What follows is bit for bit what a session given only those would produce. If
+ * tokens were given up, the last one kept is pending and its logits are not ready before the next prefill or step.
  * Errors: handle errors, INVALID_ARGUMENT (more than it holds), BUSY. One thread at a time. Since 0.1.
  */
 gemmoe_status gemmoe_session_rewind(struct gemmoe_session *session,

@@ -32,7 +32,7 @@ pub enum Status {
     Poisoned = 9,
     /// The process forked after the object was made; objects do not survive a fork.
     Forked = 10,
-    /// A struct's struct_size is not one this library knows, or a reserved field is not 0.
+    /// A struct's struct_size is too small or impossible, or a field this library does not know is not 0.
     StructSize = 11,
     /// The caller's buffer is too small; the needed length has been written.
     BufferTooSmall = 12,

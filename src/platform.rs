@@ -74,7 +74,9 @@ impl Directory {
         let error = io::Error::last_os_error();
         match error.raw_os_error() {
             Some(libc::ENOENT) => Err(OpenError::NotFound),
-            Some(libc::ELOOP) => Err(OpenError::NotAllowed("a symbolic link")),
+            Some(libc::ELOOP) => {
+                Err(OpenError::NotAllowed("a symbolic link, which the follow-links option would allow"))
+            }
             Some(libc::ENXIO) => Err(OpenError::NotAllowed("not a regular file")),
             _ => Err(OpenError::Io(error)),
         }

@@ -40,7 +40,9 @@ static gemmoe_status load(const char *directory, gemmoe_model **model, gemmoe_er
     }
     do {
         nanosleep(&pause, NULL);
-        gemmoe_load_poll(job, &progress, NULL);
+        if (gemmoe_load_poll(job, &progress, NULL) != GEMMOE_STATUS_OK) {
+            break;
+        }
         if (progress.bytes_total > 1000000000) {
             fprintf(stderr, "\rloading %3.0f %%", 100.0 * (double)progress.bytes_read / (double)progress.bytes_total);
         }

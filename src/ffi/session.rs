@@ -46,11 +46,11 @@ pub struct GemmoeSampling {
     pub struct_size: u32,
     /// 0 takes the most probable token; above, up to 100, logits are divided by it.
     pub temperature: f32,
-    /// Keep this many most probable tokens; 0 keeps all.
+    /// Keep this many most probable tokens, up to vocab_size; 0 keeps all.
     pub top_k: u32,
-    /// Keep the fewest most probable tokens whose probabilities reach this sum; 0 or 1 keeps all.
+    /// Keep the fewest most probable tokens whose probabilities reach this sum, 0 to 1; 0 or 1 keeps all.
     pub top_p: f32,
-    /// Keep tokens at least this share as probable as the most probable; 0 keeps all.
+    /// Keep tokens at least this share as probable as the most probable, 0 to 1; 0 keeps all.
     pub min_p: f32,
     /// Must be 0.
     pub reserved0: u32,
@@ -196,9 +196,10 @@ pub unsafe extern "C" fn gemmoe_session_set_sampling(
     }
 }
 
-/// Appends tokens and runs them through the model, so that the logits after the last are ready.
+/// Appends tokens and runs them through the model, so that the logits after the last are ready. With `token_count` 0 it
+/// runs what is pending: so logits are had after a rewind, or after a token that was drawn.
 /// Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE and CONTEXT_FULL (nothing was appended), CANCELLED (the
-/// tokens run so far are kept, the others as if never given; gemmoe_session_get_info tells), BUSY.
+/// chunks run so far are kept, the others as if never given; gemmoe_session_get_info tells), BUSY.
 /// One thread at a time. Since 0.1.
 ///
 /// # Safety
@@ -363,7 +364,8 @@ pub unsafe extern "C" fn gemmoe_session_tokens(
     }
 }
 
-/// Keeps the first `token_count` tokens. What follows is bit for bit what a session given only those would produce.
+/// Keeps the first `token_count` tokens. What follows is bit for bit what a session given only those would produce. If
+/// tokens were given up, the last one kept is pending and its logits are not ready before the next prefill or step.
 /// Errors: handle errors, INVALID_ARGUMENT (more than it holds), BUSY. One thread at a time. Since 0.1.
 ///
 /// # Safety

@@ -49,6 +49,7 @@ struct ModelArgs {
 }
 
 fn main() -> ExitCode {
+    end_quietly_with_the_pipe();
     let result = match Cli::parse().command {
         Command::Inspect(command) => command.run(),
         Command::Generate(command) => command.run(),
@@ -62,6 +63,16 @@ fn main() -> ExitCode {
         }
     }
 }
+
+/// A reader that has seen enough, such as `head`, ends this program as it does others.
+#[cfg(unix)]
+fn end_quietly_with_the_pipe() {
+    // SAFETY: no other thread runs yet, and the default action needs no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+#[cfg(not(unix))]
+fn end_quietly_with_the_pipe() {}
 
 /// Token ids as `2,17,5`.
 fn parse_tokens(text: &str) -> Result<Vec<u32>, String> {
