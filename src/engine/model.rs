@@ -36,8 +36,9 @@ impl Model {
     /// Opens a model directory. `progress` may be watched, and cancelled, from another thread.
     pub fn load(directory: &Path, options: &LoadOptions, progress: &Progress) -> Result<Arc<Model>> {
         options.cpu.check()?;
-        let Opened { checkpoint, config, tokenizer } = Opened::new(directory, options.follow_links, progress)?;
-        let (config, layout, weights) = Weights::load(&config, &checkpoint, progress)?;
+        let Opened { checkpoint, description, tokenizer } = Opened::new(directory, options.follow_links, progress)?;
+        let weights = Weights::load(&description, &checkpoint, progress)?;
+        let Description { config, layout, .. } = description;
         let backend = Box::new(CpuBackend::new(config.clone(), weights, &options.cpu)?);
         Ok(Arc::new(Model {
             stop_tokens: stop_tokens(&config, tokenizer.as_ref()),
@@ -51,7 +52,7 @@ impl Model {
     /// Checks a model directory as `load` does and tells what is in it, without reading the weights.
     pub fn inspect(directory: &Path, follow_links: bool) -> Result<(Description, Option<Tokenizer>)> {
         let opened = Opened::new(directory, follow_links, &Progress::default())?;
-        Ok((Description::new(&opened.config, &opened.checkpoint)?, opened.tokenizer))
+        Ok((opened.description, opened.tokenizer))
     }
 
     /// Geometry and constants.
@@ -92,7 +93,7 @@ impl Model {
 /// A directory whose small files are parsed and whose weight files' headers are checked.
 struct Opened {
     checkpoint: Checkpoint,
-    config: Config,
+    description: Description,
     tokenizer: Option<Tokenizer>,
 }
 
@@ -106,14 +107,14 @@ impl Opened {
         progress.check()?;
         // Before the tokenizer, whose tables have room for vocab_size tokens: the tensors bear that size out.
         checkpoint.read_headers()?;
-        Description::new(&config, &checkpoint)?;
+        let description = Description::new(&config, &checkpoint)?;
         let tokenizer = checkpoint
             .read_small_file(TOKENIZER_FILE, MAX_TOKENIZER_BYTES)?
             .map(|bytes| Tokenizer::from_json(&bytes, config.vocab_size))
             .transpose()
             .map_err(|error| error.in_file(TOKENIZER_FILE))?;
         progress.check()?;
-        Ok(Opened { checkpoint, config, tokenizer })
+        Ok(Opened { checkpoint, description, tokenizer })
     }
 }
 

@@ -141,6 +141,7 @@ pub struct Description {
     pub bytes: u64,
     /// The dtypes its tensors are stored in, each once.
     pub dtypes: Vec<String>,
+    plan: Plan,
 }
 
 impl Description {
@@ -164,6 +165,7 @@ impl Description {
             dtypes,
             layout,
             config,
+            plan,
         })
     }
 
@@ -175,26 +177,21 @@ impl Description {
 }
 
 impl Weights {
-    /// Reads every weight the configuration asks for; all are checked before the first is allocated.
-    ///
-    /// Returns the configuration the weights turned out to have (dense checkpoints have one expert) with them.
-    pub fn load(config: &Config, checkpoint: &Checkpoint, progress: &Progress) -> Result<(Config, Layout, Weights)> {
-        let layout = Layout::detect(checkpoint)?;
-        let config = if layout == Layout::Dense { config.as_dense() } else { config.clone() };
-        let plan = Plan::new(&config, layout, checkpoint)?;
+    /// Reads every weight of a checkpoint, all of which its description has checked.
+    pub fn load(description: &Description, checkpoint: &Checkpoint, progress: &Progress) -> Result<Weights> {
+        let plan = &description.plan;
         progress.begin(plan.bytes);
         let reader = Reader { checkpoint, progress };
-        let mut layers = try_with_capacity("layers", config.num_hidden_layers)?;
+        let mut layers = try_with_capacity("layers", plan.layers.len())?;
         for parts in &plan.layers {
             layers.push(reader.layer(parts)?);
         }
-        let weights = Weights {
+        Ok(Weights {
             embedding: reader.matrix(&plan.embedding)?,
             layers,
             final_norm: reader.vector(&plan.final_norm)?,
             head: plan.head.as_ref().map(|head| reader.matrix(head)).transpose()?,
-        };
-        Ok((config, layout, weights))
+        })
     }
 
     /// Size in bytes of everything, and of the experts among it.
