@@ -156,6 +156,10 @@ enum gemmoe_status
      */
     GEMMOE_STATUS_THREAD_UNAVAILABLE = 13,
     /**
+     * Not an error: the time or layer budget is spent. Call again to go on where the work stopped.
+     */
+    GEMMOE_STATUS_NEED_MORE = 14,
+    /**
      * The model directory cannot be opened.
      */
     GEMMOE_STATUS_DIRECTORY_NOT_FOUND = 20,
@@ -267,6 +271,54 @@ enum gemmoe_status
      * A sampling setting is out of range.
      */
     GEMMOE_STATUS_SAMPLING_VALUE = 74,
+    /**
+     * The memory limit for keys and values, of the session or of the model, would be passed.
+     */
+    GEMMOE_STATUS_KV_LIMIT = 75,
+    /**
+     * An expert mask allows no expert, or an expert bias is not a finite number.
+     */
+    GEMMOE_STATUS_EXPERT_VALUE = 76,
+    /**
+     * The bytes are not a snapshot, or were damaged.
+     */
+    GEMMOE_STATUS_SNAPSHOT_DAMAGED = 80,
+    /**
+     * The snapshot is of a format version this library does not read.
+     */
+    GEMMOE_STATUS_SNAPSHOT_VERSION = 81,
+    /**
+     * The snapshot is of another model, or of the same one loaded with other numerical options.
+     */
+    GEMMOE_STATUS_SNAPSHOT_MODEL = 82,
+    /**
+     * The grammar, schema or regular expression cannot be compiled.
+     */
+    GEMMOE_STATUS_GRAMMAR_SYNTAX = 90,
+    /**
+     * The grammar is too complex: a limit on its size or on the work for one token was reached.
+     */
+    GEMMOE_STATUS_GRAMMAR_LIMIT = 91,
+    /**
+     * The token cannot follow under the session's grammar.
+     */
+    GEMMOE_STATUS_GRAMMAR_VIOLATION = 92,
+    /**
+     * The chat template cannot be parsed.
+     */
+    GEMMOE_STATUS_TEMPLATE_SYNTAX = 100,
+    /**
+     * The chat template failed or refused the messages.
+     */
+    GEMMOE_STATUS_TEMPLATE_FAILED = 101,
+    /**
+     * The chat template took too many steps, recursed too deep or wrote too much.
+     */
+    GEMMOE_STATUS_TEMPLATE_LIMIT = 102,
+    /**
+     * A message has a role or a text that cannot be used.
+     */
+    GEMMOE_STATUS_MESSAGE_VALUE = 103,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L

@@ -38,6 +38,8 @@ pub enum Status {
     BufferTooSmall = 12,
     /// The operating system refused a thread.
     ThreadUnavailable = 13,
+    /// Not an error: the time or layer budget is spent. Call again to go on where the work stopped.
+    NeedMore = 14,
 
     /// The model directory cannot be opened.
     DirectoryNotFound = 20,
@@ -100,11 +102,38 @@ pub enum Status {
     NotANumber = 73,
     /// A sampling setting is out of range.
     SamplingValue = 74,
+    /// The memory limit for keys and values, of the session or of the model, would be passed.
+    KvLimit = 75,
+    /// An expert mask allows no expert, or an expert bias is not a finite number.
+    ExpertValue = 76,
+
+    /// The bytes are not a snapshot, or were damaged.
+    SnapshotDamaged = 80,
+    /// The snapshot is of a format version this library does not read.
+    SnapshotVersion = 81,
+    /// The snapshot is of another model, or of the same one loaded with other numerical options.
+    SnapshotModel = 82,
+
+    /// The grammar, schema or regular expression cannot be compiled.
+    GrammarSyntax = 90,
+    /// The grammar is too complex: a limit on its size or on the work for one token was reached.
+    GrammarLimit = 91,
+    /// The token cannot follow under the session's grammar.
+    GrammarViolation = 92,
+
+    /// The chat template cannot be parsed.
+    TemplateSyntax = 100,
+    /// The chat template failed or refused the messages.
+    TemplateFailed = 101,
+    /// The chat template took too many steps, recursed too deep or wrote too much.
+    TemplateLimit = 102,
+    /// A message has a role or a text that cannot be used.
+    MessageValue = 103,
 }
 
 impl Status {
     /// Every status and its name, in the order of its value.
-    pub const TABLE: [(Status, &'static CStr); 42] = {
+    pub const TABLE: [(Status, &'static CStr); 55] = {
         use Status::*;
         [
             (Ok, c"OK"),
@@ -121,6 +150,7 @@ impl Status {
             (StructSize, c"STRUCT_SIZE"),
             (BufferTooSmall, c"BUFFER_TOO_SMALL"),
             (ThreadUnavailable, c"THREAD_UNAVAILABLE"),
+            (NeedMore, c"NEED_MORE"),
             (DirectoryNotFound, c"DIRECTORY_NOT_FOUND"),
             (FileNotFound, c"FILE_NOT_FOUND"),
             (FileNotAllowed, c"FILE_NOT_ALLOWED"),
@@ -149,6 +179,18 @@ impl Status {
             (NoLogits, c"NO_LOGITS"),
             (NotANumber, c"NOT_A_NUMBER"),
             (SamplingValue, c"SAMPLING_VALUE"),
+            (KvLimit, c"KV_LIMIT"),
+            (ExpertValue, c"EXPERT_VALUE"),
+            (SnapshotDamaged, c"SNAPSHOT_DAMAGED"),
+            (SnapshotVersion, c"SNAPSHOT_VERSION"),
+            (SnapshotModel, c"SNAPSHOT_MODEL"),
+            (GrammarSyntax, c"GRAMMAR_SYNTAX"),
+            (GrammarLimit, c"GRAMMAR_LIMIT"),
+            (GrammarViolation, c"GRAMMAR_VIOLATION"),
+            (TemplateSyntax, c"TEMPLATE_SYNTAX"),
+            (TemplateFailed, c"TEMPLATE_FAILED"),
+            (TemplateLimit, c"TEMPLATE_LIMIT"),
+            (MessageValue, c"MESSAGE_VALUE"),
         ]
     };
 
