@@ -15,6 +15,8 @@ pub mod platform;
 mod quiet;
 pub mod text;
 
-pub use engine::{LoadOptions, Model, Sampling, Session, SessionBatch, SessionOptions};
+pub use engine::{
+    BatchOptions, Budget, LoadOptions, Model, Overflow, Pooling, Sampling, Session, SessionBatch, SessionOptions,
+};
 pub use error::{Error, Result, Status};
 pub use model::Progress;

@@ -2,10 +2,9 @@
 
 mod common;
 
-use common::{Directory, Random, load, load_with, session};
+use common::{Directory, Random, batch, draw_each, load, load_with, session};
 use gemmoe::backend::cpu::kernels::{Instructions, Kernels};
-use gemmoe::backend::ops::Cancel;
-use gemmoe::{Model, Sampling, Session, SessionBatch, SessionOptions};
+use gemmoe::{Model, Sampling, Session, SessionOptions};
 use safetensors::Dtype;
 use serde_json::json;
 use std::sync::Arc;
@@ -69,7 +68,7 @@ fn any_cut_of_a_prompt_gives_the_same_bits() {
         }
         // The library's own cut must not show either.
         for prefill_chunk in [1, 5, 120] {
-            let options = SessionOptions { context_size: 200, prefill_chunk };
+            let options = SessionOptions { context_size: 200, prefill_chunk, ..Default::default() };
             let mut session = Session::new(Arc::clone(&model), &options).unwrap();
             session.prefill(&tokens).unwrap();
             assert_eq!(logits_of(&session), whole, "{name}, prefill_chunk {prefill_chunk}");
@@ -123,12 +122,12 @@ fn sessions_stepped_together_give_what_each_gives_alone_for_any_number_of_thread
             .collect();
         for threads in [1, 2, 3, 8] {
             let model = load_with(directory.path(), threads, Instructions::Detect);
-            let mut batch = SessionBatch::new(Arc::clone(&model), prompts.len(), 23, 256).unwrap();
+            let mut batch = batch(&model, prompts.len(), 23, 256);
             let mut sessions: Vec<Session> = (0..prompts.len()).map(|index| prepare(&model, index)).collect();
             let mut tokens = vec![Vec::new(); prompts.len()];
             for _ in 0..12 {
                 let mut all: Vec<&mut Session> = sessions.iter_mut().collect();
-                for (token, tokens) in batch.step(&mut all, &Cancel::default()).unwrap().into_iter().zip(&mut tokens) {
+                for (token, tokens) in draw_each(&mut batch, &mut all).into_iter().zip(&mut tokens) {
                     tokens.push(token.unwrap());
                 }
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use common::{Directory, Random, load, load_with};
 use gemmoe::backend::cpu::kernels::Instructions;
-use gemmoe::{Model, Sampling, Session, SessionBatch, SessionOptions, Status};
+use gemmoe::{BatchOptions, Model, Sampling, Session, SessionBatch, SessionOptions, Status};
 use safetensors::Dtype;
 use serde_json::json;
 
@@ -15,7 +15,7 @@ fn bits(session: &Session) -> Vec<u32> {
 }
 
 fn session(model: &Arc<Model>, context_size: usize, prefill_chunk: usize) -> Session {
-    Session::new(Arc::clone(model), &SessionOptions { context_size, prefill_chunk }).unwrap()
+    Session::new(Arc::clone(model), &SessionOptions { context_size, prefill_chunk, ..Default::default() }).unwrap()
 }
 
 #[test]
@@ -179,7 +179,9 @@ fn a_batch_made_for_more_than_any_memory_is_an_error() {
     for (sessions, tokens, context) in
         [(1, 1, 1 << 62), (1, 1, most), (1, most, 1), (most, most, 1), (1 << 62, 1 << 62, 1)]
     {
-        let error = SessionBatch::new(Arc::clone(&model), sessions, tokens, context).err().unwrap();
+        let options =
+            BatchOptions { max_sessions: sessions, max_tokens: tokens, max_context: context, ..Default::default() };
+        let error = SessionBatch::new(Arc::clone(&model), &options).err().unwrap();
         assert_eq!(error.status(), Status::OutOfMemory);
     }
 }

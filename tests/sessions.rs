@@ -5,9 +5,8 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Directory, Random, load, session};
-use gemmoe::backend::ops::Cancel;
-use gemmoe::{LoadOptions, Model, Progress, Sampling, Session, SessionBatch, SessionOptions, Status};
+use common::{Directory, Random, batch, draw_each, load, session};
+use gemmoe::{Budget, LoadOptions, Model, Progress, Sampling, Session, SessionOptions, Status};
 use serde_json::json;
 
 fn status<T>(result: gemmoe::Result<T>) -> Status {
@@ -15,7 +14,7 @@ fn status<T>(result: gemmoe::Result<T>) -> Status {
 }
 
 fn short_session(model: &Arc<Model>, context_size: usize) -> Session {
-    Session::new(Arc::clone(model), &SessionOptions { context_size, prefill_chunk: 4 }).unwrap()
+    Session::new(Arc::clone(model), &SessionOptions { context_size, prefill_chunk: 4, ..Default::default() }).unwrap()
 }
 
 #[test]
@@ -90,7 +89,7 @@ fn a_cancelled_prefill_keeps_whole_chunks_and_goes_on_to_the_same_logits() {
     whole.prefill(&tokens).unwrap();
     let mut stopped = 0;
     for round in 0..40 {
-        let options = SessionOptions { context_size: 200, prefill_chunk: 8 };
+        let options = SessionOptions { context_size: 200, prefill_chunk: 8, ..Default::default() };
         let mut session = Session::new(Arc::clone(&model), &options).unwrap();
         let cancel = Arc::clone(session.cancel());
         let result = std::thread::scope(|scope| {
@@ -122,12 +121,12 @@ fn a_cancelled_prefill_keeps_whole_chunks_and_goes_on_to_the_same_logits() {
 fn a_member_of_a_batch_in_trouble_does_not_disturb_the_others() {
     let directory = Directory::random(36).to_temporary();
     let model = load(directory.path());
-    let mut batch = SessionBatch::new(Arc::clone(&model), 3, 8, 64).unwrap();
+    let mut batch = batch(&model, 3, 8, 64);
     let (mut empty, mut full, mut fine) =
         (short_session(&model, 9), short_session(&model, 3), short_session(&model, 9));
     full.prefill(&[2, 3, 4]).unwrap();
     fine.push(&[2, 3, 4]).unwrap();
-    let results = batch.step(&mut [&mut empty, &mut full, &mut fine], &Cancel::default()).unwrap();
+    let results = draw_each(&mut batch, &mut [&mut empty, &mut full, &mut fine]);
     let statuses: Vec<Status> = results.into_iter().map(status).collect();
     assert_eq!(statuses, [Status::NoLogits, Status::ContextFull, Status::Ok]);
     let mut alone = short_session(&model, 9);
@@ -137,11 +136,13 @@ fn a_member_of_a_batch_in_trouble_does_not_disturb_the_others() {
 
     let other = load(directory.path());
     let mut stranger = short_session(&other, 9);
-    assert_eq!(status(batch.step(&mut [&mut stranger], &Cancel::default())), Status::InvalidArgument);
-    let stop = Cancel::default();
-    stop.request();
-    assert_eq!(status(batch.step(&mut [&mut fine], &stop)), Status::Cancelled);
-    assert!(batch.step(&mut [&mut fine], &Cancel::default()).unwrap()[0].is_ok());
+    let mut results = Vec::new();
+    let mut step = |session: &mut Session| status(batch.step(&mut [session], &Budget::UNLIMITED, &mut results));
+    assert_eq!(step(&mut stranger), Status::InvalidArgument);
+    batch.cancel().request();
+    let mut step = |session: &mut Session| status(batch.step(&mut [session], &Budget::UNLIMITED, &mut results));
+    assert_eq!(step(&mut fine), Status::Cancelled);
+    assert!(draw_each(&mut batch, &mut [&mut fine])[0].is_ok());
 }
 
 #[test]
@@ -175,7 +176,10 @@ fn a_context_past_the_models_is_refused() {
     let directory = Directory::random_with(39, json!({"max_position_embeddings": 1 << 24})).to_temporary();
     let model = load(directory.path());
     let open = |context_size| {
-        status(Session::new(Arc::clone(&model), &SessionOptions { context_size, prefill_chunk: 1 }).map(drop))
+        status(
+            Session::new(Arc::clone(&model), &SessionOptions { context_size, prefill_chunk: 1, ..Default::default() })
+                .map(drop),
+        )
     };
     assert_eq!(open((1 << 24) + 1), Status::InvalidArgument);
     assert_eq!(open(64), Status::Ok);

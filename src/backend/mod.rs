@@ -5,4 +5,4 @@ pub mod kv;
 pub mod ops;
 
 pub use kv::{KvGeometry, KvPage};
-pub use ops::{Backend, Batch, Cancel, Pass, PassLimits, SequenceSlice};
+pub use ops::{Backend, Batch, Cancel, Limit, Pass, PassLimits, SequenceSlice};

@@ -5,7 +5,9 @@
 //! them. Neither knows about sessions: a `Batch` says which tokens stand at which positions of which pages.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::Instant;
 
 use super::kv::KvPage;
 use crate::error::{Error, Result, Status};
@@ -36,6 +38,77 @@ impl Cancel {
     }
 }
 
+/// How far one call may go: until it is cancelled, its time is over, or its layers are used up. Passes look at it
+/// between pieces of work.
+#[derive(Debug)]
+pub struct Limit<'a> {
+    cancel: &'a Cancel,
+    deadline: Option<Instant>,
+    /// Layers left, the head counted as one; usize::MAX for any number.
+    layers: AtomicUsize,
+    /// Whether a piece of work was done under this limit: every call may do one, or the smallest budgets would get
+    /// nowhere.
+    worked: AtomicBool,
+}
+
+impl<'a> Limit<'a> {
+    /// A limit of time, layers, or both; `None` is no limit.
+    pub fn new(cancel: &'a Cancel, deadline: Option<Instant>, layers: Option<usize>) -> Self {
+        let layers = AtomicUsize::new(layers.unwrap_or(usize::MAX));
+        Limit { cancel, deadline, layers, worked: AtomicBool::new(false) }
+    }
+
+    /// Only a cancel ends the work.
+    pub fn none(cancel: &'a Cancel) -> Self {
+        Limit::new(cancel, None, None)
+    }
+
+    /// Whether no further piece of work may begin.
+    pub fn is_reached(&self) -> bool {
+        self.cancel.is_requested() || self.is_spent()
+    }
+
+    /// Whether time or layers are used up, and something was done in them.
+    pub fn is_spent(&self) -> bool {
+        let over = self.layers.load(Ordering::Relaxed) == 0
+            || self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        over && self.worked.load(Ordering::Relaxed)
+    }
+
+    /// Fails with `Cancelled` if a cancel was asked for.
+    pub fn check_cancel(&self) -> Result<()> {
+        if self.cancel.is_requested() { Err(Cancel::error()) } else { Ok(()) }
+    }
+
+    /// A piece of work was done.
+    pub fn note_work(&self) {
+        self.worked.store(true, Ordering::Relaxed);
+    }
+
+    /// A layer, or the head, was finished.
+    pub fn note_layer(&self) {
+        let left = self.layers.load(Ordering::Relaxed);
+        if left != usize::MAX {
+            self.layers.store(left.saturating_sub(1), Ordering::Relaxed);
+        }
+    }
+}
+
+/// What a host changes about a sequence's router.
+#[derive(Clone, Copy, Debug)]
+pub struct RouterControl<'a> {
+    /// `[layers]`: a bit for each expert that may be chosen; at least one in each layer.
+    pub allowed: &'a [u64],
+    /// `[layers, num_local_experts]`: added to the router's logits; finite.
+    pub bias: &'a [f32],
+}
+
+/// In routes: no expert, where fewer than num_experts_per_tok are allowed. Its weight is 0.
+pub const NO_EXPERT: u32 = u32::MAX;
+
+/// In targets: nothing is wanted after this token.
+pub const NO_TARGET: u32 = u32::MAX;
+
 /// Consecutive tokens of one sequence.
 pub struct SequenceSlice<'a> {
     /// Token ids, all below vocab_size; at least one.
@@ -47,17 +120,19 @@ pub struct SequenceSlice<'a> {
     pub pages: &'a mut [Arc<KvPage>],
     /// Whether the logits after the last token are wanted.
     pub wants_logits: bool,
+    /// Empty, or for each token the one whose log-probability after it is wanted, or NO_TARGET.
+    pub targets: &'a [u32],
+    /// What the host changed about the router.
+    pub router: Option<RouterControl<'a>>,
 }
 
 /// The unit of work: any mix of prompt chunks and single steps of different sequences.
-pub struct Batch<'a> {
+pub struct Batch<'a, 'b> {
     /// At least one, at most the pass's `max_sequences`; their tokens together at most its `max_tokens`.
-    pub sequences: &'a mut [SequenceSlice<'a>],
-    /// Stops the pass early, with `Cancelled`.
-    pub cancel: &'a Cancel,
+    pub sequences: &'b mut [SequenceSlice<'a>],
 }
 
-impl Batch<'_> {
+impl Batch<'_, '_> {
     /// Tokens of all sequences together.
     pub fn token_count(&self) -> usize {
         self.sequences.iter().map(|sequence| sequence.tokens.len()).sum()
@@ -73,12 +148,14 @@ pub struct PassLimits {
     pub max_sequences: usize,
     /// Positions in any of them.
     pub max_context: usize,
+    /// Positions whose logits are held at once: at least max_sequences; more make scoring read the head less often.
+    pub logit_rows: usize,
 }
 
 /// The experts one token was sent to in one layer, highest weight first.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Routes<'a> {
-    /// Expert indices, num_experts_per_tok of them.
+    /// Expert indices, num_experts_per_tok of them; NO_EXPERT at the end where fewer were allowed.
     pub experts: &'a [u32],
     /// Their weights, which sum to 1.
     pub weights: &'a [f32],
@@ -97,39 +174,57 @@ pub trait Backend: Send + Sync {
 
     /// A workspace; everything a pass within `limits` needs is allocated here.
     fn new_pass(&self, limits: PassLimits) -> Result<Box<dyn Pass>>;
+
+    /// A number that differs between models that give different results: of sizes, numerical options, and bytes from
+    /// all over the weights.
+    fn fingerprint(&self) -> u64;
 }
 
 /// The stages of one forward pass over one batch, in the order they are called.
 ///
-/// Results for a token depend only on its own sequence, never on what else is in the batch or on the number of
-/// threads: every sum has one order.
+/// A stage whose limit is reached answers `Pending` and is called again, with the same batch, to go on where it
+/// stopped, inside a matrix if need be. Until the last stage is done no other batch may come between; `begin`
+/// forgets one that was left unfinished.
+///
+/// Results for a token depend only on its own sequence, never on what else is in the batch, on where a stage
+/// stopped, or on the number of threads: every sum has one order.
 pub trait Pass: Send {
-    /// Takes in a batch's shape: token positions, and the rotary angles that go with them.
+    /// Takes in a batch's shape.
     fn begin(&mut self, batch: &Batch) -> Result<()>;
 
-    /// `x = E[token] * s` for every token; `x: [tokens, hidden_size]`.
-    fn embed(&mut self, batch: &Batch) -> Result<()>;
+    /// `x = E[token] * s` for every token, and the rotary angles of its position; `x: [tokens, hidden_size]`.
+    fn embed(&mut self, batch: &Batch, limit: &Limit) -> Poll<Result<()>>;
 
     /// Input norm, queries, keys and values, RoPE on queries and keys; keys and values go to the pages.
-    fn norm_qkv_rope(&mut self, layer: usize, batch: &mut Batch) -> Result<()>;
+    fn norm_qkv_rope(&mut self, layer: usize, batch: &mut Batch, limit: &Limit) -> Poll<Result<()>>;
 
     /// Causal attention over the pages, the output projection, and the residual: `x += attn`.
-    fn attention(&mut self, layer: usize, batch: &Batch) -> Result<()>;
+    fn attention(&mut self, layer: usize, batch: &Batch, limit: &Limit) -> Poll<Result<()>>;
 
-    /// Post-attention norm, router logits, softmax over all experts, the top k and their weights.
-    fn router(&mut self, layer: usize, batch: &Batch) -> Result<()>;
+    /// Post-attention norm, router logits, softmax over all allowed experts, the top k and their weights.
+    fn router(&mut self, layer: usize, batch: &Batch, limit: &Limit) -> Poll<Result<()>>;
 
     /// The chosen experts, combined by weight, and the residual: `x += moe`.
-    fn experts(&mut self, layer: usize, batch: &Batch) -> Result<()>;
+    fn experts(&mut self, layer: usize, batch: &Batch, limit: &Limit) -> Poll<Result<()>>;
 
-    /// Final norm and head for the last token of each sequence that wants logits.
-    fn head(&mut self, batch: &Batch) -> Result<()>;
+    /// Final norm and head: the log-probabilities of targets, and the logits after the last token of each sequence
+    /// that wants them.
+    fn head(&mut self, batch: &Batch, limit: &Limit) -> Poll<Result<()>>;
 
     /// Logits `[vocab_size]` of sequence `sequence` of the last batch, if it wanted them.
     fn logits(&self, sequence: usize) -> Option<&[f32]>;
 
+    /// The log-probability of token `token`'s target (tokens counted over all sequences of the last batch), in nats.
+    fn log_probability(&self, token: usize) -> f32;
+
+    /// Writes the hidden state of token `token` of the last batch after the final norm to `out: [hidden_size]`.
+    fn hidden_state(&self, token: usize, out: &mut [f32]);
+
     /// Where token `token` of the last batch (counted over all sequences) was sent in `layer`.
     fn routes(&self, layer: usize, token: usize) -> Routes<'_>;
+
+    /// Experts that tokens of the last batch were sent to in `layer`: those whose weights were read.
+    fn touched_experts(&self, layer: usize) -> usize;
 
     /// Size of the workspace in bytes.
     fn bytes(&self) -> usize;

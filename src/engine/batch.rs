@@ -1,75 +1,245 @@
 //! Several sessions in one forward pass: each touched expert is read once for all of them.
 
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
-use super::forward::forward;
+use super::budget::Budget;
+use super::forward::{Place, forward};
 use super::model::Model;
+use super::sequence::Wants;
 use super::session::Session;
-use crate::backend::{Batch, Cancel, Pass, PassLimits};
+use crate::backend::{Batch, Cancel, Pass, PassLimits, SequenceSlice};
 use crate::error::{Error, Result, Status};
+use crate::memory::try_with_capacity;
+
+/// What a batch is made for. Zeros take the defaults.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BatchOptions {
+    /// Most sessions of one step; by default 16.
+    pub max_sessions: usize,
+    /// Most tokens of one forward pass, at least one for each session; by default 256.
+    pub max_tokens: usize,
+    /// Most tokens of one session in one pass: the longer, the sooner prompts are done, the longer the others wait for
+    /// their next token meanwhile. By default 64.
+    pub prefill_chunk: usize,
+    /// Longest context of any of them; by default the model's max_position_embeddings, at most 8192.
+    pub max_context: usize,
+}
 
 /// A workspace that steps sessions of one model together.
 pub struct SessionBatch {
     model: Arc<Model>,
     limits: PassLimits,
+    prefill_chunk: usize,
     pass: Box<dyn Pass>,
+    flight: Option<Place>,
+    /// The sessions of the pass in flight, in the order they were given.
+    members: Vec<Member>,
+    /// Spent on it so far.
+    time: Duration,
+    /// Tokens each session of a pass that is being planned gets.
+    counts: Vec<usize>,
+    /// An empty vector, kept for its memory.
+    slices: Vec<SequenceSlice<'static>>,
+    /// Passes planned: who is first where prompts share what is left.
+    turn: usize,
+    cancel: Arc<Cancel>,
+}
+
+/// A session's part in a pass.
+struct Member {
+    stamp: (u64, u64, usize),
+    count: usize,
+    wants_logits: bool,
 }
 
 impl SessionBatch {
-    /// For at most `max_sessions` sessions of at most `max_context` tokens, `max_tokens` of them in one pass.
-    pub fn new(model: Arc<Model>, max_sessions: usize, max_tokens: usize, max_context: usize) -> Result<Self> {
-        if max_sessions == 0 || max_tokens < max_sessions {
-            let text = format!("max_tokens is {max_tokens}, expected at least one for each of {max_sessions} sessions");
+    /// Everything a step needs is reserved here.
+    pub fn new(model: Arc<Model>, options: &BatchOptions) -> Result<Self> {
+        let or = |value: usize, default: usize| if value == 0 { default } else { value };
+        let max_sequences = or(options.max_sessions, 16);
+        let longest = model.config().max_position_embeddings.min(super::options::DEFAULT_CONTEXT);
+        let limits = PassLimits {
+            max_tokens: or(options.max_tokens, max_sequences.max(256)),
+            max_sequences,
+            max_context: or(options.max_context, longest),
+            logit_rows: max_sequences,
+        };
+        if limits.max_tokens < max_sequences {
+            let text = format!(
+                "max_tokens is {}, expected at least one for each of {max_sequences} sessions",
+                limits.max_tokens
+            );
             return Err(Error::new(Status::InvalidArgument, text).at_key("max_tokens"));
         }
-        let limits = PassLimits { max_tokens, max_sequences: max_sessions, max_context };
-        Ok(SessionBatch { pass: model.backend().new_pass(limits)?, model, limits })
+        Ok(SessionBatch {
+            pass: model.backend().new_pass(limits)?,
+            prefill_chunk: or(options.prefill_chunk, 64),
+            model,
+            limits,
+            flight: None,
+            members: try_with_capacity("a batch", max_sequences)?,
+            time: Duration::ZERO,
+            counts: try_with_capacity("a batch", max_sequences)?,
+            slices: try_with_capacity("a batch", max_sequences)?,
+            turn: 0,
+            cancel: Arc::default(),
+        })
     }
 
-    /// Runs what is pending in every session, then draws one token in each, bit for bit as each alone would.
+    /// The model whose sessions it steps.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Stops the step in progress, or the next one, from any thread.
+    pub fn cancel(&self) -> &Arc<Cancel> {
+        &self.cancel
+    }
+
+    /// Bytes of its workspace.
+    pub fn bytes(&self) -> usize {
+        self.pass.bytes()
+    }
+
+    /// Experts whose weights the last pass read, on average over the layers.
+    pub fn touched_experts(&self) -> f64 {
+        let layers = self.model.config().num_hidden_layers;
+        (0..layers).map(|layer| self.pass.touched_experts(layer)).sum::<usize>() as f64 / layers as f64
+    }
+
+    /// Advances every session by at most one token, in at most one forward pass, each bit for bit as it would alone.
     ///
-    /// An error of the batch as a whole leaves every session as it was, with its tokens pending. Sessions' own errors
-    /// (no tokens, a full context) come in their places and do not touch the others.
-    pub fn step(&mut self, sessions: &mut [&mut Session], cancel: &Cancel) -> Result<Vec<Result<u32>>> {
-        self.check(sessions)?;
-        let ready: Vec<Result<()>> = sessions.iter().map(|session| session.check_step()).collect();
-        loop {
-            let waiting = sessions.iter().zip(&ready).filter(|(s, ready)| ready.is_ok() && s.pending() > 0).count();
-            if waiting == 0 {
-                break;
-            }
-            self.run(sessions, &ready, self.limits.max_tokens / waiting, cancel)?;
-        }
-        let draw =
-            |(session, ready): (&mut &mut Session, Result<()>)| ready.and_then(|()| session.sequence_mut().draw());
-        Ok(sessions.iter_mut().zip(ready).map(draw).collect())
-    }
-
-    /// One pass over up to `share` pending tokens of each session.
-    fn run(
+    /// `results[i]` is what came of session i: the token that was drawn; `Pending` if it needs another step first, its
+    /// prompt not being done or the budget spent; or its own error (no tokens, a full context, cancelled), which does
+    /// not touch the others. Sessions with one token to run come first, prompts share what room is left, so a long one
+    /// starves nobody. Sessions may join and leave between steps. A pass that the budget stopped goes on with the next step
+    /// if its sessions are all given again, in the same order; otherwise its work is begun anew.
+    ///
+    /// An error of the batch as a whole leaves every session as it was, with its tokens pending.
+    pub fn step(
         &mut self,
         sessions: &mut [&mut Session],
-        ready: &[Result<()>],
-        share: usize,
-        cancel: &Cancel,
+        budget: &Budget,
+        results: &mut Vec<Poll<Result<u32>>>,
     ) -> Result<()> {
-        let counts: Vec<usize> =
-            sessions.iter().zip(ready).map(|(s, r)| if r.is_ok() { s.pending().min(share) } else { 0 }).collect();
-        let running = |(_, count): &(&mut &mut Session, &usize)| **count > 0;
-        let mut slices: Vec<_> = sessions
-            .iter_mut()
-            .zip(&counts)
-            .filter(running)
-            .map(|(session, count)| session.sequence_mut().slice(*count))
-            .collect();
-        let layers = self.model.config().num_hidden_layers;
-        forward(&mut *self.pass, layers, &mut Batch { sequences: &mut slices, cancel })?;
-        let mut tokens = 0;
-        for (index, (session, count)) in sessions.iter_mut().zip(&counts).filter(running).enumerate() {
-            tokens += count;
-            session.sequence_mut().finish(&*self.pass, index, *count, tokens - 1);
+        let cancel = Arc::clone(&self.cancel);
+        let limit = budget.begin(&cancel);
+        self.check(sessions)?;
+        if cancel.take() {
+            return Err(Cancel::error());
+        }
+        results.clear();
+        results.try_reserve(sessions.len()).map_err(|_| Error::out_of_memory("results", sessions.len()))?;
+        for session in sessions.iter_mut() {
+            let cancelled = session.cancel().take();
+            let ready = if cancelled { Err(Cancel::error()) } else { session.prepare_step() };
+            results.push(ready.map_or_else(|error| Poll::Ready(Err(error)), |()| Poll::Pending));
+        }
+        let place = match self.flight.take() {
+            Some(place) if self.can_go_on(sessions) => place,
+            _ => {
+                self.plan(sessions, results);
+                Place::default()
+            }
+        };
+        if !self.members.is_empty() && self.run(place, sessions, &limit)?.is_pending() {
+            return Ok(());
+        }
+        for (session, result) in sessions.iter_mut().zip(results) {
+            if result.is_pending() && session.pending() == 0 && !limit.is_spent() {
+                *result = Poll::Ready(session.draw());
+                limit.note_work();
+            }
         }
         Ok(())
+    }
+
+    /// Whether the members of the pass in flight are all here, in order and unchanged.
+    fn can_go_on(&self, sessions: &[&mut Session]) -> bool {
+        let mut members = self.members.iter();
+        let mut next = members.next();
+        for session in sessions {
+            if let Some(member) = next
+                && member.stamp == session.stamp()
+                && member.count <= session.pending()
+            {
+                next = members.next();
+            }
+        }
+        next.is_none()
+    }
+
+    /// Chooses the tokens of the next pass.
+    fn plan(&mut self, sessions: &[&mut Session], results: &[Poll<Result<u32>>]) {
+        let wanted = |index: usize| if results[index].is_pending() { sessions[index].pending() } else { 0 };
+        self.counts.clear();
+        self.counts.extend((0..sessions.len()).map(|index| wanted(index).min(1)));
+        let mut prompts = (0..sessions.len()).filter(|index| wanted(*index) > 1).count();
+        let mut left = self.limits.max_tokens - self.counts.iter().sum::<usize>();
+        for offset in 0..sessions.len() {
+            let index = (self.turn + offset) % sessions.len();
+            if wanted(index) > 1 {
+                let more = (wanted(index) - 1).min(self.prefill_chunk.saturating_sub(1)).min(left / prompts);
+                self.counts[index] += more;
+                left -= more;
+                prompts -= 1;
+            }
+        }
+        self.turn = self.turn.wrapping_add(1);
+        self.time = Duration::ZERO;
+        self.members.clear();
+        let running = sessions.iter().zip(&self.counts).filter(|(_, count)| **count > 0);
+        self.members.extend(running.map(|(session, count)| Member {
+            stamp: session.stamp(),
+            count: *count,
+            wants_logits: *count == session.pending(),
+        }));
+    }
+
+    /// Runs the pass of the members on from `place`, and hands its results to them when it is done.
+    fn run(
+        &mut self,
+        mut place: Place,
+        sessions: &mut [&mut Session],
+        limit: &crate::backend::Limit,
+    ) -> Result<Poll<()>> {
+        let started = Instant::now();
+        let mut slices = recycled(std::mem::take(&mut self.slices));
+        let mut members = self.members.iter().peekable();
+        for session in sessions.iter_mut() {
+            if let Some(member) = members.next_if(|member| member.stamp == session.stamp()) {
+                slices.push(session.slice(member.count, Wants { logits: member.wants_logits, targets: &[] }));
+            }
+        }
+        let layers = self.model.config().num_hidden_layers;
+        let result = forward(&mut *self.pass, &mut place, layers, &mut Batch { sequences: &mut slices }, limit);
+        self.slices = recycled(slices);
+        self.time += started.elapsed();
+        match result {
+            Poll::Pending => {
+                self.flight = Some(place);
+                return Ok(Poll::Pending);
+            }
+            Poll::Ready(Err(error)) => {
+                if error.status() == Status::Cancelled {
+                    self.cancel.take();
+                    self.flight = Some(place);
+                }
+                return Err(error);
+            }
+            Poll::Ready(Ok(())) => {}
+        }
+        let mut members = self.members.iter().enumerate().peekable();
+        let mut first = 0;
+        for session in sessions.iter_mut() {
+            if let Some((index, member)) = members.next_if(|(_, member)| member.stamp == session.stamp()) {
+                session.finish(&*self.pass, index, member.count, first, self.time);
+                first += member.count;
+            }
+        }
+        Ok(Poll::Ready(()))
     }
 
     fn check(&self, sessions: &[&mut Session]) -> Result<()> {
@@ -91,4 +261,10 @@ impl SessionBatch {
         }
         Ok(())
     }
+}
+
+/// The memory of a vector for slices of another lifetime: collecting nothing in place keeps it.
+fn recycled<'b>(mut slices: Vec<SequenceSlice<'_>>) -> Vec<SequenceSlice<'b>> {
+    slices.clear();
+    slices.into_iter().map(|_| unreachable!("the vector is empty")).collect()
 }

@@ -1,27 +1,79 @@
 //! THE forward pass: every backend's stages, in the order of the mathematics.
 
-use crate::backend::{Batch, Cancel, Pass};
+use std::task::{Poll, ready};
+
+use crate::backend::{Batch, Limit, Pass};
 use crate::error::Result;
 
-/// Runs one batch through all layers. Afterwards the pass holds its logits and routes, and the pages its keys and
-/// values.
+/// Where a forward pass over one batch stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    stage: Stage,
+    layer: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Begin,
+    Embed,
+    NormQkvRope,
+    Attention,
+    Router,
+    Experts,
+    Head,
+}
+
+/// Runs one batch from `place` on, through all `layers` layers, or until `limit` is reached: `Pending` then, and the next
+/// call with the same batch goes on there. Once done the pass holds the batch's logits and routes, and the pages its keys
+/// and values, the same bits whatever the stops.
 ///
-/// On an error, `Cancelled` included, the pages may hold part of the batch's keys and values: positions from each
-/// slice's `start` on are to be taken as unwritten.
-pub fn forward(pass: &mut dyn Pass, layers: usize, batch: &mut Batch) -> Result<()> {
-    pass.begin(batch)?;
-    pass.embed(batch)?;
-    for layer in 0..layers {
-        if batch.cancel.is_requested() {
-            return Err(Cancel::error());
-        }
-        // x += attention(norm(x))
-        pass.norm_qkv_rope(layer, batch)?;
-        pass.attention(layer, batch)?;
-        // x += experts(norm(x))
-        pass.router(layer, batch)?;
-        pass.experts(layer, batch)?;
+/// Before that, and after an error, the pages may hold part of the batch's keys and values: positions from each slice's
+/// `start` on are to be taken as unwritten. After `Cancelled` the batch can still go on from `place`.
+pub fn forward(
+    pass: &mut dyn Pass,
+    place: &mut Place,
+    layers: usize,
+    batch: &mut Batch,
+    limit: &Limit,
+) -> Poll<Result<()>> {
+    loop {
+        let layer = place.layer;
+        place.stage = match place.stage {
+            Stage::Begin => {
+                pass.begin(batch)?;
+                Stage::Embed
+            }
+            Stage::Embed => {
+                ready!(pass.embed(batch, limit))?;
+                Stage::NormQkvRope
+            }
+            // x += attention(norm(x))
+            Stage::NormQkvRope => {
+                ready!(pass.norm_qkv_rope(layer, batch, limit))?;
+                Stage::Attention
+            }
+            Stage::Attention => {
+                ready!(pass.attention(layer, batch, limit))?;
+                Stage::Router
+            }
+            // x += experts(norm(x))
+            Stage::Router => {
+                ready!(pass.router(layer, batch, limit))?;
+                Stage::Experts
+            }
+            Stage::Experts => {
+                ready!(pass.experts(layer, batch, limit))?;
+                limit.note_layer();
+                place.layer += 1;
+                if place.layer < layers { Stage::NormQkvRope } else { Stage::Head }
+            }
+            // logits = head(norm(x)), where asked for
+            Stage::Head => {
+                ready!(pass.head(batch, limit))?;
+                limit.note_layer();
+                return Poll::Ready(Ok(()));
+            }
+        };
     }
-    // logits = head(norm(x)), where asked for
-    pass.head(batch)
 }

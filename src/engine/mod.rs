@@ -1,14 +1,22 @@
 //! Sessions over a model: the forward pass, the cache, sampling.
 
 pub mod batch;
+pub mod budget;
+pub mod experts;
 pub mod forward;
 pub mod kv;
+pub mod metrics;
 pub mod model;
+pub mod options;
 pub mod sample;
+pub mod score;
 pub mod sequence;
 pub mod session;
 
-pub use batch::SessionBatch;
+pub use batch::{BatchOptions, SessionBatch};
+pub use budget::Budget;
 pub use model::{LoadOptions, Model};
+pub use options::{Overflow, SessionOptions};
 pub use sample::Sampling;
-pub use session::{Session, SessionOptions};
+pub use score::Pooling;
+pub use session::Session;

@@ -1,8 +1,9 @@
 //! A loaded model: weights on a device and the tokenizer, shared by any number of sessions and threads.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use super::kv::KvAccount;
 use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::error::{Error, Result, Status};
@@ -21,6 +22,8 @@ pub struct LoadOptions {
     pub cpu: CpuOptions,
     /// Follow symbolic links inside the directory, as a download cache's layout needs.
     pub follow_links: bool,
+    /// Most bytes of keys and values that all sessions of the model hold together; 0 is no limit.
+    pub kv_limit_bytes: usize,
 }
 
 /// Immutable; usable from any thread.
@@ -30,6 +33,8 @@ pub struct Model {
     tokenizer: Option<Tokenizer>,
     stop_tokens: Vec<u32>,
     backend: Box<dyn Backend>,
+    kv: Arc<KvAccount>,
+    fingerprint: OnceLock<u64>,
 }
 
 impl Model {
@@ -46,6 +51,8 @@ impl Model {
             layout,
             tokenizer,
             backend,
+            kv: Arc::new(KvAccount::new((options.kv_limit_bytes > 0).then_some(options.kv_limit_bytes))),
+            fingerprint: OnceLock::new(),
         }))
     }
 
@@ -81,6 +88,16 @@ impl Model {
     /// The device that holds the weights.
     pub fn backend(&self) -> &dyn Backend {
         &*self.backend
+    }
+
+    /// Keys and values of all its sessions.
+    pub fn kv_account(&self) -> &Arc<KvAccount> {
+        &self.kv
+    }
+
+    /// Differs between models that give different results; computed when first asked for, in milliseconds.
+    pub fn fingerprint(&self) -> u64 {
+        *self.fingerprint.get_or_init(|| self.backend.fingerprint())
     }
 
     /// Ids of `text`, with BOS in front if asked for. `parse_special` lets turn markers in trusted text become tokens.

@@ -179,6 +179,13 @@ pub fn top_log_probabilities(logits: &[f32], ids: &mut [u32], log_probabilities:
     Ok(())
 }
 
+/// The natural logarithm of the probability of `token`. Fails with `NotANumber` where no logit is a finite number.
+pub fn log_probability(logits: &[f32], token: u32) -> Result<f32> {
+    let max = best(logits)?.logit;
+    let sum: f64 = logits.iter().filter(|logit| !logit.is_nan()).map(|logit| ((logit - max) as f64).exp()).sum();
+    Ok(((logits[token as usize] - max) as f64 - sum.ln()) as f32)
+}
+
 /// The random number in [0, 1) of a seed and a counter: SplitMix64's finaliser (Steele, Lea, Flood 2014) over both,
 /// so that a position's number does not depend on how the session came there.
 fn uniform(seed: u64, counter: u64) -> f64 {

@@ -1,9 +1,14 @@
 //! One sequence: its tokens, their keys and values, and what its last position gave.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
+use super::experts::{self, ExpertControl, ExpertStatistics, RouteArrays, RouteRing};
 use super::kv::KvPages;
+use super::metrics::Metrics;
 use super::model::Model;
+use super::options::{Overflow, SessionOptions};
 use super::sample::{Sampler, Sampling, top_log_probabilities};
 use crate::backend::{Pass, SequenceSlice, ops::Routes};
 use crate::error::{Error, Result, Status};
@@ -14,46 +19,104 @@ use crate::memory::{Buffer, try_with_capacity};
 /// The last tokens may be *pending*: held, but not yet run through the model. A token that was drawn stays pending
 /// until somebody continues from it, so the last token of a generation is never computed.
 pub struct Sequence {
-    model: Arc<Model>,
-    context_size: usize,
-    pages: KvPages,
-    tokens: Vec<u32>,
+    /// Differs from every other sequence of this process.
+    id: u64,
+    /// Changes whenever work on pending tokens that was begun would no longer be right.
+    epoch: u64,
+    pub(super) model: Arc<Model>,
+    pub(super) options: SessionOptions,
+    pub(super) pages: KvPages,
+    pub(super) tokens: Vec<u32>,
+    /// Tokens that a sliding window has dropped.
+    pub(super) dropped: u64,
     /// Tokens whose keys and values are in the pages; the rest are pending.
-    processed: usize,
+    pub(super) processed: usize,
     /// Whether `logits` and the routes are those of the last token that is not drawn from them.
-    ready: bool,
+    pub(super) ready: bool,
+    /// Whether the last token was drawn from the logits.
+    pub(super) drawn: bool,
     /// `[vocab_size]`
-    logits: Buffer<f32>,
+    pub(super) logits: Buffer<f32>,
     /// `[num_hidden_layers, num_experts_per_tok]` each: the last position's routes.
-    route_experts: Buffer<u32>,
-    route_weights: Buffer<f32>,
-    sampling: Sampling,
+    pub(super) route_experts: Buffer<u32>,
+    pub(super) route_weights: Buffer<f32>,
+    pub(super) sampling: Sampling,
     sampler: Sampler,
+    /// None until the host changes something.
+    pub(super) control: Option<ExpertControl>,
+    statistics: ExpertStatistics,
+    ring: RouteRing,
+    metrics: Metrics,
+}
+
+/// What is wanted of the tokens of a slice.
+#[derive(Clone, Copy, Default)]
+pub struct Wants<'a> {
+    /// The logits after the last.
+    pub logits: bool,
+    /// As `SequenceSlice::targets`.
+    pub targets: &'a [u32],
 }
 
 impl Sequence {
-    /// A sequence without tokens. Memory for `context_size` of them is reserved here.
-    pub fn new(model: Arc<Model>, context_size: usize) -> Result<Sequence> {
+    /// A sequence without tokens. Memory for all it can hold is reserved here; `options` are resolved.
+    pub(super) fn new(model: Arc<Model>, options: SessionOptions) -> Result<Sequence> {
+        let pages = KvPages::new(model.backend(), model.kv_account(), options.context_size)?;
+        Sequence::with_pages(model, options, pages)
+    }
+
+    fn with_pages(model: Arc<Model>, options: SessionOptions, pages: KvPages) -> Result<Sequence> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let config = model.config();
         let routes = config.num_hidden_layers * config.num_experts_per_tok;
         Ok(Sequence {
-            context_size,
-            pages: KvPages::new(model.backend(), context_size)?,
-            tokens: try_with_capacity("a session's tokens", context_size)?,
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            epoch: 0,
+            options,
+            pages,
+            tokens: try_with_capacity("a session's tokens", options.context_size)?,
+            dropped: 0,
             processed: 0,
             ready: false,
+            drawn: false,
             logits: Buffer::zeroed("logits", config.vocab_size)?,
             route_experts: Buffer::zeroed("routes", routes)?,
             route_weights: Buffer::zeroed("routes", routes)?,
             sampling: Sampling::default(),
             sampler: Sampler::new(config.vocab_size)?,
+            control: None,
+            statistics: ExpertStatistics::new(config)?,
+            ring: RouteRing::new(config, options.route_capacity)?,
+            metrics: Metrics::default(),
             model,
         })
+    }
+
+    /// A second sequence in the same state, with statistics and metrics of its own. It shares the pages that are full.
+    pub fn fork(&self) -> Result<Sequence> {
+        let pages = self.pages.fork(self.model.backend(), self.processed)?;
+        let mut fork = Sequence::with_pages(Arc::clone(&self.model), self.options, pages)?;
+        fork.tokens.extend_from_slice(&self.tokens);
+        fork.dropped = self.dropped;
+        fork.processed = self.processed;
+        fork.ready = self.ready;
+        fork.drawn = self.drawn;
+        fork.logits.copy_from_slice(&self.logits);
+        fork.route_experts.copy_from_slice(&self.route_experts);
+        fork.route_weights.copy_from_slice(&self.route_weights);
+        fork.sampling = self.sampling;
+        fork.control.clone_from(&self.control);
+        Ok(fork)
     }
 
     /// The model it runs.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
+    }
+
+    /// The options it was made with, defaults filled in.
+    pub fn options(&self) -> &SessionOptions {
+        &self.options
     }
 
     /// All tokens it holds, the pending ones included.
@@ -63,10 +126,15 @@ impl Sequence {
 
     /// Tokens it can hold.
     pub fn context_size(&self) -> usize {
-        self.context_size
+        self.options.context_size
     }
 
-    /// Bytes of its keys and values among them.
+    /// Tokens that were dropped because the window slid.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Bytes of its keys and values, those it shares with forks included.
     pub fn kv_bytes(&self) -> usize {
         self.pages.bytes()
     }
@@ -78,37 +146,86 @@ impl Sequence {
         Ok(())
     }
 
-    /// Appends tokens, pending.
+    /// How `step` draws.
+    pub fn sampling(&self) -> &Sampling {
+        &self.sampling
+    }
+
+    /// Appends tokens, pending. A window that slides makes room for them; of more than it can keep at once, the first
+    /// and the last stay.
     pub fn push(&mut self, tokens: &[u32]) -> Result<()> {
         let vocab_size = self.model.config().vocab_size;
         if let Some(at) = tokens.iter().position(|token| *token as usize >= vocab_size) {
             let text = format!("token {at} of the input is {}, the vocabulary has {vocab_size}", tokens[at]);
             return Err(Error::new(Status::TokenOutOfRange, text));
         }
-        let room = self.context_size - self.tokens.len();
+        let room = self.context_size() - self.tokens.len();
         if tokens.len() > room {
-            let held = self.tokens.len();
-            let text = format!("{} tokens do not fit: {held} of {} are used", tokens.len(), self.context_size);
-            return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
+            match self.options.overflow {
+                Overflow::Fail => {
+                    let held = self.tokens.len();
+                    let text =
+                        format!("{} tokens do not fit: {held} of {} are used", tokens.len(), self.context_size());
+                    return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
+                }
+                Overflow::Slide { keep } => self.slide(keep, tokens)?,
+            }
+        } else {
+            self.tokens.extend_from_slice(tokens);
         }
-        self.tokens.extend_from_slice(tokens);
-        self.ready &= tokens.is_empty();
+        if !tokens.is_empty() {
+            self.ready = false;
+            self.drawn = false;
+            self.metrics.note_prompt();
+        }
+        Ok(())
+    }
+
+    /// Appends `tokens` and drops the oldest after the first `keep`, so that of the context past those half is free.
+    fn slide(&mut self, keep: usize, tokens: &[u32]) -> Result<()> {
+        let tail = ((self.context_size() - keep) / 2).max(1);
+        let held = self.tokens.len();
+        let drop = held + tokens.len() - keep - tail;
+        // New tokens among the first `keep`, then what is dropped of the held ones and of the rest of the new.
+        let (first, rest) = tokens.split_at(keep.saturating_sub(held).min(tokens.len()));
+        let held_drop = held.saturating_sub(keep).min(drop);
+        if held_drop > 0 {
+            self.pages.own_from(self.model.backend(), keep.min(self.processed))?;
+            self.processed = self.processed.min(keep);
+            self.tokens.drain(keep..keep + held_drop);
+        }
+        self.tokens.extend_from_slice(first);
+        self.tokens.extend_from_slice(&rest[drop - held_drop..]);
+        self.dropped += drop as u64;
+        self.ready = false;
+        self.epoch += 1;
         Ok(())
     }
 
     /// Keeps the first `token_count` tokens. What follows is bit for bit what a session fed only those would give.
+    ///
+    /// Fails with `InvalidArgument`, or, where pages are shared with a fork, `OutOfMemory` or `KvLimit`; nothing has
+    /// changed then.
     pub fn rewind(&mut self, token_count: usize) -> Result<()> {
         if token_count > self.tokens.len() {
             let text = format!("cannot rewind to {token_count} tokens, the session holds {}", self.tokens.len());
             return Err(Error::new(Status::InvalidArgument, text).at_key("token_count"));
         }
         if token_count < self.tokens.len() {
-            self.tokens.truncate(token_count);
             // The last token kept becomes pending: its logits are gone, its cache entry will be written again.
-            self.processed = self.processed.min(token_count.saturating_sub(1));
-            self.ready = false;
+            let processed = self.processed.min(token_count.saturating_sub(1));
+            self.pages.own_from(self.model.backend(), processed)?;
+            self.truncate(token_count, processed);
         }
         Ok(())
+    }
+
+    fn truncate(&mut self, token_count: usize, processed: usize) {
+        self.tokens.truncate(token_count);
+        self.processed = processed;
+        self.ready = false;
+        self.drawn = false;
+        self.epoch += 1;
     }
 
     /// Logits `[vocab_size]` after the last token that was run.
@@ -142,16 +259,68 @@ impl Sequence {
         }
     }
 
-    /// Whether a step can be taken: there is something to continue and room for one token more.
-    pub fn check_step(&self) -> Result<()> {
+    /// How often each expert was chosen since the session was made, or the statistics were cleared.
+    pub fn expert_statistics(&self) -> &ExpertStatistics {
+        &self.statistics
+    }
+
+    /// Starts counting anew.
+    pub fn clear_expert_statistics(&mut self) {
+        self.statistics.clear();
+    }
+
+    /// Moves the routes of tokens run since the last fetch out; see [`RouteRing::fetch`].
+    pub fn fetch_routes(&mut self, arrays: &mut RouteArrays) -> (usize, u64) {
+        self.ring.fetch(arrays)
+    }
+
+    /// Lets only some experts be chosen from now on; see [`ExpertControl::set_allowed`].
+    pub fn set_allowed_experts(&mut self, layer: Option<usize>, allowed: u64) -> Result<()> {
+        self.change_control(|control| control.set_allowed(layer, allowed))
+    }
+
+    /// Biases the router from now on; see [`ExpertControl::set_bias`].
+    pub fn set_expert_bias(&mut self, layer: Option<usize>, bias: &[f32]) -> Result<()> {
+        self.change_control(|control| control.set_bias(layer, bias))
+    }
+
+    /// Lets the router choose by itself again.
+    pub fn clear_expert_control(&mut self) {
+        self.control = None;
+        self.epoch += 1;
+    }
+
+    fn change_control(&mut self, change: impl FnOnce(&mut ExpertControl) -> Result<()>) -> Result<()> {
+        let mut control = match self.control.take() {
+            Some(control) => control,
+            None => ExpertControl::new(self.model.config())?,
+        };
+        let result = change(&mut control);
+        self.control = Some(control);
+        self.epoch += 1;
+        result
+    }
+
+    /// What the session measured.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Makes sure a step can be taken: there is something to continue, and room for one token more.
+    pub(super) fn prepare_step(&mut self) -> Result<()> {
         if self.tokens.is_empty() {
             return Err(Error::new(Status::NoLogits, "the session holds no tokens: prefill at least one first"));
         }
-        if self.tokens.len() == self.context_size {
-            let text = format!("no room for another token: {} of {0} are used", self.context_size);
-            return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
+        if self.tokens.len() < self.context_size() {
+            return Ok(());
         }
-        Ok(())
+        match self.options.overflow {
+            Overflow::Slide { keep } => self.slide(keep, &[]),
+            Overflow::Fail => {
+                let text = format!("no room for another token: {} of {0} are used", self.context_size());
+                Err(Error::new(Status::ContextFull, text).at_key("context_size"))
+            }
+        }
     }
 
     /// Tokens to run before the next can be drawn. After a rewind that is at least the last token kept.
@@ -159,44 +328,62 @@ impl Sequence {
         self.tokens.len() - self.processed
     }
 
+    /// What identifies this sequence and the state its pending tokens can be run in.
+    pub(super) fn stamp(&self) -> (u64, u64, usize) {
+        (self.id, self.epoch, self.processed)
+    }
+
     /// The next `count` pending tokens, as a part of a batch.
-    pub fn slice(&mut self, count: usize) -> SequenceSlice<'_> {
-        let end = self.processed + count;
+    pub(super) fn slice<'a>(&'a mut self, count: usize, wants: Wants<'a>) -> SequenceSlice<'a> {
         SequenceSlice {
-            tokens: &self.tokens[self.processed..end],
+            tokens: &self.tokens[self.processed..self.processed + count],
             start: self.processed,
             pages: self.pages.pages_mut(),
-            wants_logits: end == self.tokens.len(),
+            wants_logits: wants.logits,
+            targets: wants.targets,
+            router: self.control.as_ref().map(ExpertControl::as_router_control),
         }
     }
 
-    /// Takes over the results of a pass in which this session was sequence `sequence`, with `count` tokens of which
-    /// the last was token `last_token` of the batch.
-    pub fn finish(&mut self, pass: &dyn Pass, sequence: usize, count: usize, last_token: usize) {
+    /// Takes over the results of a pass of `time` in which this was sequence `sequence`, with `count` tokens of which
+    /// the first was token `first` of the batch.
+    pub(super) fn finish(&mut self, pass: &dyn Pass, sequence: usize, count: usize, first: usize, time: Duration) {
+        let tokens = &self.tokens[self.processed..self.processed + count];
+        let position = self.dropped + self.processed as u64;
+        experts::record(pass, first, tokens, position, &mut self.statistics, Some(&mut self.ring));
         self.processed += count;
-        let Some(logits) = pass.logits(sequence) else { return };
+        let is_last = self.processed == self.tokens.len();
+        self.metrics.note_pass(count, time, is_last && self.drawn && count == 1);
+        // Tokens may have been appended while the pass was suspended: then these logits are not the last.
+        let Some(logits) = pass.logits(sequence).filter(|_| is_last) else { return };
         self.logits.copy_from_slice(logits);
         let top_k = self.model.config().num_experts_per_tok;
         let rows = self.route_experts.chunks_exact_mut(top_k).zip(self.route_weights.chunks_exact_mut(top_k));
         for (layer, (experts, weights)) in rows.enumerate() {
-            let routes = pass.routes(layer, last_token);
+            let routes = pass.routes(layer, first + count - 1);
             experts.copy_from_slice(routes.experts);
             weights.copy_from_slice(routes.weights);
         }
         self.ready = true;
+        self.drawn = false;
     }
 
     /// Draws from the ready logits and appends the token, pending.
-    pub fn draw(&mut self) -> Result<u32> {
-        let token = self.sampler.draw(&self.logits, &self.sampling, self.tokens.len())?;
+    pub(super) fn draw(&mut self) -> Result<u32> {
+        let started = Instant::now();
+        let token = self.sampler.draw(&self.logits, &self.sampling, self.dropped as usize + self.tokens.len())?;
         self.tokens.push(token);
+        self.drawn = true;
+        self.metrics.note_draw(started.elapsed());
         Ok(token)
     }
 
     /// Gives up pending tokens past the first `length`, which were never run.
-    pub fn drop_pending(&mut self, length: usize) {
-        self.tokens.truncate(length.max(self.processed));
-        // Only the prompt's end gave logits: the last token kept becomes pending, as after a rewind.
-        self.processed = self.processed.min(self.tokens.len().saturating_sub(1));
+    pub(super) fn drop_pending(&mut self, length: usize) {
+        let length = length.max(self.processed);
+        if length < self.tokens.len() {
+            // Only the prompt's end gives logits: the last token kept becomes pending, as after a rewind.
+            self.truncate(length, self.processed.min(length.saturating_sub(1)));
+        }
     }
 }

@@ -1,52 +1,40 @@
 //! A sequence with a workspace of its own: what a host steps.
 
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::task::{Poll, ready};
+use std::time::{Duration, Instant};
 
-use super::forward::forward;
+use super::budget::Budget;
+use super::forward::{Place, forward};
 use super::model::Model;
-use super::sample::Sampling;
-use super::sequence::Sequence;
-use crate::backend::{Batch, Cancel, Pass, PassLimits};
+use super::options::{SCORE_ROWS, SessionOptions};
+use super::sequence::{Sequence, Wants};
+use crate::backend::{Batch, Cancel, Limit, Pass, PassLimits};
 use crate::error::{Error, Result, Status};
 
-/// Tokens a prompt is cut into where the host does not say.
-pub const DEFAULT_PREFILL_CHUNK: usize = 256;
-/// Largest context a session gets where the host does not say; a smaller limit of the model wins.
-pub const DEFAULT_CONTEXT: usize = 8192;
-
-/// What a host may choose when it makes a session. Zeros take the defaults.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SessionOptions {
-    /// Tokens the session can hold; memory for all of them is reserved at once.
-    pub context_size: usize,
-    /// Most tokens of one forward pass; the workspace is sized for it.
-    pub prefill_chunk: usize,
-}
-
-impl SessionOptions {
-    /// The options with defaults filled in, or an error naming the one that is out of range.
-    fn resolve(&self, model: &Model) -> Result<SessionOptions> {
-        let longest = model.config().max_position_embeddings;
-        let context_size = if self.context_size == 0 { longest.min(DEFAULT_CONTEXT) } else { self.context_size };
-        if context_size > longest {
-            let text = format!("context_size is {context_size}, the model's max_position_embeddings is {longest}");
-            return Err(Error::new(Status::InvalidArgument, text).at_key("context_size"));
-        }
-        let chunk = if self.prefill_chunk == 0 { DEFAULT_PREFILL_CHUNK } else { self.prefill_chunk };
-        Ok(SessionOptions { context_size, prefill_chunk: chunk.min(context_size) })
-    }
-}
-
-/// A sequence being generated. Reading it goes through to its [`Sequence`].
+/// A sequence being generated. Everything but running it goes through to its [`Sequence`].
 ///
 /// Not to be used by two threads at once; its `cancel` is the exception. A cancel that comes while no call is running
 /// stops the next one.
 pub struct Session {
-    sequence: Sequence,
-    pass: Box<dyn Pass>,
-    max_tokens: usize,
+    pub(super) sequence: Sequence,
+    /// None for a session that runs only in batches.
+    pub(super) pass: Option<Box<dyn Pass>>,
+    flight: Option<Flight>,
     cancel: Arc<Cancel>,
+}
+
+/// A forward pass over the next pending tokens that was begun and not finished.
+pub struct Flight {
+    place: Place,
+    /// The sequence's, when it began.
+    stamp: (u64, u64, usize),
+    count: usize,
+    /// Whether it ends at the last token held when it began.
+    wants_logits: bool,
+    /// Spent so far.
+    time: Duration,
 }
 
 impl Deref for Session {
@@ -56,19 +44,36 @@ impl Deref for Session {
     }
 }
 
+impl DerefMut for Session {
+    fn deref_mut(&mut self) -> &mut Sequence {
+        &mut self.sequence
+    }
+}
+
 impl Session {
     /// A session without tokens. All memory it will ever need is reserved here.
     pub fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Session> {
-        let SessionOptions { context_size, prefill_chunk } = options.resolve(&model)?;
-        let limits = PassLimits { max_tokens: prefill_chunk, max_sequences: 1, max_context: context_size };
-        let pass = model.backend().new_pass(limits)?;
-        let sequence = Sequence::new(model, context_size)?;
-        Ok(Session { sequence, pass, max_tokens: prefill_chunk, cancel: Arc::default() })
+        let options = options.resolve(&model)?;
+        let pass = new_pass(&model, &options)?;
+        Ok(Session::from_parts(Sequence::new(model, options)?, pass))
+    }
+
+    pub(super) fn from_parts(sequence: Sequence, pass: Option<Box<dyn Pass>>) -> Session {
+        Session { sequence, pass, flight: None, cancel: Arc::default() }
+    }
+
+    /// A second session that holds the same tokens and goes on from the same state, bit for bit.
+    ///
+    /// The keys and values of full pages are shared until one of the two rewinds into them. It draws the same tokens
+    /// unless it is given another seed. Fails with `OutOfMemory` or `KvLimit`.
+    pub fn fork(&self) -> Result<Session> {
+        let pass = new_pass(self.model(), self.options())?;
+        Ok(Session::from_parts(self.sequence.fork()?, pass))
     }
 
     /// Bytes of its own: keys and values, and workspace.
     pub fn bytes(&self) -> usize {
-        self.sequence.kv_bytes() + self.pass.bytes()
+        self.sequence.kv_bytes() + self.pass.as_ref().map_or(0, |pass| pass.bytes())
     }
 
     /// Stops the call in progress, from any thread.
@@ -76,58 +81,138 @@ impl Session {
         &self.cancel
     }
 
-    /// How `step` draws from now on.
-    pub fn set_sampling(&mut self, sampling: Sampling) -> Result<()> {
-        self.sequence.set_sampling(sampling)
-    }
-
-    /// Appends tokens without running them; `step` and `SessionBatch` will.
-    pub fn push(&mut self, tokens: &[u32]) -> Result<()> {
-        self.sequence.push(tokens)
-    }
-
     /// Appends tokens and runs them, so that the logits after the last are ready.
     ///
     /// On `Cancelled` the session keeps the tokens that were run; the others are as if never given.
     pub fn prefill(&mut self, tokens: &[u32]) -> Result<()> {
+        finished(self.prefill_within(tokens, &Budget::UNLIMITED))
+    }
+
+    /// As `prefill`, as far as the budget goes. After `Pending` the session holds the tokens, those not run yet pending:
+    /// call again without tokens to go on, or `step_within`.
+    ///
+    /// A cancel takes back only tokens of the call it stops.
+    pub fn prefill_within(&mut self, tokens: &[u32], budget: &Budget) -> Poll<Result<()>> {
+        let cancel = Arc::clone(&self.cancel);
+        let limit = budget.begin(&cancel);
+        self.check_workspace()?;
         let held = self.sequence.tokens().len();
         self.sequence.push(tokens)?;
-        self.run_pending().inspect_err(|_| self.sequence.drop_pending(held))
+        let result = self.run_pending(&limit);
+        if let Poll::Ready(Err(_)) = result {
+            self.sequence.drop_pending(held);
+        }
+        result
     }
 
     /// Runs what is pending and draws the next token, which is appended and returned.
     pub fn step(&mut self) -> Result<u32> {
-        self.sequence.check_step()?;
-        self.run_pending()?;
-        self.sequence.draw()
+        finished(self.step_within(&Budget::UNLIMITED))
     }
 
-    /// Keeps the first `token_count` tokens. What follows is bit for bit what a session fed only those would give.
-    pub fn rewind(&mut self, token_count: usize) -> Result<()> {
-        self.sequence.rewind(token_count)
-    }
-
-    pub(super) fn sequence_mut(&mut self) -> &mut Sequence {
-        &mut self.sequence
-    }
-
-    fn run_pending(&mut self) -> Result<()> {
-        if self.cancel.take() {
-            return Err(Cancel::error());
+    /// As `step`, as far as the budget goes. After `Pending` nothing was drawn; the next call goes on where this one
+    /// stopped, inside a matrix if need be, and gives the same token.
+    pub fn step_within(&mut self, budget: &Budget) -> Poll<Result<u32>> {
+        let cancel = Arc::clone(&self.cancel);
+        let limit = budget.begin(&cancel);
+        self.check_workspace()?;
+        self.sequence.prepare_step()?;
+        ready!(self.run_pending(&limit))?;
+        if limit.is_spent() {
+            return Poll::Pending;
         }
-        let layers = self.sequence.model().config().num_hidden_layers;
-        while self.sequence.pending() > 0 {
-            let count = self.sequence.pending().min(self.max_tokens);
-            let mut slices = [self.sequence.slice(count)];
-            let mut batch = Batch { sequences: &mut slices, cancel: &self.cancel };
-            if let Err(error) = forward(&mut *self.pass, layers, &mut batch) {
-                if error.status() == Status::Cancelled {
-                    self.cancel.take();
-                }
-                return Err(error);
+        Poll::Ready(self.sequence.draw())
+    }
+
+    fn check_workspace(&self) -> Result<()> {
+        match self.pass {
+            Some(_) => Ok(()),
+            None => {
+                let text = "this session was made for batches only: step it in a batch, or make it without batch_only";
+                Err(Error::new(Status::InvalidArgument, text).at_key("batch_only"))
             }
-            self.sequence.finish(&*self.pass, 0, count, count - 1);
         }
-        Ok(())
+    }
+
+    fn run_pending(&mut self, limit: &Limit) -> Poll<Result<()>> {
+        if self.cancel.take() {
+            return Poll::Ready(Err(Cancel::error()));
+        }
+        let most = self.options().prefill_chunk;
+        while self.sequence.pending() > 0 {
+            let resumed = self.flight.take_if(|flight| flight.can_go_on(&self.sequence));
+            let mut flight = resumed.unwrap_or_else(|| Flight::new(&self.sequence, most));
+            let result = self.fly(&mut flight, &[], limit);
+            match &result {
+                Poll::Ready(Ok(())) => {}
+                Poll::Pending => {
+                    self.flight = Some(flight);
+                    return result;
+                }
+                Poll::Ready(Err(error)) => {
+                    if error.status() == Status::Cancelled {
+                        self.cancel.take();
+                        self.flight = Some(flight);
+                    }
+                    return result;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Runs a pass on, and takes its results over when it is done.
+    pub(super) fn fly(&mut self, flight: &mut Flight, targets: &[u32], limit: &Limit) -> Poll<Result<()>> {
+        let Some(pass) = &mut self.pass else { return Poll::Ready(self.check_workspace()) };
+        let layers = self.sequence.model().config().num_hidden_layers;
+        let started = Instant::now();
+        let wants = Wants { logits: flight.wants_logits, targets };
+        let mut slices = [self.sequence.slice(flight.count, wants)];
+        let result = forward(&mut **pass, &mut flight.place, layers, &mut Batch { sequences: &mut slices }, limit);
+        flight.time += started.elapsed();
+        ready!(result)?;
+        self.sequence.finish(&**pass, 0, flight.count, 0, flight.time);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Flight {
+    /// A pass over the next pending tokens, at most `most`.
+    pub(super) fn new(sequence: &Sequence, most: usize) -> Flight {
+        let count = sequence.pending().min(most);
+        let wants_logits = count == sequence.pending();
+        Flight { place: Place::default(), stamp: sequence.stamp(), count, wants_logits, time: Duration::ZERO }
+    }
+
+    /// Tokens of the pass.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    fn can_go_on(&self, sequence: &Sequence) -> bool {
+        self.stamp == sequence.stamp() && self.count <= sequence.pending()
+    }
+}
+
+/// The workspace these options ask for.
+pub(super) fn new_pass(model: &Model, options: &SessionOptions) -> Result<Option<Box<dyn Pass>>> {
+    (!options.batch_only).then(|| model.backend().new_pass(pass_limits(options))).transpose()
+}
+
+/// What a session's workspace is sized for.
+pub(super) fn pass_limits(options: &SessionOptions) -> PassLimits {
+    PassLimits {
+        max_tokens: options.prefill_chunk,
+        max_sequences: 1,
+        max_context: options.context_size,
+        logit_rows: SCORE_ROWS.min(options.prefill_chunk),
+    }
+}
+
+/// The result of work without a budget.
+fn finished<T>(result: Poll<Result<T>>) -> Result<T> {
+    match result {
+        Poll::Ready(result) => result,
+        Poll::Pending => Err(Error::new(Status::Internal, "work without a budget was left unfinished")),
     }
 }

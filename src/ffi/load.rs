@@ -140,7 +140,7 @@ impl GemmoeLoadOptions {
             exact_gelu: self.flags & GEMMOE_LOAD_EXACT_GELU != 0,
         };
         cpu.check()?;
-        Ok(LoadOptions { cpu, follow_links: self.flags & GEMMOE_LOAD_FOLLOW_LINKS != 0 })
+        Ok(LoadOptions { cpu, follow_links: self.flags & GEMMOE_LOAD_FOLLOW_LINKS != 0, kv_limit_bytes: 0 })
     }
 }
 

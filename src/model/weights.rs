@@ -8,7 +8,7 @@ use super::config::Config;
 use super::names::{self, Layout, Part};
 use super::progress::Progress;
 use crate::error::{Error, Result, Status};
-use crate::memory::{Buffer, as_bytes_mut, try_with_capacity};
+use crate::memory::{Buffer, as_bytes, as_bytes_mut, try_with_capacity};
 
 /// Elements of a matrix, row-major.
 pub enum Elements {
@@ -27,6 +27,15 @@ impl Elements {
             Elements::Bf16(buffer) => buffer.bytes(),
             Elements::F16(buffer) => buffer.bytes(),
             Elements::F32(buffer) => buffer.bytes(),
+        }
+    }
+
+    /// The elements as they lie in memory.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Elements::Bf16(buffer) => as_bytes(buffer),
+            Elements::F16(buffer) => as_bytes(buffer),
+            Elements::F32(buffer) => as_bytes(buffer),
         }
     }
 
@@ -205,6 +214,36 @@ impl Weights {
             experts += layer.experts.iter().map(|e| e.gate.bytes() + e.up.bytes() + e.down.bytes()).sum::<usize>();
         }
         (others + experts, experts)
+    }
+}
+
+/// Bytes of each matrix that a fingerprint is made of: blocks spread over it.
+const SAMPLE_BLOCKS: usize = 16;
+const SAMPLE_BLOCK_BYTES: usize = 4096;
+
+impl Weights {
+    /// Shows `see` bytes of every part, enough to tell models apart: small parts whole, large ones in blocks.
+    pub fn sample(&self, see: &mut dyn FnMut(&[u8])) {
+        let mut see = |bytes: &[u8]| match bytes.len() <= SAMPLE_BLOCKS * SAMPLE_BLOCK_BYTES {
+            true => see(bytes),
+            false => (0..SAMPLE_BLOCKS).for_each(|block| {
+                let start = (bytes.len() - SAMPLE_BLOCK_BYTES) / (SAMPLE_BLOCKS - 1) * block;
+                see(&bytes[start..start + SAMPLE_BLOCK_BYTES]);
+            }),
+        };
+        see(self.embedding.elements.as_bytes());
+        see(as_bytes(&self.final_norm));
+        self.head.iter().for_each(|head| see(head.elements.as_bytes()));
+        for layer in &self.layers {
+            [&layer.input_norm, &layer.post_attention_norm]
+                .into_iter()
+                .chain(&layer.router)
+                .for_each(|v| see(as_bytes(v)));
+            [&layer.query, &layer.key, &layer.value, &layer.output].iter().for_each(|m| see(m.elements.as_bytes()));
+            for expert in &layer.experts {
+                [&expert.gate, &expert.up, &expert.down].iter().for_each(|matrix| see(matrix.elements.as_bytes()));
+            }
+        }
     }
 }
 

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::Poll;
 
 use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::backend::cpu::kernels::Instructions;
-use gemmoe::{LoadOptions, Model, Progress, Session, SessionOptions};
+use gemmoe::{BatchOptions, Budget, LoadOptions, Model, Progress, Session, SessionBatch, SessionOptions};
 use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -52,8 +53,35 @@ pub fn load_options(directory: &Path, options: &LoadOptions) -> Arc<Model> {
 }
 
 pub fn session(model: &Arc<Model>) -> Session {
-    let options = SessionOptions { context_size: model.config().max_position_embeddings.min(256), prefill_chunk: 64 };
+    let options = SessionOptions {
+        context_size: model.config().max_position_embeddings.min(256),
+        prefill_chunk: 64,
+        ..Default::default()
+    };
     Session::new(Arc::clone(model), &options).unwrap()
+}
+
+pub fn batch(model: &Arc<Model>, max_sessions: usize, max_tokens: usize, max_context: usize) -> SessionBatch {
+    let options = BatchOptions { max_sessions, max_tokens, max_context, prefill_chunk: max_tokens };
+    SessionBatch::new(Arc::clone(model), &options).unwrap()
+}
+
+/// Steps every session until it has drawn one token, or failed.
+pub fn draw_each(batch: &mut SessionBatch, sessions: &mut [&mut Session]) -> Vec<gemmoe::Result<u32>> {
+    let mut drawn: Vec<Option<gemmoe::Result<u32>>> = sessions.iter().map(|_| None).collect();
+    let mut results = Vec::new();
+    while drawn.iter().any(Option::is_none) {
+        let waiting: Vec<usize> = (0..drawn.len()).filter(|index| drawn[*index].is_none()).collect();
+        let members = sessions.iter_mut().enumerate().filter(|(index, _)| waiting.contains(index));
+        let mut members: Vec<&mut Session> = members.map(|(_, session)| &mut **session).collect();
+        batch.step(&mut members, &Budget::UNLIMITED, &mut results).unwrap();
+        for (index, result) in waiting.into_iter().zip(results.drain(..)) {
+            if let Poll::Ready(result) = result {
+                drawn[index] = Some(result);
+            }
+        }
+    }
+    drawn.into_iter().map(Option::unwrap).collect()
 }
 
 /// Deterministic numbers in [-1, 1).

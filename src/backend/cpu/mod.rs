@@ -3,10 +3,13 @@
 pub mod kernels;
 pub mod pool;
 
+mod jobs;
 mod pass;
 mod routing;
 
 use std::sync::Arc;
+
+use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::backend::kv::{KvGeometry, KvPage};
 use crate::backend::ops::{Backend, Pass, PassLimits};
@@ -39,6 +42,14 @@ impl CpuOptions {
         }
         Kernels::get(self.instructions).map(drop)
     }
+
+    /// The number of threads these options lead to.
+    fn resolved_threads(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from).min(pool::MAX_THREADS),
+            threads => threads,
+        }
+    }
 }
 
 /// A model's weights on the CPU.
@@ -61,10 +72,7 @@ struct Shared {
 impl CpuBackend {
     /// Takes the weights over and starts the threads.
     pub fn new(config: Config, weights: Weights, options: &CpuOptions) -> Result<Self> {
-        let threads = match options.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from).min(pool::MAX_THREADS),
-            threads => threads,
-        };
+        let threads = options.resolved_threads();
         let root = (config.hidden_size as f64).sqrt();
         let embedding_scale =
             if options.unrounded_embedding_scale { root as f32 } else { weights.embedding.elements.round(root) };
@@ -86,6 +94,11 @@ impl CpuBackend {
     }
 }
 
+/// Bytes of workspace that a pass of these limits takes with these options, told before anything is loaded.
+pub fn planned_pass_bytes(config: &Config, limits: PassLimits, options: &CpuOptions) -> Result<usize> {
+    pass::planned_bytes(config, limits, options.resolved_threads())
+}
+
 impl Backend for CpuBackend {
     fn device_name(&self) -> String {
         format!("CPU, {} threads, {}", self.shared.pool.threads(), self.shared.kernels.name)
@@ -101,5 +114,28 @@ impl Backend for CpuBackend {
 
     fn new_pass(&self, limits: PassLimits) -> Result<Box<dyn Pass>> {
         Ok(Box::new(CpuPass::new(Arc::clone(&self.shared), limits)?))
+    }
+
+    fn fingerprint(&self) -> u64 {
+        let Shared { config, weights, exact_gelu, embedding_scale, .. } = &*self.shared;
+        let mut hasher = Xxh3Default::new();
+        let numbers = [
+            config.vocab_size as u64,
+            config.hidden_size as u64,
+            config.intermediate_size as u64,
+            config.num_hidden_layers as u64,
+            config.num_attention_heads as u64,
+            config.num_key_value_heads as u64,
+            config.head_dim as u64,
+            config.num_local_experts as u64,
+            config.num_experts_per_tok as u64,
+            config.rope_theta.to_bits(),
+            config.rms_norm_eps.to_bits(),
+            *exact_gelu as u64,
+            embedding_scale.to_bits() as u64,
+        ];
+        numbers.iter().for_each(|number| hasher.update(&number.to_le_bytes()));
+        weights.sample(&mut |bytes| hasher.update(bytes));
+        hasher.digest()
     }
 }

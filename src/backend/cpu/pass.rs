@@ -1,22 +1,30 @@
-//! The stages of a forward pass on the CPU. Each splits its work into items for the pool; no item's result depends
-//! on how many there are.
+//! The stages of a forward pass on the CPU. Each is a list of jobs, split into items for the pool; no item's result
+//! depends on how many there are, or on where the work was left between two of them.
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 
 use super::Shared;
+use super::jobs::Jobs;
 use super::kernels::attention::HeadView;
-use super::kernels::math::{rms_norm, rotate};
+use super::kernels::math::{log_softmax_at, rms_norm, rotate};
 use super::kernels::matmul::{Output, TokenRows};
 use super::routing::Routing;
 use crate::backend::kv::{KvGeometry, KvHalf, PAGE_TOKENS, shared_page};
-use crate::backend::ops::{Batch, Cancel, Pass, PassLimits, Routes};
+use crate::backend::ops::{Batch, Limit, NO_TARGET, Pass, PassLimits, Routes};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, try_with_capacity};
+use crate::model::Config;
 use crate::model::weights::Matrix;
 
-/// Multiply-adds of one item: about 100 microseconds of one core, so that threads balance and a cancel is quick.
+/// Multiply-adds of one item where weights are read from memory: about 100 microseconds of one core, so that threads
+/// balance, a cancel is quick, and a time budget is kept.
 const ITEM_MULTIPLY_ADDS: usize = 1 << 20;
+/// Multiply-adds of one item at the most, where many tokens share the weights: as long, since none waits for memory.
+const MAX_ITEM_MULTIPLY_ADDS: usize = 1 << 23;
+/// Activations an item goes through where that is all it does.
+const ITEM_ACTIVATIONS: usize = 1 << 16;
 /// Rows of an item come in whole tiles.
 const ROW_TILE: usize = 8;
 
@@ -25,6 +33,8 @@ pub struct CpuPass {
     shared: Arc<Shared>,
     geometry: KvGeometry,
     limits: PassLimits,
+    /// How far the stage in progress has come.
+    jobs: Jobs,
     /// Tokens of the current batch.
     tokens: usize,
     /// `[max_tokens]`: each token's sequence and position.
@@ -34,7 +44,7 @@ pub struct CpuPass {
     sines: Buffer<f32>,
     /// `[max_tokens, hidden_size]`: the residual stream.
     x: Buffer<f32>,
-    /// `[max_tokens, hidden_size]`: the normed input of a stage.
+    /// `[max(max_tokens, logit_rows), hidden_size]`: the normed input of a stage.
     normed: Buffer<f32>,
     /// `[max_tokens, query_size]`
     query: Buffer<f32>,
@@ -51,134 +61,227 @@ pub struct CpuPass {
     routing: Routing,
     /// `[slots, intermediate_size]`
     activated: Buffer<f32>,
-    /// `[max(slots, max_tokens), hidden_size]`: output of a projection, before it joins the residual stream.
+    /// `[slots, hidden_size]`: output of a projection, before it joins the residual stream.
     projected: Buffer<f32>,
-    /// `[max_sequences, vocab_size]`
+    /// `[logit_rows, vocab_size]`
     logits: Buffer<f32>,
     /// `[max_sequences]`: the row of `logits` each sequence of the last batch has.
     logit_rows: Vec<Option<u32>>,
+    /// `[max_tokens]`: the tokens of the batch that have a target, then the log-probability of each one's.
+    scored: Vec<u32>,
+    log_probabilities: Buffer<f32>,
+}
+
+/// Elements of each buffer of a pass.
+struct Sizes {
+    rotary: usize,
+    x: usize,
+    normed: usize,
+    query: usize,
+    key_value: usize,
+    scores: usize,
+    router_logits: usize,
+    activated: usize,
+    projected: usize,
+    logits: usize,
+    tokens: usize,
+}
+
+impl Sizes {
+    fn new(config: &Config, limits: PassLimits, threads: usize) -> Result<Sizes> {
+        // A host of the Rust API may give any limits: their products are checked.
+        let times = |rows: usize, columns: usize| {
+            let elements = rows.checked_mul(columns).filter(|elements| *elements <= usize::MAX / 64);
+            elements.ok_or_else(|| Error::out_of_memory(WHAT, usize::MAX))
+        };
+        let tokens = limits.max_tokens;
+        let slots = times(tokens, config.num_experts_per_tok)?;
+        Ok(Sizes {
+            rotary: times(tokens, config.head_dim / 2)?,
+            x: times(tokens, config.hidden_size)?,
+            normed: times(tokens.max(limits.logit_rows), config.hidden_size)?,
+            query: times(tokens, config.query_size())?,
+            key_value: times(tokens, config.key_value_size())?,
+            scores: times(threads, limits.max_context)?,
+            router_logits: times(tokens, config.num_local_experts)?,
+            activated: times(slots, config.intermediate_size)?,
+            projected: times(slots, config.hidden_size)?,
+            logits: times(limits.logit_rows, config.vocab_size)?,
+            tokens,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        let twice = self.rotary + self.query + self.key_value;
+        let once = self.x + self.normed + self.scores + self.router_logits + self.activated + self.projected;
+        (2 * twice + once + self.logits + self.tokens) * size_of::<f32>()
+    }
+}
+
+const WHAT: &str = "the workspace of a forward pass";
+
+/// Bytes a pass of these limits takes, without making it.
+pub fn planned_bytes(config: &Config, limits: PassLimits, threads: usize) -> Result<usize> {
+    let routing = Routing::planned_bytes(
+        config.num_hidden_layers,
+        config.num_local_experts,
+        config.num_experts_per_tok,
+        limits.max_tokens,
+    )?;
+    Ok(Sizes::new(config, limits, threads)?.bytes() + routing)
 }
 
 impl CpuPass {
     pub fn new(shared: Arc<Shared>, limits: PassLimits) -> Result<Self> {
         let config = &shared.config;
-        let what = "the workspace of a forward pass";
-        let tokens = limits.max_tokens;
-        // A host of the Rust API may give any limits: their products are checked.
-        let times = |rows: usize, columns: usize| {
-            rows.checked_mul(columns).ok_or_else(|| Error::out_of_memory(what, usize::MAX))
-        };
-        let zeroed = |rows: usize, columns: usize| Buffer::zeroed(what, times(rows, columns)?);
-        let slots = times(tokens, config.num_experts_per_tok)?;
+        let sizes = Sizes::new(config, limits, shared.pool.threads())?;
+        let zeroed = |elements: usize| Buffer::zeroed(WHAT, elements);
         Ok(CpuPass {
             geometry: KvGeometry::of(config),
             limits,
+            jobs: Jobs::default(),
             tokens: 0,
-            places: try_with_capacity(what, tokens)?,
-            cosines: zeroed(tokens, config.head_dim / 2)?,
-            sines: zeroed(tokens, config.head_dim / 2)?,
-            x: zeroed(tokens, config.hidden_size)?,
-            normed: zeroed(tokens.max(limits.max_sequences), config.hidden_size)?,
-            query: zeroed(tokens, config.query_size())?,
-            key: zeroed(tokens, config.key_value_size())?,
-            value: zeroed(tokens, config.key_value_size())?,
-            attended: zeroed(tokens, config.query_size())?,
-            scores: zeroed(shared.pool.threads(), limits.max_context)?,
-            router_logits: zeroed(tokens, config.num_local_experts)?,
+            places: try_with_capacity(WHAT, limits.max_tokens)?,
+            cosines: zeroed(sizes.rotary)?,
+            sines: zeroed(sizes.rotary)?,
+            x: zeroed(sizes.x)?,
+            normed: zeroed(sizes.normed)?,
+            query: zeroed(sizes.query)?,
+            key: zeroed(sizes.key_value)?,
+            value: zeroed(sizes.key_value)?,
+            attended: zeroed(sizes.query)?,
+            scores: zeroed(sizes.scores)?,
+            router_logits: zeroed(sizes.router_logits)?,
             routing: Routing::new(
                 config.num_hidden_layers,
                 config.num_local_experts,
                 config.num_experts_per_tok,
-                tokens,
+                limits.max_tokens,
             )?,
-            activated: zeroed(slots, config.intermediate_size)?,
-            projected: zeroed(slots, config.hidden_size)?,
-            logits: zeroed(limits.max_sequences, config.vocab_size)?,
-            logit_rows: try_with_capacity(what, limits.max_sequences)?,
+            activated: zeroed(sizes.activated)?,
+            projected: zeroed(sizes.projected)?,
+            logits: zeroed(sizes.logits)?,
+            logit_rows: try_with_capacity(WHAT, limits.max_sequences)?,
+            scored: try_with_capacity(WHAT, limits.max_tokens)?,
+            log_probabilities: zeroed(sizes.tokens)?,
             shared,
         })
     }
 
-    /// `normed[token] = rms_norm(x[token])`
-    fn norm(&mut self, weight: &[f32]) {
-        let config = &self.shared.config;
-        let rows = self.x.chunks_exact(config.hidden_size).zip(self.normed.chunks_exact_mut(config.hidden_size));
-        for (x, normed) in rows.take(self.tokens) {
-            rms_norm(x, weight, config.rms_norm_eps, normed);
-        }
-    }
-
-    /// `x += projected`, token by token.
-    fn add_projected(&mut self) {
-        let count = self.tokens * self.shared.config.hidden_size;
-        for (x, projected) in self.x[..count].iter_mut().zip(&self.projected[..count]) {
-            *x += projected;
-        }
-    }
-
-    /// RoPE on all heads of `rows: [tokens, heads * head_dim]`.
-    fn rotate_heads(rows: &mut [f32], row_length: usize, head_dim: usize, cosines: &[f32], sines: &[f32]) {
-        let half = head_dim / 2;
-        for (token, row) in rows.chunks_exact_mut(row_length).enumerate() {
-            let angles = token * half..(token + 1) * half;
-            for head in row.chunks_exact_mut(head_dim) {
-                rotate(head, &cosines[angles.clone()], &sines[angles.clone()]);
-            }
-        }
-    }
-
-    /// Copies the batch's keys and values `[tokens, heads * head_dim]` to their places in the pages.
-    fn write_cache(&self, layer: usize, batch: &mut Batch) -> Result<()> {
+    /// Copies the keys and values of one token of the batch, `[heads * head_dim]` each, to their place in the pages.
+    fn write_cache(&self, layer: usize, batch: &mut Batch, token: usize) -> Result<()> {
+        let (sequence, position) = self.places[token];
+        let position = position as usize;
+        let pages = &mut batch.sequences[sequence as usize].pages;
+        let page = Arc::get_mut(&mut pages[position / PAGE_TOKENS]).ok_or_else(shared_page)?;
         let head_dim = self.geometry.head_dim;
         let row_length = self.geometry.heads * head_dim;
-        let mut token = 0;
-        for sequence in batch.sequences.iter_mut() {
-            for position in sequence.start..sequence.start + sequence.tokens.len() {
-                let page = Arc::get_mut(&mut sequence.pages[position / PAGE_TOKENS]).ok_or_else(shared_page)?;
-                let page = page.as_host_mut();
-                for (half, rows) in [(KvHalf::Key, &self.key), (KvHalf::Value, &self.value)] {
-                    let row = &rows[token * row_length..(token + 1) * row_length];
-                    for (head, elements) in row.chunks_exact(head_dim).enumerate() {
-                        let at = self.geometry.block(layer, half, head) + position % PAGE_TOKENS * head_dim;
-                        page[at..at + head_dim].copy_from_slice(elements);
-                    }
-                }
-                token += 1;
+        let page = page.as_host_mut();
+        for (half, rows) in [(KvHalf::Key, &self.key), (KvHalf::Value, &self.value)] {
+            let row = &rows[token * row_length..(token + 1) * row_length];
+            for (head, elements) in row.chunks_exact(head_dim).enumerate() {
+                let at = self.geometry.block(layer, half, head) + position % PAGE_TOKENS * head_dim;
+                page[at..at + head_dim].copy_from_slice(elements);
             }
         }
         Ok(())
     }
 }
 
-/// Splits `rows` rows of `columns` columns for `tokens` tokens into items of about ITEM_MULTIPLY_ADDS each.
+/// Splits `rows` rows of `columns` columns for `tokens` tokens into items of about ITEM_MULTIPLY_ADDS each, or where one
+/// tile of rows is more, of fewer tokens and at most about MAX_ITEM_MULTIPLY_ADDS.
 struct Split {
     rows: usize,
-    per_item: usize,
+    rows_per_item: usize,
+    tokens: usize,
+    tokens_per_item: usize,
 }
 
 impl Split {
     fn new(rows: usize, columns: usize, tokens: usize) -> Split {
-        let per_item = ITEM_MULTIPLY_ADDS / (columns * tokens).max(1);
-        Split { rows, per_item: per_item.next_multiple_of(ROW_TILE).max(ROW_TILE) }
+        let rows_per_item = ITEM_MULTIPLY_ADDS / (columns * tokens).max(1);
+        Split {
+            rows,
+            rows_per_item: rows_per_item.next_multiple_of(ROW_TILE).max(ROW_TILE),
+            tokens,
+            tokens_per_item: (MAX_ITEM_MULTIPLY_ADDS / (ROW_TILE * columns).max(1)).max(ROW_TILE),
+        }
+    }
+
+    fn token_blocks(&self) -> usize {
+        self.tokens.div_ceil(self.tokens_per_item)
     }
 
     fn items(&self) -> usize {
-        self.rows.div_ceil(self.per_item)
+        self.rows.div_ceil(self.rows_per_item) * self.token_blocks()
     }
 
-    fn rows_of(&self, item: usize) -> Range<usize> {
-        item * self.per_item..((item + 1) * self.per_item).min(self.rows)
+    /// An item's rows, and its tokens if there are `tokens` of them. Items of the same rows follow each other.
+    fn parts_of(&self, item: usize, tokens: usize) -> (Range<usize>, Range<usize>) {
+        let (rows, block) = (item / self.token_blocks(), item % self.token_blocks());
+        let part = |index: usize, size: usize, all: usize| (index * size).min(all)..((index + 1) * size).min(all);
+        (part(rows, self.rows_per_item, self.rows), part(block, self.tokens_per_item, tokens))
+    }
+}
+
+/// Splits tokens into items of about ITEM_ACTIVATIONS activations, `width` a token.
+struct TokenSplit {
+    tokens: usize,
+    per_item: usize,
+}
+
+impl TokenSplit {
+    fn new(tokens: usize, width: usize) -> TokenSplit {
+        TokenSplit { tokens, per_item: (ITEM_ACTIVATIONS / width.max(1)).max(1) }
+    }
+
+    fn items(&self) -> usize {
+        self.tokens.div_ceil(self.per_item)
+    }
+
+    fn tokens_of(&self, item: usize) -> Range<usize> {
+        item * self.per_item..((item + 1) * self.per_item).min(self.tokens)
     }
 }
 
 impl Shared {
-    /// `out[token] = weights x[token]` for every token of `x`, over the pool.
-    fn matmul(&self, weights: &Matrix, x: TokenRows, out: &mut [f32], cancel: &Cancel) -> Result<()> {
+    /// The job `out[token] = weights x[token]` for every token of `x`.
+    fn matmul(
+        &self,
+        jobs: &mut Jobs,
+        limit: &Limit,
+        weights: &Matrix,
+        x: TokenRows,
+        out: &mut [f32],
+    ) -> Poll<Result<()>> {
         let split = Split::new(weights.rows, weights.columns, x.count);
         let out = Output::new(out, weights.rows);
-        self.pool.run(split.items(), cancel, &|item, _| {
-            // SAFETY: items have disjoint rows, and `out`'s buffer outlives the job.
-            unsafe { self.kernels.matmul(weights, split.rows_of(item), &x, &out) }
+        jobs.run(&self.pool, limit, split.items(), &|item, _| {
+            let (rows, tokens) = split.parts_of(item, x.count);
+            // SAFETY: items have disjoint rows or tokens, and `out`'s buffer outlives the job.
+            unsafe { self.kernels.matmul(weights, rows, &x.part(tokens.clone()), &out.skip_rows(tokens.start)) }
+        })
+    }
+
+    /// The job `normed[token] = rms_norm(x[token])` for `tokens` tokens.
+    fn norm(
+        &self,
+        jobs: &mut Jobs,
+        limit: &Limit,
+        weight: &[f32],
+        x: &[f32],
+        tokens: usize,
+        normed: &mut [f32],
+    ) -> Poll<Result<()>> {
+        let (hidden_size, eps) = (self.config.hidden_size, self.config.rms_norm_eps);
+        let split = TokenSplit::new(tokens, hidden_size);
+        let normed = Output::new(normed, hidden_size);
+        jobs.run(&self.pool, limit, split.items(), &|item, _| {
+            for token in split.tokens_of(item) {
+                // SAFETY: items have different tokens, and the buffer outlives the job.
+                let normed = unsafe { normed.row_part(token, 0..hidden_size) };
+                rms_norm(&x[token * hidden_size..(token + 1) * hidden_size], weight, eps, normed);
+            }
         })
     }
 }
@@ -187,66 +290,110 @@ impl Pass for CpuPass {
     fn begin(&mut self, batch: &Batch) -> Result<()> {
         let tokens = batch.token_count();
         let longest = batch.sequences.iter().map(|s| s.start + s.tokens.len()).max().unwrap_or(0);
-        let (vocab_size, limits) = (self.shared.config.vocab_size, self.limits);
+        let (config, limits) = (&self.shared.config, self.limits);
+        let is_token = |token: &u32| (*token as usize) < config.vocab_size;
         let fits = tokens <= limits.max_tokens
             && batch.sequences.len() <= limits.max_sequences
             && longest <= limits.max_context
             && batch.sequences.iter().all(|s| {
                 s.pages.len() * PAGE_TOKENS >= s.start + s.tokens.len()
-                    && s.tokens.iter().all(|token| (*token as usize) < vocab_size)
+                    && s.tokens.iter().all(is_token)
+                    && (s.targets.is_empty() || s.targets.len() == s.tokens.len())
+                    && s.targets.iter().all(|target| *target == NO_TARGET || is_token(target))
+                    && s.router.is_none_or(|router| {
+                        router.allowed.len() == config.num_hidden_layers
+                            && router.bias.len() == config.num_hidden_layers * config.num_local_experts
+                    })
             });
         if !fits {
             return Err(Error::new(Status::Internal, "a batch is larger than its pass or has tokens it may not have"));
         }
+        self.jobs.reset();
         self.tokens = tokens;
         self.places.clear();
         self.logit_rows.clear();
+        self.scored.clear();
         for (index, sequence) in batch.sequences.iter().enumerate() {
+            let first = self.places.len();
+            let targets = sequence.targets.iter().enumerate().filter(|(_, target)| **target != NO_TARGET);
+            self.scored.extend(targets.map(|(at, _)| (first + at) as u32));
             self.logit_rows.push(None);
             for position in sequence.start..sequence.start + sequence.tokens.len() {
                 self.places.push((index as u32, position as u32));
             }
         }
-        let half = self.shared.rotary_frequencies.len();
-        for (token, (_, position)) in self.places.iter().enumerate() {
-            for (pair, frequency) in self.shared.rotary_frequencies.iter().enumerate() {
-                // The product in f32, as the published code has it; its sine and cosine as exact as f32 holds them.
-                let angle = (*position as f32 * frequency) as f64;
-                let (sine, cosine) = angle.sin_cos();
-                self.cosines[token * half + pair] = cosine as f32;
-                self.sines[token * half + pair] = sine as f32;
-            }
-        }
         Ok(())
     }
 
-    fn embed(&mut self, batch: &Batch) -> Result<()> {
-        let scale = self.shared.embedding_scale;
-        let tokens = batch.sequences.iter().flat_map(|sequence| sequence.tokens);
-        for (token, x) in tokens.zip(self.x.chunks_exact_mut(self.shared.config.hidden_size)) {
-            self.shared.weights.embedding.read_row(*token as usize, x);
-            x.iter_mut().for_each(|value| *value *= scale);
-        }
-        Ok(())
-    }
-
-    fn norm_qkv_rope(&mut self, layer: usize, batch: &mut Batch) -> Result<()> {
+    fn embed(&mut self, batch: &Batch, limit: &Limit) -> Poll<Result<()>> {
         let shared = Arc::clone(&self.shared);
-        let weights = &shared.weights.layers[layer];
-        self.norm(&weights.input_norm);
-        let x = TokenRows { data: &self.normed, columns: shared.config.hidden_size, index: None, count: self.tokens };
-        shared.matmul(&weights.query, x, &mut self.query[..self.tokens * weights.query.rows], batch.cancel)?;
-        shared.matmul(&weights.key, x, &mut self.key[..self.tokens * weights.key.rows], batch.cancel)?;
-        shared.matmul(&weights.value, x, &mut self.value[..self.tokens * weights.value.rows], batch.cancel)?;
-        let head_dim = self.geometry.head_dim;
-        for (rows, row_length) in [(&mut self.query, weights.query.rows), (&mut self.key, weights.key.rows)] {
-            let rows = &mut rows[..self.tokens * row_length];
-            Self::rotate_heads(rows, row_length, head_dim, &self.cosines, &self.sines);
-        }
-        self.write_cache(layer, batch)
+        let (hidden_size, pairs) = (shared.config.hidden_size, shared.rotary_frequencies.len());
+        let x = Output::new(&mut self.x, hidden_size);
+        let (cosines, sines) = (Output::new(&mut self.cosines, pairs), Output::new(&mut self.sines, pairs));
+        let places = &self.places;
+        // A sine and a cosine cost about as much as sixteen activations.
+        let split = TokenSplit::new(self.tokens, hidden_size + 16 * pairs);
+        ready!(self.jobs.run(&shared.pool, limit, split.items(), &|item, _| {
+            for token in split.tokens_of(item) {
+                let (sequence, position) = places[token];
+                let sequence = &batch.sequences[sequence as usize];
+                // SAFETY: items have different tokens, and the buffers outlive the job.
+                let (x, cosines, sines) = unsafe {
+                    (
+                        x.row_part(token, 0..hidden_size),
+                        cosines.row_part(token, 0..pairs),
+                        sines.row_part(token, 0..pairs),
+                    )
+                };
+                shared.weights.embedding.read_row(sequence.tokens[position as usize - sequence.start] as usize, x);
+                x.iter_mut().for_each(|value| *value *= shared.embedding_scale);
+                for (pair, frequency) in shared.rotary_frequencies.iter().enumerate() {
+                    // The product in f32, as the published code has it; its sine and cosine as exact as f32 holds them.
+                    let (sine, cosine) = ((position as f32 * frequency) as f64).sin_cos();
+                    cosines[pair] = cosine as f32;
+                    sines[pair] = sine as f32;
+                }
+            }
+        }))?;
+        self.jobs.done()
     }
 
-    fn attention(&mut self, layer: usize, batch: &Batch) -> Result<()> {
+    fn norm_qkv_rope(&mut self, layer: usize, batch: &mut Batch, limit: &Limit) -> Poll<Result<()>> {
+        let shared = Arc::clone(&self.shared);
+        let (weights, hidden_size, tokens) = (&shared.weights.layers[layer], shared.config.hidden_size, self.tokens);
+        let jobs = &mut self.jobs;
+        ready!(shared.norm(jobs, limit, &weights.input_norm, &self.x, tokens, &mut self.normed))?;
+        let x = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: tokens };
+        ready!(shared.matmul(jobs, limit, &weights.query, x, &mut self.query[..tokens * weights.query.rows]))?;
+        ready!(shared.matmul(jobs, limit, &weights.key, x, &mut self.key[..tokens * weights.key.rows]))?;
+        ready!(shared.matmul(jobs, limit, &weights.value, x, &mut self.value[..tokens * weights.value.rows]))?;
+
+        let (head_dim, pairs) = (self.geometry.head_dim, shared.rotary_frequencies.len());
+        let rows = [(&mut self.query, weights.query.rows), (&mut self.key, weights.key.rows)];
+        let rows = rows.map(|(rows, width)| (Output::new(rows, width), width));
+        let (cosines, sines) = (&self.cosines, &self.sines);
+        let split = TokenSplit::new(tokens, weights.query.rows + weights.key.rows);
+        ready!(jobs.run(&shared.pool, limit, split.items(), &|item, _| {
+            for token in split.tokens_of(item) {
+                let angles = token * pairs..(token + 1) * pairs;
+                for (rows, width) in &rows {
+                    // SAFETY: items have different tokens, and the buffers outlive the job.
+                    for head in unsafe { rows.row_part(token, 0..*width) }.chunks_exact_mut(head_dim) {
+                        rotate(head, &cosines[angles.clone()], &sines[angles.clone()]);
+                    }
+                }
+            }
+        }))?;
+
+        // Taken out, so that the job can borrow the rest.
+        let mut jobs = std::mem::take(&mut self.jobs);
+        let written = jobs.run_here(limit, tokens, |token| self.write_cache(layer, batch, token));
+        self.jobs = jobs;
+        ready!(written)?;
+        self.jobs.done()
+    }
+
+    fn attention(&mut self, layer: usize, batch: &Batch, limit: &Limit) -> Poll<Result<()>> {
         let shared = Arc::clone(&self.shared);
         let (config, geometry) = (&shared.config, &self.geometry);
         let (heads, head_dim) = (config.num_attention_heads, geometry.head_dim);
@@ -262,7 +409,7 @@ impl Pass for CpuPass {
         let enough = (ITEM_MULTIPLY_ADDS / (2 * longest * head_dim)).clamp(1, heads);
         let heads_per_item = if self.tokens >= shared.pool.threads() { enough } else { 1 };
         let items_per_token = heads.div_ceil(heads_per_item);
-        shared.pool.run(self.tokens * items_per_token, batch.cancel, &|item, thread| {
+        ready!(self.jobs.run(&shared.pool, limit, self.tokens * items_per_token, &|item, thread| {
             let (token, first) = (item / items_per_token, item % items_per_token * heads_per_item);
             let (sequence, position) = places[token];
             let pages = &batch.sequences[sequence as usize].pages;
@@ -284,52 +431,82 @@ impl Pass for CpuPass {
                     shared.kernels.attend(&view, scores, out);
                 }
             }
-        })?;
+        }))?;
+
         let output = &shared.weights.layers[layer].output;
         let x = TokenRows { data: &self.attended, columns: output.columns, index: None, count: self.tokens };
-        shared.matmul(output, x, &mut self.projected[..self.tokens * output.rows], batch.cancel)?;
-        self.add_projected();
-        Ok(())
-    }
+        let projected = &mut self.projected[..self.tokens * output.rows];
+        ready!(shared.matmul(&mut self.jobs, limit, output, x, projected))?;
 
-    fn router(&mut self, layer: usize, _batch: &Batch) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
-        let weights = &shared.weights.layers[layer];
-        self.norm(&weights.post_attention_norm);
-        let (hidden_size, experts) = (shared.config.hidden_size, shared.config.num_local_experts);
-        match &weights.router {
-            None => self.routing.choose_only_expert(layer, self.tokens),
-            Some(router) => {
-                let x = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: self.tokens };
-                let out = Output::new(&mut self.router_logits, experts);
-                // SAFETY: this is the only thread in this call.
-                unsafe { shared.kernels.matmul_f32(router, 0..experts, &x, &out) };
-                for token in 0..self.tokens {
-                    let logits = &self.router_logits[token * experts..(token + 1) * experts];
-                    self.routing.choose(layer, token, logits.iter().copied());
+        let (hidden_size, projected) = (config.hidden_size, &self.projected);
+        let x = Output::new(&mut self.x, hidden_size);
+        let split = TokenSplit::new(self.tokens, hidden_size);
+        ready!(self.jobs.run(&shared.pool, limit, split.items(), &|item, _| {
+            for token in split.tokens_of(item) {
+                // SAFETY: items have different tokens, and the buffer outlives the job.
+                let x = unsafe { x.row_part(token, 0..hidden_size) };
+                for (x, projected) in x.iter_mut().zip(&projected[token * hidden_size..]) {
+                    *x += projected;
                 }
             }
-        }
-        self.routing.group(layer, self.tokens);
-        Ok(())
+        }))?;
+        self.jobs.done()
     }
 
-    fn experts(&mut self, layer: usize, batch: &Batch) -> Result<()> {
+    fn router(&mut self, layer: usize, batch: &Batch, limit: &Limit) -> Poll<Result<()>> {
+        let shared = Arc::clone(&self.shared);
+        let (weights, tokens) = (&shared.weights.layers[layer], self.tokens);
+        let (hidden_size, experts) = (shared.config.hidden_size, shared.config.num_local_experts);
+        let jobs = &mut self.jobs;
+        ready!(shared.norm(jobs, limit, &weights.post_attention_norm, &self.x, tokens, &mut self.normed))?;
+        if let Some(router) = &weights.router {
+            let x = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: tokens };
+            let out = Output::new(&mut self.router_logits, experts);
+            let split = TokenSplit::new(tokens, hidden_size * experts);
+            ready!(jobs.run(&shared.pool, limit, split.items(), &|item, _| {
+                let tokens = split.tokens_of(item);
+                let out = out.skip_rows(tokens.start);
+                // SAFETY: items have different tokens, and the buffer outlives the job.
+                unsafe { shared.kernels.matmul_f32(router, 0..experts, &x.part(tokens), &out) };
+            }))?;
+        }
+        let (routing, logits, places) = (&mut self.routing, &self.router_logits, &self.places);
+        ready!(jobs.run_here(limit, 1, |_| {
+            if weights.router.is_none() {
+                routing.choose_only_expert(layer, tokens);
+            } else {
+                for token in 0..tokens {
+                    let logits = &logits[token * experts..(token + 1) * experts];
+                    let router = batch.sequences[places[token].0 as usize].router;
+                    let allowed = router.map_or(u64::MAX, |router| router.allowed[layer]);
+                    let bias = router.map(|router| &router.bias[layer * experts..(layer + 1) * experts]);
+                    routing.choose(layer, token, logits, allowed, bias);
+                }
+            }
+            routing.group(layer, tokens);
+            Ok(())
+        }))?;
+        self.jobs.done()
+    }
+
+    fn experts(&mut self, layer: usize, _batch: &Batch, limit: &Limit) -> Poll<Result<()>> {
         let shared = Arc::clone(&self.shared);
         let config = &shared.config;
         let (hidden_size, intermediate_size) = (config.hidden_size, config.intermediate_size);
         let experts = &shared.weights.layers[layer].experts;
         let routing = &self.routing;
         let touched = routing.touched();
-        let slots_per_expert = (self.tokens * config.num_experts_per_tok).div_ceil(touched.len().max(1));
+        let most_slots = touched.iter().map(|expert| routing.slots_of(*expert as usize).len()).max().unwrap_or(0);
 
         // activated[slot] = gelu(gate x) * (up x), x being the normed input of the slot's token.
-        let split = Split::new(intermediate_size, 2 * hidden_size, slots_per_expert);
+        let split = Split::new(intermediate_size, 2 * hidden_size, most_slots);
         let activated = Output::new(&mut self.activated, intermediate_size);
         let normed = &self.normed;
-        shared.pool.run(touched.len() * split.items(), batch.cancel, &|item, _| {
+        ready!(self.jobs.run(&shared.pool, limit, touched.len() * split.items(), &|item, _| {
             let expert = touched[item / split.items()] as usize;
             let slots = routing.slots_of(expert);
+            let (rows, part) = split.parts_of(item % split.items(), slots.len());
+            let slots = slots.start + part.start..slots.start + part.end;
             let x = TokenRows {
                 data: normed,
                 columns: hidden_size,
@@ -338,18 +515,18 @@ impl Pass for CpuPass {
             };
             let out = activated.skip_rows(slots.start);
             // SAFETY: items have different slots or different rows, and the buffer outlives the job.
-            unsafe {
-                shared.kernels.geglu(&experts[expert], split.rows_of(item % split.items()), &x, shared.exact_gelu, &out)
-            }
-        })?;
+            unsafe { shared.kernels.geglu(&experts[expert], rows, &x, shared.exact_gelu, &out) }
+        }))?;
 
         // projected[slot] = down activated[slot]
-        let split = Split::new(hidden_size, intermediate_size, slots_per_expert);
+        let split = Split::new(hidden_size, intermediate_size, most_slots);
         let projected = Output::new(&mut self.projected, hidden_size);
         let activated = &self.activated;
-        shared.pool.run(touched.len() * split.items(), batch.cancel, &|item, _| {
+        ready!(self.jobs.run(&shared.pool, limit, touched.len() * split.items(), &|item, _| {
             let expert = touched[item / split.items()] as usize;
             let slots = routing.slots_of(expert);
+            let (rows, part) = split.parts_of(item % split.items(), slots.len());
+            let slots = slots.start + part.start..slots.start + part.end;
             let x = TokenRows {
                 data: &activated[slots.start * intermediate_size..slots.end * intermediate_size],
                 columns: intermediate_size,
@@ -358,39 +535,79 @@ impl Pass for CpuPass {
             };
             let out = projected.skip_rows(slots.start);
             // SAFETY: items have different slots or different rows, and the buffer outlives the job.
-            unsafe { shared.kernels.matmul(&experts[expert].down, split.rows_of(item % split.items()), &x, &out) }
-        })?;
+            unsafe { shared.kernels.matmul(&experts[expert].down, rows, &x, &out) }
+        }))?;
 
         // x += sum of weight * projected over the token's slots, in the order of the weights, rounded once.
-        for (token, x) in self.x.chunks_exact_mut(hidden_size).take(self.tokens).enumerate() {
-            for (column, x) in x.iter_mut().enumerate() {
-                let terms = self.routing.combination(token);
-                let sum: f64 = terms.map(|(slot, w)| w * self.projected[slot * hidden_size + column] as f64).sum();
-                *x += sum as f32;
+        let projected = &self.projected;
+        let x = Output::new(&mut self.x, hidden_size);
+        let split = TokenSplit::new(self.tokens, hidden_size * config.num_experts_per_tok);
+        ready!(self.jobs.run(&shared.pool, limit, split.items(), &|item, _| {
+            for token in split.tokens_of(item) {
+                // SAFETY: items have different tokens, and the buffer outlives the job.
+                let x = unsafe { x.row_part(token, 0..hidden_size) };
+                for (column, x) in x.iter_mut().enumerate() {
+                    let terms = routing.combination(token);
+                    let sum: f64 = terms.map(|(slot, w)| w * projected[slot * hidden_size + column] as f64).sum();
+                    *x += sum as f32;
+                }
             }
-        }
-        Ok(())
+        }))?;
+        self.jobs.done()
     }
 
-    fn head(&mut self, batch: &Batch) -> Result<()> {
+    fn head(&mut self, batch: &Batch, limit: &Limit) -> Poll<Result<()>> {
         let shared = Arc::clone(&self.shared);
-        let config = &shared.config;
-        let hidden_size = config.hidden_size;
+        let (hidden_size, eps) = (shared.config.hidden_size, shared.config.rms_norm_eps);
+        let vocab_size = shared.config.vocab_size;
+        let head = shared.weights.head.as_ref().unwrap_or(&shared.weights.embedding);
+        let norm = |token: usize, row: usize, x: &[f32], normed: &mut [f32]| {
+            let x = &x[token * hidden_size..(token + 1) * hidden_size];
+            let normed = &mut normed[row * hidden_size..(row + 1) * hidden_size];
+            rms_norm(x, &shared.weights.final_norm, eps, normed);
+        };
+
+        // As many scored tokens at a time as there are rows of logits.
+        for first in (0..self.scored.len()).step_by(self.limits.logit_rows) {
+            let scored = &self.scored[first..(first + self.limits.logit_rows).min(self.scored.len())];
+            let (x, normed) = (&self.x, &mut self.normed);
+            ready!(self.jobs.run_here(limit, scored.len(), |row| {
+                norm(scored[row] as usize, row, x, normed);
+                Ok(())
+            }))?;
+            let x = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: scored.len() };
+            let logits = &mut self.logits[..scored.len() * vocab_size];
+            ready!(shared.matmul(&mut self.jobs, limit, head, x, logits))?;
+            let (logits, places) = (&self.logits, &self.places);
+            let out = Output::new(&mut self.log_probabilities, 1);
+            ready!(self.jobs.run(&shared.pool, limit, scored.len(), &|row, _| {
+                let token = scored[row] as usize;
+                let (sequence, position) = places[token];
+                let sequence = &batch.sequences[sequence as usize];
+                let target = sequence.targets[position as usize - sequence.start] as usize;
+                // SAFETY: items have different tokens, and the buffer outlives the job.
+                let out = unsafe { out.row_part(token, 0..1) };
+                out[0] = log_softmax_at(&logits[row * vocab_size..(row + 1) * vocab_size], target);
+            }))?;
+        }
+
         let (mut next_token, mut rows) = (0, 0);
         for (index, sequence) in batch.sequences.iter().enumerate() {
             next_token += sequence.tokens.len();
             if !sequence.wants_logits {
                 continue;
             }
-            let x = &self.x[(next_token - 1) * hidden_size..next_token * hidden_size];
-            let normed = &mut self.normed[rows * hidden_size..(rows + 1) * hidden_size];
-            rms_norm(x, &shared.weights.final_norm, config.rms_norm_eps, normed);
+            let (x, normed) = (&self.x, &mut self.normed);
+            ready!(self.jobs.run_here(limit, 1, |_| {
+                norm(next_token - 1, rows, x, normed);
+                Ok(())
+            }))?;
             self.logit_rows[index] = Some(rows as u32);
             rows += 1;
         }
-        let head = shared.weights.head.as_ref().unwrap_or(&shared.weights.embedding);
         let x = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: rows };
-        shared.matmul(head, x, &mut self.logits[..rows * head.rows], batch.cancel)
+        ready!(shared.matmul(&mut self.jobs, limit, head, x, &mut self.logits[..rows * vocab_size]))?;
+        self.jobs.done()
     }
 
     fn logits(&self, sequence: usize) -> Option<&[f32]> {
@@ -399,8 +616,22 @@ impl Pass for CpuPass {
         Some(&self.logits[row * vocab_size..(row + 1) * vocab_size])
     }
 
+    fn log_probability(&self, token: usize) -> f32 {
+        self.log_probabilities[token]
+    }
+
+    fn hidden_state(&self, token: usize, out: &mut [f32]) {
+        let hidden_size = self.shared.config.hidden_size;
+        let x = &self.x[token * hidden_size..(token + 1) * hidden_size];
+        rms_norm(x, &self.shared.weights.final_norm, self.shared.config.rms_norm_eps, out);
+    }
+
     fn routes(&self, layer: usize, token: usize) -> Routes<'_> {
         self.routing.routes(layer, token)
+    }
+
+    fn touched_experts(&self, layer: usize) -> usize {
+        self.routing.count_touched(layer, self.tokens)
     }
 
     fn bytes(&self) -> usize {
@@ -418,6 +649,7 @@ impl Pass for CpuPass {
             &self.activated,
             &self.projected,
             &self.logits,
+            &self.log_probabilities,
         ];
         buffers.iter().map(|buffer| buffer.bytes()).sum::<usize>() + self.routing.bytes()
     }

@@ -5,12 +5,13 @@
 
 use std::any::Any;
 use std::cell::UnsafeCell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::backend::ops::Cancel;
+use crate::backend::ops::Limit;
 use crate::error::{Error, Result, Status};
 use crate::memory::try_with_capacity;
 use crate::quiet::Quiet;
@@ -38,8 +39,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// One job; written by the caller while nobody has joined, read by those that have.
 struct Job {
     work: *const Work<'static>,
-    count: usize,
-    cancel: *const Cancel,
+    end: usize,
+    limit: *const Limit<'static>,
 }
 
 struct Shared {
@@ -71,7 +72,7 @@ impl Pool {
     pub fn new(threads: usize) -> Result<Pool> {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
-            job: UnsafeCell::new(Job { work: &|_, _| {}, count: 0, cancel: std::ptr::null() }),
+            job: UnsafeCell::new(Job { work: &|_, _| {}, end: 0, limit: std::ptr::null() }),
             next: AtomicUsize::new(0),
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
@@ -99,28 +100,31 @@ impl Pool {
         self.threads.len() + 1
     }
 
-    /// Calls `work(item, thread)` once for each item in `0..count`, or fails with `Cancelled` as soon as the items in
-    /// flight are done. A panic in `work` is passed on to the caller.
-    pub fn run(&self, count: usize, cancel: &Cancel, work: &Work<'_>) -> Result<()> {
-        if self.threads.is_empty() || count <= 1 {
-            for item in 0..count {
-                if cancel.is_requested() {
-                    return Err(Cancel::error());
+    /// Calls `work(item, thread)` once for each of `items`, in rising order as far as threads take them, until all are
+    /// done or `limit` is spent. Returns the first item not done; all before it are. Fails with `Cancelled` as soon as
+    /// the items in flight are done. A panic in `work` is passed on to the caller.
+    pub fn run(&self, items: Range<usize>, limit: &Limit, work: &Work<'_>) -> Result<usize> {
+        if self.threads.is_empty() || items.len() <= 1 {
+            for item in items.clone() {
+                if limit.is_reached() {
+                    return limit.check_cancel().map(|()| item);
                 }
                 work(item, 0);
+                limit.note_work();
             }
-            return Ok(());
+            return Ok(items.end);
         }
         let _turn = lock(&self.turn);
         let shared = &*self.shared;
         // SAFETY: the state is closed and nobody has joined (`turn` admits one caller, which waits for all who
-        // joined before it returns), so nobody reads the job. Erasing the lifetime is sound because
+        // joined before it returns), so nobody reads the job. Erasing the lifetimes is sound because
         // this function does not return, and does not unwind, before every thread that joined has left.
         unsafe {
             let work: *const Work<'static> = std::mem::transmute(work as *const Work<'_>);
-            *shared.job.get() = Job { work, count, cancel };
+            let limit = (limit as *const Limit<'_>).cast::<Limit<'static>>();
+            *shared.job.get() = Job { work, end: items.end, limit };
         }
-        shared.next.store(0, Ordering::Relaxed);
+        shared.next.store(items.start, Ordering::Relaxed);
         let epoch = (shared.state.load(Ordering::Relaxed) & !(OPEN | JOINED_MASK)).wrapping_add(EPOCH_STEP) & !OPEN;
         shared.state.store(OPEN | epoch, Ordering::SeqCst);
         if shared.sleepers.load(Ordering::SeqCst) > 0 {
@@ -138,7 +142,12 @@ impl Pool {
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
-        if shared.next.load(Ordering::Relaxed) < count { Err(Cancel::error()) } else { Ok(()) }
+        // Who takes an item finishes it, so every item below `next` is done.
+        let next = shared.next.load(Ordering::Relaxed).min(items.end);
+        if next < items.end {
+            limit.check_cancel()?;
+        }
+        Ok(next)
     }
 }
 
@@ -203,22 +212,23 @@ impl Shared {
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Takes items until none is left, the job is cancelled, or one panics.
+    /// Takes items until none is left, the limit is reached, or one panics.
     fn take_items(&self, thread: usize) {
         // SAFETY: this thread has joined the job (or is its caller), so it is not written until it leaves.
         let job = unsafe { &*self.job.get() };
         // SAFETY: the caller of `run` keeps both pointees alive until every thread that joined has left.
-        let (work, cancel) = unsafe { (&*job.work, &*job.cancel) };
-        while !cancel.is_requested() {
+        let (work, limit) = unsafe { (&*job.work, &*job.limit) };
+        while !limit.is_reached() {
             let item = self.next.fetch_add(1, Ordering::Relaxed);
-            if item >= job.count {
+            if item >= job.end {
                 return;
             }
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(item, thread))) {
-                self.next.store(job.count, Ordering::Relaxed);
+                self.next.store(job.end, Ordering::Relaxed);
                 lock(&self.panic).get_or_insert(panic);
                 return;
             }
+            limit.note_work();
         }
     }
 }
@@ -226,6 +236,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::ops::Cancel;
 
     #[test]
     fn every_item_runs_exactly_once_for_any_number_of_threads() {
@@ -234,7 +245,7 @@ mod tests {
             for round in 0..200 {
                 let count = round % 37;
                 let hits: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
-                pool.run(count, &Cancel::default(), &|item, thread| {
+                pool.run(0..count, &Limit::none(&Cancel::default()), &|item, thread| {
                     assert!(thread < threads);
                     hits[item].fetch_add(1, Ordering::Relaxed);
                 })
@@ -252,7 +263,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        pool.run(11, &Cancel::default(), &|_, _| {
+                        pool.run(0..11, &Limit::none(&Cancel::default()), &|_, _| {
                             total.fetch_add(1, Ordering::Relaxed);
                         })
                         .unwrap();
@@ -268,7 +279,7 @@ mod tests {
         let pool = Pool::new(2).unwrap();
         for bad in [0, 5, 99] {
             let result = catch_unwind(AssertUnwindSafe(|| {
-                pool.run(100, &Cancel::default(), &|item, _| {
+                pool.run(0..100, &Limit::none(&Cancel::default()), &|item, _| {
                     if item == bad {
                         resume_unwind(Box::new("planted"));
                     }
@@ -276,7 +287,7 @@ mod tests {
             }));
             assert!(result.is_err());
         }
-        assert!(pool.run(100, &Cancel::default(), &|_, _| {}).is_ok());
+        assert_eq!(pool.run(0..100, &Limit::none(&Cancel::default()), &|_, _| {}).unwrap(), 100);
     }
 
     #[test]
@@ -284,7 +295,7 @@ mod tests {
         let pool = Pool::new(2).unwrap();
         let cancel = Cancel::default();
         let done = AtomicUsize::new(0);
-        let result = pool.run(1_000_000, &cancel, &|item, _| {
+        let result = pool.run(0..1_000_000, &Limit::none(&cancel), &|item, _| {
             done.fetch_add(1, Ordering::Relaxed);
             if item == 10 {
                 cancel.request();
@@ -292,5 +303,29 @@ mod tests {
         });
         assert_eq!(result.unwrap_err().status(), Status::Cancelled);
         assert!(done.load(Ordering::Relaxed) < 1000);
+    }
+
+    #[test]
+    fn a_job_whose_time_is_over_goes_on_where_it_stopped_and_runs_every_item_once() {
+        for threads in [1, 3] {
+            let pool = Pool::new(threads).unwrap();
+            let cancel = Cancel::default();
+            let hits: Vec<AtomicUsize> = (0..500).map(|_| AtomicUsize::new(0)).collect();
+            let (mut next, mut calls) = (0, 0);
+            while next < hits.len() {
+                // Already over: each call does the least it may, one item a thread.
+                let limit = Limit::new(&cancel, Some(std::time::Instant::now()), None);
+                let before = next;
+                next = pool
+                    .run(next..hits.len(), &limit, &|item, _| {
+                        hits[item].fetch_add(1, Ordering::Relaxed);
+                    })
+                    .unwrap();
+                assert!(next > before, "a call makes progress, however small its budget");
+                calls += 1;
+            }
+            assert!(calls * (threads + 1) >= hits.len(), "{calls} calls with {threads} threads");
+            assert!(hits.iter().all(|hit| hit.load(Ordering::Relaxed) == 1));
+        }
     }
 }

@@ -64,7 +64,8 @@ impl Generate {
             (None, tokens) => tokens.clone().unwrap_or_default(),
         };
         let total = prompt.len().saturating_add(self.max_new);
-        let options = SessionOptions { context_size: context_size(total, &model), prefill_chunk: 0 };
+        let options =
+            SessionOptions { context_size: context_size(total, &model), prefill_chunk: 0, ..Default::default() };
         let mut session = Session::new(Arc::clone(&model), &options)?;
         session.set_sampling(Sampling {
             temperature: self.temperature,
@@ -112,7 +113,7 @@ fn prefill(session: &mut Session, prompt: &[u32]) -> Result<()> {
         // The whole at once gives the error with the sizes in it.
         return session.prefill(prompt);
     }
-    for part in prompt.chunks(gemmoe::engine::session::DEFAULT_PREFILL_CHUNK) {
+    for part in prompt.chunks(gemmoe::engine::options::DEFAULT_PREFILL_CHUNK) {
         session.prefill(part)?;
         bar.inc(part.len() as u64);
     }

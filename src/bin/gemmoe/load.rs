@@ -26,6 +26,7 @@ pub fn load(args: &ModelArgs) -> Result<Arc<Model>> {
             ..Default::default()
         },
         follow_links: args.follow_links,
+        ..Default::default()
     };
     let progress = Progress::default();
     let bar = bar(0, "loading {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left");

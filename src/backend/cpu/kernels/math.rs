@@ -48,6 +48,16 @@ pub fn softmax_f64(logits: &mut [f64]) {
     }
 }
 
+/// The natural logarithm of the softmax of `logits` at `index`; NaN where the logits have no finite maximum.
+pub fn log_softmax_at(logits: &[f32], index: usize) -> f32 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0f64;
+    for logit in logits {
+        sum += exp(logit - max) as f64;
+    }
+    ((logits[index] - max) as f64 - sum.ln()) as f32
+}
+
 /// `x / sqrt(mean(x^2) + eps) * (1 + w)` into `out`; all of length hidden_size. Gemma's RMSNorm.
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f64, out: &mut [f32]) {
     // Four partial sums in f64: exact enough for any width, and one fixed order.

@@ -23,6 +23,16 @@ pub struct TokenRows<'a> {
 }
 
 impl TokenRows<'_> {
+    /// Some of the tokens.
+    pub fn part(&self, tokens: Range<usize>) -> Self {
+        assert!(tokens.start <= tokens.end && tokens.end <= self.count);
+        let count = tokens.len();
+        match self.index {
+            Some(index) => TokenRows { index: Some(&index[tokens]), count, ..*self },
+            None => TokenRows { data: &self.data[tokens.start * self.columns..], count, ..*self },
+        }
+    }
+
     #[inline(always)]
     fn row(&self, token: usize) -> &[f32] {
         let row = self.index.map_or(token, |index| index[token] as usize);

@@ -1,0 +1,191 @@
+//! What a model thinks of given tokens: log-probabilities, perplexity, hidden states.
+
+use std::sync::Arc;
+use std::task::Poll;
+
+use super::budget::Budget;
+use super::model::Model;
+use super::options::SessionOptions;
+use super::sample::log_probability;
+use super::session::{Flight, Session};
+use crate::backend::Cancel;
+use crate::backend::ops::NO_TARGET;
+use crate::error::{Error, Result, Status};
+use crate::memory::{try_vec, try_with_capacity};
+
+/// How the hidden states of tokens become one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    Mean,
+    /// The last token's.
+    Last,
+}
+
+impl Session {
+    /// Appends `tokens`, runs them, and writes the log-probability of each, given all before it, to `out`, in nats.
+    ///
+    /// The session must hold at least one token, such as BOS, to begin from. Fails with `NoLogits` without one, with
+    /// `ContextFull` (no window slides here), `NotANumber`, `Cancelled` (the tokens are taken back), and as `prefill`.
+    pub fn score(&mut self, tokens: &[u32], out: &mut [f32]) -> Result<()> {
+        let held = self.check_appended(tokens, out.len())?;
+        if held == 0 {
+            return Err(Error::new(Status::NoLogits, "the session holds no token to begin from: prefill BOS first"));
+        }
+        if let (Some(first), true) = (tokens.first(), self.pending() == 0) {
+            out[0] = log_probability(self.logits()?, *first)?;
+        }
+        self.push(tokens)?;
+        let mut targets = try_with_capacity("targets", self.options().prefill_chunk)?;
+        self.run_watched(held, Some(&mut targets), |session, first, targets| {
+            let Some(pass) = &session.pass else { return Ok(()) };
+            for (index, _) in targets.iter().enumerate().filter(|(_, target)| **target != NO_TARGET) {
+                out[first + index + 1 - held] = pass.log_probability(index);
+            }
+            Ok(())
+        })?;
+        match out.iter().position(|value| value.is_nan()) {
+            None => Ok(()),
+            Some(at) => Err(Error::new(Status::NotANumber, format!("the logits before token {at} are not numbers"))),
+        }
+    }
+
+    /// Appends `tokens`, runs them, and writes their hidden states after the final norm, pooled, to `out: [hidden_size]`.
+    ///
+    /// Fails as `score` does, but needs no token to begin from; at least one to pool.
+    pub fn embed(&mut self, tokens: &[u32], pooling: Pooling, out: &mut [f32]) -> Result<()> {
+        let hidden_size = self.model().config().hidden_size;
+        let held = self.check_appended(tokens, tokens.len())?;
+        if tokens.is_empty() || out.len() != hidden_size {
+            let text =
+                format!("{} tokens into {} values, expected at least one into {hidden_size}", tokens.len(), out.len());
+            return Err(Error::new(Status::InvalidArgument, text).at_key("tokens"));
+        }
+        self.push(tokens)?;
+        let mut sums = try_vec("an embedding", hidden_size, 0f64)?;
+        let mut state = try_vec("an embedding", hidden_size, 0f32)?;
+        let total = held + tokens.len();
+        self.run_watched(held, None, |session, first, _| {
+            let Some(pass) = &session.pass else { return Ok(()) };
+            let end = session.tokens().len() - session.pending();
+            let from = if pooling == Pooling::Mean { held } else { total - 1 };
+            for position in first.max(from)..end {
+                pass.hidden_state(position - first, &mut state);
+                sums.iter_mut().zip(&state).for_each(|(sum, value)| *sum += *value as f64);
+            }
+            Ok(())
+        })?;
+        let count = if pooling == Pooling::Mean { tokens.len() } else { 1 };
+        out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = (sum / count as f64) as f32);
+        Ok(())
+    }
+
+    /// Checks what `score` and `embed` have in common; returns how many tokens are held.
+    fn check_appended(&self, tokens: &[u32], expected: usize) -> Result<usize> {
+        let held = self.tokens().len();
+        if tokens.len() != expected {
+            let text = format!("{} tokens, room for {expected} results", tokens.len());
+            return Err(Error::new(Status::InvalidArgument, text).at_key("tokens"));
+        }
+        if tokens.len() > self.context_size() - held {
+            let text = format!("{} tokens do not fit: {held} of {} are used", tokens.len(), self.context_size());
+            return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
+        }
+        Ok(held)
+    }
+
+    /// Runs what is pending; `see` is shown each pass's first position and targets, while its results can be read. With
+    /// `targets`, all tokens after the first `held` are; on an error those are given up.
+    fn run_watched(
+        &mut self,
+        held: usize,
+        mut targets: Option<&mut Vec<u32>>,
+        mut see: impl FnMut(&Session, usize, &[u32]) -> Result<()>,
+    ) -> Result<()> {
+        let cancel = Arc::clone(self.cancel());
+        let limit = Budget::UNLIMITED.begin(&cancel);
+        if cancel.take() {
+            self.drop_pending(held);
+            return Err(Cancel::error());
+        }
+        while self.pending() > 0 {
+            let first = self.tokens().len() - self.pending();
+            let mut flight = Flight::new(self, self.options().prefill_chunk);
+            let wanted: &[u32] = match &mut targets {
+                None => &[],
+                Some(targets) => {
+                    let target = |at: usize| self.tokens().get(at).filter(|_| at >= held).copied();
+                    targets.clear();
+                    targets.extend((1..=flight.count()).map(|next| target(first + next).unwrap_or(NO_TARGET)));
+                    targets
+                }
+            };
+            match self.fly(&mut flight, wanted, &limit) {
+                Poll::Ready(Ok(())) => see(self, first, wanted)?,
+                Poll::Ready(Err(error)) => {
+                    if error.status() == Status::Cancelled {
+                        cancel.take();
+                    }
+                    self.drop_pending(held);
+                    return Err(error);
+                }
+                Poll::Pending => {
+                    return Err(Error::new(Status::Internal, "a pass without a budget was left unfinished"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How well a model predicts a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Perplexity {
+    /// Tokens that were predicted.
+    pub tokens: usize,
+    /// The sum of their negative log-probabilities.
+    pub nats: f64,
+}
+
+impl Perplexity {
+    /// `e^(nats / tokens)`
+    pub fn value(&self) -> f64 {
+        (self.nats / self.tokens.max(1) as f64).exp()
+    }
+}
+
+/// The perplexity of `tokens`, which begin with BOS, in windows of `options.context_size`: each begins with the text's
+/// first token and then half of the window before it, which is not counted again. `progress` is told how many tokens are
+/// done.
+pub fn perplexity(
+    model: &Arc<Model>,
+    tokens: &[u32],
+    options: &SessionOptions,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Perplexity> {
+    let Some((first, text)) = tokens.split_first().filter(|(_, text)| !text.is_empty()) else {
+        let text = format!("{} tokens, expected at least two, of which the first is only given", tokens.len());
+        return Err(Error::new(Status::InvalidArgument, text).at_key("tokens"));
+    };
+    let mut session = Session::new(Arc::clone(model), options)?;
+    let window = session.context_size() - 1;
+    if window == 0 {
+        let text = "context_size is 1, expected room for a token to begin from and one to predict";
+        return Err(Error::new(Status::InvalidArgument, text).at_key("context_size"));
+    }
+    let mut scores = try_vec("log-probabilities", window.min(text.len()), 0f32)?;
+    let (mut found, mut done) = (Perplexity::default(), 0);
+    while done < text.len() {
+        let context = if done == 0 { 0 } else { window / 2 };
+        let part = &text[done..(done + window - context).min(text.len())];
+        session.rewind(0)?;
+        session.push(&[*first])?;
+        session.push(&text[done - context..done])?;
+        session.score(part, &mut scores[..part.len()])?;
+        found.nats -= scores[..part.len()].iter().map(|score| *score as f64).sum::<f64>();
+        found.tokens += part.len();
+        done += part.len();
+        progress(done);
+    }
+    Ok(found)
+}
