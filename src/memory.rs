@@ -28,6 +28,13 @@ pub fn try_with_capacity<T>(what: &str, capacity: usize) -> Result<Vec<T>> {
     Ok(vector)
 }
 
+/// An empty vector in the memory of another, whose elements have the same size: for scratch whose type has a lifetime.
+/// Collecting in place keeps the memory.
+pub fn recycle<A, B>(mut vector: Vec<A>) -> Vec<B> {
+    vector.clear();
+    vector.into_iter().map(|_| unreachable!("the vector is empty")).collect()
+}
+
 /// Plain old numbers: any bit pattern is a value, and zero bytes are zero.
 ///
 /// # Safety
@@ -149,6 +156,14 @@ mod tests {
         assert_eq!(error.status(), Status::OutOfMemory);
         assert!(Buffer::<f32>::zeroed("a test", usize::MAX).is_err());
         assert!(try_vec("a test", usize::MAX / 16, 0u64).is_err());
+    }
+
+    #[test]
+    fn a_recycled_vector_keeps_its_memory() {
+        let vector: Vec<Option<&u8>> = Vec::with_capacity(7);
+        let start = vector.as_ptr().addr();
+        let recycled: Vec<usize> = recycle(vector);
+        assert_eq!((recycled.as_ptr().addr(), recycled.len(), recycled.capacity()), (start, 0, 7));
     }
 
     #[test]

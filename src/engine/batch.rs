@@ -9,9 +9,9 @@ use super::forward::{Place, forward};
 use super::model::Model;
 use super::sequence::Wants;
 use super::session::Session;
-use crate::backend::{Batch, Cancel, Pass, PassLimits, SequenceSlice};
+use crate::backend::{Batch, Cancel, Limit, Pass, PassLimits, SequenceSlice};
 use crate::error::{Error, Result, Status};
-use crate::memory::try_with_capacity;
+use crate::memory::{recycle, try_with_capacity};
 
 /// What a batch is made for. Zeros take the defaults.
 #[derive(Clone, Copy, Debug, Default)]
@@ -199,14 +199,9 @@ impl SessionBatch {
     }
 
     /// Runs the pass of the members on from `place`, and hands its results to them when it is done.
-    fn run(
-        &mut self,
-        mut place: Place,
-        sessions: &mut [&mut Session],
-        limit: &crate::backend::Limit,
-    ) -> Result<Poll<()>> {
+    fn run(&mut self, mut place: Place, sessions: &mut [&mut Session], limit: &Limit) -> Result<Poll<()>> {
         let started = Instant::now();
-        let mut slices = recycled(std::mem::take(&mut self.slices));
+        let mut slices = recycle(std::mem::take(&mut self.slices));
         let mut members = self.members.iter().peekable();
         for session in sessions.iter_mut() {
             if let Some(member) = members.next_if(|member| member.stamp == session.stamp()) {
@@ -215,7 +210,7 @@ impl SessionBatch {
         }
         let layers = self.model.config().num_hidden_layers;
         let result = forward(&mut *self.pass, &mut place, layers, &mut Batch { sequences: &mut slices }, limit);
-        self.slices = recycled(slices);
+        self.slices = recycle(slices);
         self.time += started.elapsed();
         match result {
             Poll::Pending => {
@@ -261,10 +256,4 @@ impl SessionBatch {
         }
         Ok(())
     }
-}
-
-/// The memory of a vector for slices of another lifetime: collecting nothing in place keeps it.
-fn recycled<'b>(mut slices: Vec<SequenceSlice<'_>>) -> Vec<SequenceSlice<'b>> {
-    slices.clear();
-    slices.into_iter().map(|_| unreachable!("the vector is empty")).collect()
 }

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 
 use super::error::{ErrorObject, GemmoeError};
 use super::handles;
@@ -13,10 +14,20 @@ use crate::quiet::{Quiet, panic_text};
 /// # Safety
 /// `error_out` is NULL or points to a pointer the host lets this call write.
 pub unsafe fn guard(error_out: *mut *mut GemmoeError, body: impl FnOnce() -> Result<()>) -> Status {
+    // SAFETY: the caller's promise.
+    unsafe { guard_poll(error_out, || body().map(Poll::Ready)) }
+}
+
+/// As `guard`, for a body that a budget may stop: `Pending` becomes NEED_MORE, which is no error.
+///
+/// # Safety
+/// As for `guard`.
+pub unsafe fn guard_poll(error_out: *mut *mut GemmoeError, body: impl FnOnce() -> Result<Poll<()>>) -> Status {
     let _quiet = Quiet::enter();
     let outcome = catch_panic(|| handles::check_process().and_then(|()| body()));
     let (status, error) = match outcome {
-        Ok(()) => (Status::Ok, None),
+        Ok(Poll::Ready(())) => (Status::Ok, None),
+        Ok(Poll::Pending) => (Status::NeedMore, None),
         Err(error) => (error.status(), Some(error)),
     };
     if !error_out.is_null() {
@@ -49,14 +60,25 @@ pub struct Poison(AtomicBool);
 impl Poison {
     /// Runs `body` on a healthy object; a panic in it poisons the object.
     pub fn watch<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
-        if self.0.load(Ordering::Acquire) {
-            return Err(Error::new(Status::Poisoned, "an earlier internal error left this object unusable"));
-        }
+        self.check()?;
         let result = catch_panic(body);
         if matches!(&result, Err(error) if error.status() == Status::Internal) {
-            self.0.store(true, Ordering::Release);
+            self.set();
         }
         result
+    }
+
+    /// An error if the object is unusable.
+    pub fn check(&self) -> Result<()> {
+        match self.0.load(Ordering::Acquire) {
+            false => Ok(()),
+            true => Err(Error::new(Status::Poisoned, "an earlier internal error left this object unusable")),
+        }
+    }
+
+    /// Makes the object unusable.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Release);
     }
 }
 
