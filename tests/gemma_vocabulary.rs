@@ -204,6 +204,28 @@ fn a_character_in_byte_tokens_comes_out_once_and_whole() {
 }
 
 #[test]
+fn a_character_cut_anywhere_between_words_comes_out_once_and_whole() {
+    let Some(gemma) = gemma() else { return };
+    let piece = |piece| gemma.token_bytes(gemma.token_id(piece).unwrap(), false).unwrap();
+    let (before, after) = (piece("▁dog"), piece("漢"));
+    for character in CHARACTERS {
+        let whole = [before, character.to_string().as_bytes(), after].concat();
+        let inside = before.len()..before.len() + character.len_utf8();
+        // One bit for each place where two pushes may meet.
+        for cuts in 0..1u32 << (character.len_utf8() + 1) {
+            let is_cut = |at: usize| (inside.start..=inside.end).contains(&at) && cuts >> (at - inside.start) & 1 == 1;
+            let (mut stream, mut out, mut start) = (TextStream::new(), Vec::new(), 0);
+            for end in (1..=whole.len()).filter(|end| is_cut(*end) || *end == whole.len()) {
+                stream.push(&whole[start..end], &mut out).unwrap();
+                start = end;
+                let expected = if inside.contains(&end) { inside.start } else { end };
+                assert_eq!(out, whole[..expected], "{character:?} cut as {cuts:b}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_character_broken_by_another_token_loses_nothing_else() {
     let Some(gemma) = gemma() else { return };
     let mut random = Random::new(21);
