@@ -41,7 +41,7 @@ fn a_step_allocates_nothing_and_a_dropped_model_leaves_nothing() {
     let directory = Directory::random(71).to_temporary();
     let round = || {
         let model = load_with(directory.path(), 3, Instructions::Detect);
-        let options = SessionOptions { context_size: 256, prefill_chunk: 16 };
+        let options = SessionOptions { context_size: 256, prefill_chunk: 16, ..Default::default() };
         let mut session = Session::new(Arc::clone(&model), &options).unwrap();
         for temperature in [0.0, 0.9] {
             let sampling = Sampling { temperature, top_k: 40, top_p: 0.9, min_p: 0.01, seed: 1 };

@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{Directory, Random, load, load_with, session};
+use common::{Directory, Random, load, load_with, session, session_with};
+use gemmoe::backend::KvDtype;
 use gemmoe::backend::cpu::kernels::{Instructions, Kernels};
 use gemmoe::backend::ops::Cancel;
 use gemmoe::{Model, Sampling, Session, SessionBatch, SessionOptions};
@@ -69,7 +70,7 @@ fn any_cut_of_a_prompt_gives_the_same_bits() {
         }
         // The library's own cut must not show either.
         for prefill_chunk in [1, 5, 120] {
-            let options = SessionOptions { context_size: 200, prefill_chunk };
+            let options = SessionOptions { context_size: 200, prefill_chunk, ..Default::default() };
             let mut session = Session::new(Arc::clone(&model), &options).unwrap();
             session.prefill(&tokens).unwrap();
             assert_eq!(logits_of(&session), whole, "{name}, prefill_chunk {prefill_chunk}");
@@ -167,7 +168,7 @@ fn instruction_sets_agree_within_rounding() {
         let directory = directory.to_temporary();
         let tokens = Random::new(9).tokens(40, 97);
         let [portable, avx2] = [Instructions::Portable, Instructions::Avx2].map(|instructions| {
-            let mut session = session(&load_with(directory.path(), 2, instructions));
+            let mut session = session_with(&load_with(directory.path(), 2, instructions), KvDtype::F32);
             session.prefill(&tokens).unwrap();
             session.logits().unwrap().to_vec()
         });

@@ -15,7 +15,7 @@ fn bits(session: &Session) -> Vec<u32> {
 }
 
 fn session(model: &Arc<Model>, context_size: usize, prefill_chunk: usize) -> Session {
-    Session::new(Arc::clone(model), &SessionOptions { context_size, prefill_chunk }).unwrap()
+    Session::new(Arc::clone(model), &SessionOptions { context_size, prefill_chunk, ..Default::default() }).unwrap()
 }
 
 #[test]

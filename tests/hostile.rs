@@ -49,7 +49,7 @@ pub fn load(path: &Path, follow_links: bool) -> Result<Arc<Model>> {
 
 /// Prefills and steps; what a model from a damaged file must survive.
 pub fn generate(model: &Arc<Model>, steps: usize) -> Result<Vec<u32>> {
-    let options = SessionOptions { context_size: 16, prefill_chunk: 8 };
+    let options = SessionOptions { context_size: 16, prefill_chunk: 8, ..Default::default() };
     let mut session = Session::new(Arc::clone(model), &options)?;
     session.prefill(&[2, 3, 5, 7])?;
     (0..steps).map(|_| session.step()).collect()

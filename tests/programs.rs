@@ -43,7 +43,7 @@ struct Oracle {
 
 impl Oracle {
     fn fed(&self, tokens: &[u32]) -> Session {
-        let options = SessionOptions { context_size: tokens.len() + 1, prefill_chunk: LONGEST };
+        let options = SessionOptions { context_size: tokens.len() + 1, prefill_chunk: LONGEST, ..Default::default() };
         let mut session = Session::new(Arc::clone(&self.model), &options).unwrap();
         session.prefill(tokens).unwrap();
         session
@@ -79,7 +79,7 @@ struct Subject {
 impl Subject {
     fn random(model: &Arc<Model>, random: &mut Random) -> Subject {
         let context_size = [1, 2, 15, 16, 17, 33, LONGEST][random.below(7)];
-        let options = SessionOptions { context_size, prefill_chunk: 1 + random.below(9) };
+        let options = SessionOptions { context_size, prefill_chunk: 1 + random.below(9), ..Default::default() };
         Subject {
             session: Session::new(Arc::clone(model), &options).unwrap(),
             context_size,

@@ -15,7 +15,7 @@ fn status<T>(result: gemmoe::Result<T>) -> Status {
 }
 
 fn short_session(model: &Arc<Model>, context_size: usize) -> Session {
-    Session::new(Arc::clone(model), &SessionOptions { context_size, prefill_chunk: 4 }).unwrap()
+    Session::new(Arc::clone(model), &SessionOptions { context_size, prefill_chunk: 4, ..Default::default() }).unwrap()
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn a_cancelled_prefill_keeps_whole_chunks_and_goes_on_to_the_same_logits() {
     whole.prefill(&tokens).unwrap();
     let mut stopped = 0;
     for round in 0..40 {
-        let options = SessionOptions { context_size: 200, prefill_chunk: 8 };
+        let options = SessionOptions { context_size: 200, prefill_chunk: 8, ..Default::default() };
         let mut session = Session::new(Arc::clone(&model), &options).unwrap();
         let cancel = Arc::clone(session.cancel());
         let result = std::thread::scope(|scope| {
@@ -175,7 +175,10 @@ fn a_context_past_the_models_is_refused() {
     let directory = Directory::random_with(39, json!({"max_position_embeddings": 1 << 24})).to_temporary();
     let model = load(directory.path());
     let open = |context_size| {
-        status(Session::new(Arc::clone(&model), &SessionOptions { context_size, prefill_chunk: 1 }).map(drop))
+        status(
+            Session::new(Arc::clone(&model), &SessionOptions { context_size, prefill_chunk: 1, ..Default::default() })
+                .map(drop),
+        )
     };
     assert_eq!(open((1 << 24) + 1), Status::InvalidArgument);
     assert_eq!(open(64), Status::Ok);

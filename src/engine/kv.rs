@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::backend::kv::KvGeometry;
-use crate::backend::{Backend, KvPage};
+use crate::backend::{Backend, KvDtype, KvPage};
 use crate::error::Result;
 use crate::memory::try_with_capacity;
 
@@ -16,12 +16,12 @@ pub struct KvPages {
 }
 
 impl KvPages {
-    /// Pages for `context` positions.
-    pub fn new(backend: &dyn Backend, context: usize) -> Result<Self> {
+    /// Pages for `context` positions, stored as `dtype`.
+    pub fn new(backend: &dyn Backend, dtype: KvDtype, context: usize) -> Result<Self> {
         let count = KvGeometry::pages_for(context);
         let mut pages = try_with_capacity("a page table", count)?;
         for _ in 0..count {
-            pages.push(Arc::new(backend.new_kv_page()?));
+            pages.push(Arc::new(backend.new_kv_page(dtype)?));
         }
         Ok(KvPages { pages })
     }
@@ -33,6 +33,6 @@ impl KvPages {
 
     /// Size in bytes.
     pub fn bytes(&self) -> usize {
-        self.pages.iter().map(|page| page.bytes()).sum()
+        self.pages.iter().map(|page| page.geometry().page_bytes()).sum()
     }
 }

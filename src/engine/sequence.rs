@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::kv::KvPages;
 use super::model::Model;
 use super::sample::{Sampler, Sampling, top_log_probabilities};
-use crate::backend::{Pass, SequenceSlice, ops::Routes};
+use crate::backend::{KvDtype, Pass, SequenceSlice, ops::Routes};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, try_with_capacity};
 
@@ -32,13 +32,15 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// A sequence without tokens. Memory for `context_size` of them is reserved here.
-    pub fn new(model: Arc<Model>, context_size: usize) -> Result<Sequence> {
+    /// A sequence without tokens. Memory for `context_size` of them is reserved here; `kv_dtype` None is the backend's
+    /// default.
+    pub fn new(model: Arc<Model>, context_size: usize, kv_dtype: Option<KvDtype>) -> Result<Sequence> {
+        let kv_dtype = kv_dtype.unwrap_or(model.backend().default_kv_dtype());
         let config = model.config();
         let routes = config.num_hidden_layers * config.num_experts_per_tok;
         Ok(Sequence {
             context_size,
-            pages: KvPages::new(model.backend(), context_size)?,
+            pages: KvPages::new(model.backend(), kv_dtype, context_size)?,
             tokens: try_with_capacity("a session's tokens", context_size)?,
             processed: 0,
             ready: false,

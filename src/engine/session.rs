@@ -7,7 +7,7 @@ use super::forward::forward;
 use super::model::Model;
 use super::sample::Sampling;
 use super::sequence::Sequence;
-use crate::backend::{Batch, Cancel, Pass, PassLimits};
+use crate::backend::{Batch, Cancel, KvDtype, Pass, PassLimits};
 use crate::error::{Error, Result, Status};
 
 /// Tokens a prompt is cut into where the host does not say.
@@ -22,6 +22,8 @@ pub struct SessionOptions {
     pub context_size: usize,
     /// Most tokens of one forward pass; the workspace is sized for it.
     pub prefill_chunk: usize,
+    /// How keys and values are stored; None is the dtype of the checkpoint.
+    pub kv_dtype: Option<KvDtype>,
 }
 
 impl SessionOptions {
@@ -34,7 +36,7 @@ impl SessionOptions {
             return Err(Error::new(Status::InvalidArgument, text).at_key("context_size"));
         }
         let chunk = if self.prefill_chunk == 0 { DEFAULT_PREFILL_CHUNK } else { self.prefill_chunk };
-        Ok(SessionOptions { context_size, prefill_chunk: chunk.min(context_size) })
+        Ok(SessionOptions { context_size, prefill_chunk: chunk.min(context_size), ..*self })
     }
 }
 
@@ -59,10 +61,10 @@ impl Deref for Session {
 impl Session {
     /// A session without tokens. All memory it will ever need is reserved here.
     pub fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Session> {
-        let SessionOptions { context_size, prefill_chunk } = options.resolve(&model)?;
+        let SessionOptions { context_size, prefill_chunk, kv_dtype } = options.resolve(&model)?;
         let limits = PassLimits { max_tokens: prefill_chunk, max_sequences: 1, max_context: context_size };
         let pass = model.backend().new_pass(limits)?;
-        let sequence = Sequence::new(model, context_size)?;
+        let sequence = Sequence::new(model, context_size, kv_dtype)?;
         Ok(Session { sequence, pass, max_tokens: prefill_chunk, cancel: Arc::default() })
     }
 

@@ -154,6 +154,7 @@ pub unsafe extern "C" fn gemmoe_session_create(
             let options = SessionOptions {
                 context_size: options.context_size as usize,
                 prefill_chunk: options.prefill_chunk as usize,
+                ..Default::default()
             };
             let session = model.with(|model| Session::new(Arc::clone(model), &options))?;
             let cancel = Arc::clone(session.cancel());

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use gemmoe::backend::KvDtype;
 use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::backend::cpu::kernels::Instructions;
 use gemmoe::{LoadOptions, Model, Progress, Session, SessionOptions};
@@ -52,7 +53,13 @@ pub fn load_options(directory: &Path, options: &LoadOptions) -> Arc<Model> {
 }
 
 pub fn session(model: &Arc<Model>) -> Session {
-    let options = SessionOptions { context_size: model.config().max_position_embeddings.min(256), prefill_chunk: 64 };
+    session_with(model, None)
+}
+
+/// With keys and values in a dtype: f32 for what is compared with a reference.
+pub fn session_with(model: &Arc<Model>, kv_dtype: impl Into<Option<KvDtype>>) -> Session {
+    let context_size = model.config().max_position_embeddings.min(256);
+    let options = SessionOptions { context_size, prefill_chunk: 64, kv_dtype: kv_dtype.into() };
     Session::new(Arc::clone(model), &options).unwrap()
 }
 

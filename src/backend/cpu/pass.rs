@@ -9,7 +9,7 @@ use super::kernels::attention::HeadView;
 use super::kernels::math::{rms_norm, rotate};
 use super::kernels::matmul::{Output, TokenRows};
 use super::routing::Routing;
-use crate::backend::kv::{KvGeometry, KvHalf, PAGE_TOKENS, shared_page};
+use crate::backend::kv::{KvBlock, KvDtype, KvGeometry, KvHalf, PAGE_TOKENS, shared_page};
 use crate::backend::ops::{Batch, Cancel, Pass, PassLimits, Routes};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, try_with_capacity};
@@ -23,6 +23,7 @@ const ROW_TILE: usize = 8;
 /// Activations of one batch; see `Pass` for the stages.
 pub struct CpuPass {
     shared: Arc<Shared>,
+    /// Of every page it gets, the dtype apart.
     geometry: KvGeometry,
     limits: PassLimits,
     /// Tokens of the current batch.
@@ -71,7 +72,7 @@ impl CpuPass {
         let zeroed = |rows: usize, columns: usize| Buffer::zeroed(what, times(rows, columns)?);
         let slots = times(tokens, config.num_experts_per_tok)?;
         Ok(CpuPass {
-            geometry: KvGeometry::of(config),
+            geometry: KvGeometry::of(config, KvDtype::F32),
             limits,
             tokens: 0,
             places: try_with_capacity(what, tokens)?,
@@ -135,12 +136,11 @@ impl CpuPass {
         for sequence in batch.sequences.iter_mut() {
             for position in sequence.start..sequence.start + sequence.tokens.len() {
                 let page = Arc::get_mut(&mut sequence.pages[position / PAGE_TOKENS]).ok_or_else(shared_page)?;
-                let page = page.as_host_mut();
                 for (half, rows) in [(KvHalf::Key, &self.key), (KvHalf::Value, &self.value)] {
                     let row = &rows[token * row_length..(token + 1) * row_length];
-                    for (head, elements) in row.chunks_exact(head_dim).enumerate() {
-                        let at = self.geometry.block(layer, half, head) + position % PAGE_TOKENS * head_dim;
-                        page[at..at + head_dim].copy_from_slice(elements);
+                    for (head, row) in row.chunks_exact(head_dim).enumerate() {
+                        let block = KvBlock { layer, half, head };
+                        self.shared.kernels.store(row, page, block, position % PAGE_TOKENS);
                     }
                 }
                 token += 1;
@@ -193,6 +193,8 @@ impl Pass for CpuPass {
             && longest <= limits.max_context
             && batch.sequences.iter().all(|s| {
                 s.pages.len() * PAGE_TOKENS >= s.start + s.tokens.len()
+                    && s.pages.iter().all(|page| page.geometry() == s.pages[0].geometry())
+                    && s.pages.first().is_none_or(|page| page.geometry().same_model(&self.geometry))
                     && s.tokens.iter().all(|token| (*token as usize) < vocab_size)
             });
         if !fits {
@@ -251,7 +253,6 @@ impl Pass for CpuPass {
         let (config, geometry) = (&shared.config, &self.geometry);
         let (heads, head_dim) = (config.num_attention_heads, geometry.head_dim);
         let queries_per_key = heads / geometry.heads;
-        let block = PAGE_TOKENS * head_dim;
         let max_context = self.limits.max_context;
         let scores = Output::new(&mut self.scores, max_context);
         let attended = Output::new(&mut self.attended, config.query_size());
@@ -267,15 +268,14 @@ impl Pass for CpuPass {
             let (sequence, position) = places[token];
             let pages = &batch.sequences[sequence as usize].pages;
             for head in first..(first + heads_per_item).min(heads) {
-                let blocks = |page: usize| {
-                    let elements = pages[page].as_host();
-                    let at = |half| geometry.block(layer, half, head / queries_per_key);
-                    let (key, value) = (at(KvHalf::Key), at(KvHalf::Value));
-                    (&elements[key..key + block], &elements[value..value + block])
-                };
                 let at = (token * heads + head) * head_dim;
-                let view =
-                    HeadView { query: &query[at..at + head_dim], blocks: &blocks, positions: position as usize + 1 };
+                let view = HeadView {
+                    query: &query[at..at + head_dim],
+                    pages,
+                    layer,
+                    head: head / queries_per_key,
+                    positions: position as usize + 1,
+                };
                 // SAFETY: each thread has its own row of `scores`, and each (token, head) its own part of
                 // `attended`; both buffers outlive the job.
                 unsafe {
