@@ -92,12 +92,12 @@ unsafe fn dot_products<V: Vector, E: Element>(rows: &[E], query: &[f32], out: &m
     // SAFETY: row + R stays within the rows sliced above, R rows of `columns` each, as long as the query; V's
     // instruction set is present by the caller's promise.
     unsafe {
-        while row + 4 <= out.len() {
-            let four = tile::<V, E, 4, 1>(rows.as_ptr().add(row * columns), columns, [query.as_ptr()], columns);
-            for (out, [dot]) in out[row..row + 4].iter_mut().zip(four) {
+        while row + 8 <= out.len() {
+            let four = tile::<V, E, 8, 1>(rows.as_ptr().add(row * columns), columns, [query.as_ptr()], columns);
+            for (out, [dot]) in out[row..row + 8].iter_mut().zip(four) {
                 *out = dot;
             }
-            row += 4;
+            row += 8;
         }
         while row < out.len() {
             let [[dot]] = tile::<V, E, 1, 1>(rows.as_ptr().add(row * columns), columns, [query.as_ptr()], columns);
@@ -114,7 +114,7 @@ unsafe fn dot_products<V: Vector, E: Element>(rows: &[E], query: &[f32], out: &m
 #[inline(always)]
 unsafe fn add_scaled_rows<V: Vector, E: Element>(out: &mut [f32], rows: &[E], weights: &[f32]) {
     /// Vectors in registers: enough independent sums to hide the latency of a multiply-add.
-    const WIDTH: usize = 8;
+    const WIDTH: usize = 4;
     let columns = out.len();
     assert!(rows.len() >= weights.len() * columns);
     let mut column = 0;

@@ -204,7 +204,7 @@ fn int8_keeps_its_bound_for_rows_of_any_size_and_says_what_is_not_a_number() {
         row[7] = largest;
         let scale = to_int8(&row, &mut out);
         assert_eq!(out[7] as f32, 127f32.copysign(largest));
-        assert!((scale * 127.0 / largest.abs() - 1.0).abs() < 1e-6, "{largest:e}");
+        assert!((scale as f64 * 127.0 / largest.abs() as f64 - 1.0).abs() < 1e-6, "{largest:e}");
     }
     for odd in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         row[7] = odd;
@@ -298,16 +298,80 @@ fn row_bytes(page: &KvPage, block: KvBlock, slot: usize) -> Vec<u8> {
 
 #[test]
 fn views_of_another_type_or_place_are_refused() {
-    let refused = |look: &(dyn Fn(&KvPage) + std::panic::RefUnwindSafe)| {
+    let refused = |look: &dyn Fn(&KvPage) -> usize| {
         let page = KvPage::host(&geometry(8, KvDtype::Bf16)).unwrap();
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| look(&page))).is_err()
     };
-    assert!(!refused(&|page| drop(page.elements::<bf16>(block(KvHalf::Key)))));
-    assert!(refused(&|page| drop(page.elements::<f16>(block(KvHalf::Key)))));
-    assert!(refused(&|page| drop(page.elements::<f32>(block(KvHalf::Key)))));
-    assert!(refused(&|page| drop(page.elements::<bf16>(KvBlock { layer: LAYERS, ..block(KvHalf::Key) }))));
-    assert!(refused(&|page| drop(page.elements::<bf16>(KvBlock { head: HEADS, ..block(KvHalf::Key) }))));
+    assert!(!refused(&|page| page.elements::<bf16>(block(KvHalf::Key)).len()));
+    assert!(refused(&|page| page.elements::<f16>(block(KvHalf::Key)).len()));
+    assert!(refused(&|page| page.elements::<f32>(block(KvHalf::Key)).len()));
+    assert!(refused(&|page| page.elements::<bf16>(KvBlock { layer: LAYERS, ..block(KvHalf::Key) }).len()));
+    assert!(refused(&|page| page.elements::<bf16>(KvBlock { head: HEADS, ..block(KvHalf::Key) }).len()));
     let other = KvPage::host(&geometry(8, KvDtype::F16)).unwrap();
     let copy = |mut page: KvPage| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| page.copy_from(&other)));
     assert!(copy(KvPage::host(&geometry(8, KvDtype::Bf16)).unwrap()).is_err());
+}
+
+/// `cargo test --profile bench --lib attention_speed -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn attention_speed_at_4096_positions_in_every_dtype() {
+    const POSITIONS: usize = 4096;
+    const ROUNDS: usize = 41;
+    let mut random = Random::fresh();
+    let dtypes: Vec<(KvDtype, Vec<Arc<KvPage>>)> = KvDtype::ALL
+        .into_iter()
+        .map(|dtype| {
+            // The real heads; four of them in turn, on two layers, so that little stays in a cache.
+            let geometry = KvGeometry { layers: 2, heads: 16, head_dim: 256, dtype };
+            let pages = (0..KvGeometry::pages_for(POSITIONS)).map(|_| {
+                let mut page = KvPage::host(&geometry).unwrap();
+                for index in 0..2 * 2 * geometry.heads {
+                    let half = if index % 2 == 0 { KvHalf::Key } else { KvHalf::Value };
+                    let block = KvBlock { layer: index / 2 % 2, half, head: index / 4 };
+                    let row = random.vector(geometry.head_dim);
+                    for slot in 0..PAGE_TOKENS {
+                        Kernels::get(Instructions::Detect).unwrap().store(&row, &mut page, block, slot);
+                    }
+                }
+                Arc::new(page)
+            });
+            (dtype, pages.collect())
+        })
+        .collect();
+    let query = random.vector(256);
+    for kernels in all_kernels() {
+        let mut seconds = vec![Vec::new(); dtypes.len()];
+        for round in 0..=ROUNDS {
+            for ((_, pages), seconds) in dtypes.iter().zip(&mut seconds) {
+                let (mut scores, mut out) = (vec![0.0; POSITIONS], vec![0.0; 256]);
+                let started = std::time::Instant::now();
+                for (layer, head) in [(0, 0), (1, 3), (0, 7), (1, 12)] {
+                    let view = HeadView { query: &query, pages, layer, head, positions: POSITIONS };
+                    kernels.attend(&view, &mut scores, &mut out);
+                }
+                if round > 0 {
+                    seconds.push(started.elapsed().as_secs_f64() / 4.0);
+                }
+            }
+        }
+        let median = |values: &[f64]| {
+            let mut sorted = values.to_vec();
+            sorted.sort_by(f64::total_cmp);
+            (sorted[sorted.len() / 2], sorted[sorted.len() / 10], sorted[sorted.len() * 9 / 10])
+        };
+        for ((dtype, pages), taken) in dtypes.iter().zip(&seconds) {
+            let ratios: Vec<f64> = seconds[0].iter().zip(taken).map(|(f32, taken)| f32 / taken).collect();
+            let geometry = pages[0].geometry();
+            let bytes = POSITIONS * geometry.bytes_per_token() / geometry.layers / geometry.heads;
+            let ((time, ..), (ratio, low, high)) = (median(taken), median(&ratios));
+            println!(
+                "{} {:<4} {:6.1} us a head, {:5.1} GB/s, {ratio:.2} times f32 ({low:.2} to {high:.2})",
+                kernels.name,
+                dtype.name(),
+                time * 1e6,
+                bytes as f64 / time / 1e9
+            );
+        }
+    }
 }
