@@ -58,7 +58,8 @@ fn bound(dtype: KvDtype, value: f32, row: &[f32]) -> f64 {
         KvDtype::Bf16 => value.abs() as f64 / 256.0,
         // The steps of subnormals are all 2^-24.
         KvDtype::F16 => (value.abs() as f64 / 2048.0).max(2f64.powi(-25)),
-        KvDtype::Int8 => absmax / 254.0 * (1.0 + 1e-6),
+        // Half a step of 127, and the roundings of the scale, its inverse and their product: three of 2^-24 of the absmax.
+        KvDtype::Int8 => absmax * (1.0 / 254.0 + 3.0 / 16_777_216.0),
     }
 }
 
