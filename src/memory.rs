@@ -43,6 +43,8 @@ pub unsafe trait Plain: Copy + Send + Sync + 'static {}
 // SAFETY: primitive numbers satisfy every condition of the trait.
 unsafe impl Plain for u8 {}
 // SAFETY: as above.
+unsafe impl Plain for i8 {}
+// SAFETY: as above.
 unsafe impl Plain for u16 {}
 // SAFETY: as above.
 unsafe impl Plain for u32 {}
@@ -145,6 +147,22 @@ pub fn as_bytes_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }
 
+/// Bytes seen as plain numbers. Panics unless they begin at an address and have a length that suit T.
+pub fn view<T: Plain>(bytes: &[u8]) -> &[T] {
+    // SAFETY: Plain types accept any bit pattern, and `align_to` keeps the address, the length and the alignment right.
+    let (before, values, after) = unsafe { bytes.align_to::<T>() };
+    assert!(before.is_empty() && after.is_empty(), "bytes that are no whole, aligned numbers");
+    values
+}
+
+/// As [`view`], writable.
+pub fn view_mut<T: Plain>(bytes: &mut [u8]) -> &mut [T] {
+    // SAFETY: as in `view`; and whatever T is written is initialised bytes, because Plain types have no padding.
+    let (before, values, after) = unsafe { bytes.align_to_mut::<T>() };
+    assert!(before.is_empty() && after.is_empty(), "bytes that are no whole, aligned numbers");
+    values
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,5 +191,15 @@ mod tests {
         assert_eq!(&small[..], [0, 0, 0]);
         let large = Buffer::<f32>::zeroed("a test", HUGE_PAGE_BYTES).unwrap();
         assert!(large.iter().all(|value| *value == 0.0));
+    }
+
+    #[test]
+    fn bytes_are_seen_as_numbers_only_where_they_are_whole_and_aligned() {
+        let mut buffer = Buffer::<u8>::zeroed("a test", 12).unwrap();
+        view_mut::<f32>(&mut buffer[4..8])[0] = 1.5;
+        assert_eq!(view::<f32>(&buffer), [0.0, 1.5, 0.0]);
+        for range in [1..5, 0..6, 2..6] {
+            assert!(std::panic::catch_unwind(|| view::<f32>(&buffer[range]).len()).is_err());
+        }
     }
 }

@@ -5,6 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{Directory, Random, load, load_with};
+use gemmoe::backend::KvDtype;
 use gemmoe::backend::cpu::kernels::Instructions;
 use gemmoe::{BatchOptions, Model, Sampling, Session, SessionBatch, SessionOptions, Status};
 use safetensors::Dtype;
@@ -115,19 +116,23 @@ fn no_weights_make_a_step_panic_or_hang() {
                 directory.dtype = dtype;
                 fill(&mut directory, part, value);
                 let directory = directory.to_temporary();
-                let mut session = session(&load(directory.path()), 32, 5);
-                session.prefill(&[2, 3, 4, 5, 6, 7, 8]).unwrap();
-                for temperature in [0.0, 0.8] {
-                    session.set_sampling(Sampling { temperature, ..Default::default() }).unwrap();
-                    match session.step() {
-                        Ok(token) => assert!(token < 97),
-                        Err(error) => assert_eq!(error.status(), Status::NotANumber, "{part} {value}"),
+                let model = load(directory.path());
+                for kv_dtype in KvDtype::ALL {
+                    let options = SessionOptions { context_size: 32, prefill_chunk: 5, kv_dtype: Some(kv_dtype) };
+                    let mut session = Session::new(Arc::clone(&model), &options).unwrap();
+                    session.prefill(&[2, 3, 4, 5, 6, 7, 8]).unwrap();
+                    for temperature in [0.0, 0.8] {
+                        session.set_sampling(Sampling { temperature, ..Default::default() }).unwrap();
+                        match session.step() {
+                            Ok(token) => assert!(token < 97),
+                            Err(error) => assert_eq!(error.status(), Status::NotANumber, "{part} {value}"),
+                        }
                     }
+                    let mut experts = session.routes(0).unwrap().experts.to_vec();
+                    experts.sort_unstable();
+                    experts.dedup();
+                    assert_eq!(experts.len(), 2, "{part} {value}");
                 }
-                let mut experts = session.routes(0).unwrap().experts.to_vec();
-                experts.sort_unstable();
-                experts.dedup();
-                assert_eq!(experts.len(), 2, "{part} {value}");
             }
         }
     }

@@ -3,7 +3,8 @@
 
 mod common;
 
-use common::{golden, load_options, session};
+use common::{golden, load_options, session_with};
+use gemmoe::backend::KvDtype;
 use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::backend::cpu::kernels::{Instructions, Kernels};
 use gemmoe::{LoadOptions, Sampling};
@@ -30,7 +31,7 @@ fn check_directory(path: &std::path::Path, instructions: Instructions) -> f64 {
     let mut worst = 0f64;
     for case in expected["cases"].as_array().unwrap() {
         let tokens = ids(&case["tokens"]);
-        let mut session = session(&model);
+        let mut session = session_with(&model, KvDtype::F32);
         session.set_sampling(Sampling::default()).unwrap();
         session.prefill(&tokens).unwrap();
         let logits: Vec<f64> = case["logits"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();

@@ -54,11 +54,8 @@ fn main() {
         active as f64 / 1e9
     );
 
-    let mut session = Session::new(
-        Arc::clone(&model),
-        &SessionOptions { context_size: 1024, prefill_chunk: 0, ..Default::default() },
-    )
-    .unwrap();
+    let mut session =
+        Session::new(Arc::clone(&model), &SessionOptions { context_size: 1024, ..Default::default() }).unwrap();
     let prompt: Vec<u32> = (0..PROMPT).map(|at| (at * 7919 % VOCABULARY) as u32).collect();
     let (mut bandwidth, mut arithmetic, mut prefill, mut decode) = (vec![], vec![], vec![], vec![]);
     // The first round warms up and is not counted.

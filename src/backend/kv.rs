@@ -1,11 +1,84 @@
 //! The layout of key and value memory: pages of a few positions, each holding all layers of them.
+//!
+//! A page is one block of bytes, aligned to a cache line: elements `[layers][key, value][heads][PAGE_TOKENS][head_dim]`
+//! in the dtype, so that one head's positions are read as one stream. For int8 there follow f32 scales
+//! `[layers][key, value][heads][PAGE_TOKENS]`: an element is its i8 times the scale of its head and position.
+//! This file is the only one that knows.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
 
 use crate::error::{Error, Result, Status};
-use crate::memory::Buffer;
+use crate::memory::{Buffer, Plain, view, view_mut};
 use crate::model::Config;
 
 /// Positions in one page.
 pub const PAGE_TOKENS: usize = 16;
+
+/// How keys and values are stored. What each does to a number is in `cpu/kernels/store.rs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvDtype {
+    /// As they were computed.
+    F32,
+    /// bfloat16: a relative error up to 2^-8.
+    Bf16,
+    /// Half precision: a relative error up to 2^-11, numbers past 65504 as 65504.
+    F16,
+    /// Eight bits and a scale per head and position: an error up to 1/254 of the largest of the head's elements.
+    Int8,
+}
+
+impl KvDtype {
+    /// All of them.
+    pub const ALL: [KvDtype; 4] = [KvDtype::F32, KvDtype::Bf16, KvDtype::F16, KvDtype::Int8];
+
+    /// Its name, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            KvDtype::F32 => "f32",
+            KvDtype::Bf16 => "bf16",
+            KvDtype::F16 => "f16",
+            KvDtype::Int8 => "int8",
+        }
+    }
+
+    /// Bytes of one element, int8's scales apart.
+    pub fn bytes_per_element(self) -> usize {
+        match self {
+            KvDtype::F32 => 4,
+            KvDtype::Bf16 | KvDtype::F16 => 2,
+            KvDtype::Int8 => 1,
+        }
+    }
+
+    /// Bytes of the scale of one head's elements at one position.
+    fn bytes_per_scale(self) -> usize {
+        match self {
+            KvDtype::F32 | KvDtype::Bf16 | KvDtype::F16 => 0,
+            KvDtype::Int8 => size_of::<f32>(),
+        }
+    }
+}
+
+/// The Rust type of a dtype's elements.
+pub trait KvElement: Plain {
+    /// The dtype.
+    const DTYPE: KvDtype;
+}
+
+impl KvElement for f32 {
+    const DTYPE: KvDtype = KvDtype::F32;
+}
+impl KvElement for bf16 {
+    const DTYPE: KvDtype = KvDtype::Bf16;
+}
+impl KvElement for f16 {
+    const DTYPE: KvDtype = KvDtype::F16;
+}
+impl KvElement for i8 {
+    const DTYPE: KvDtype = KvDtype::Int8;
+}
 
 /// What a page's layout depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +89,8 @@ pub struct KvGeometry {
     pub heads: usize,
     /// Width of one head.
     pub head_dim: usize,
+    /// Of the elements.
+    pub dtype: KvDtype,
 }
 
 /// Which half of a layer's cache.
@@ -27,61 +102,185 @@ pub enum KvHalf {
     Value = 1,
 }
 
+/// One head's part of a page: elements `[PAGE_TOKENS][head_dim]` and, for int8, scales `[PAGE_TOKENS]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvBlock {
+    /// Layer.
+    pub layer: usize,
+    /// Keys or values.
+    pub half: KvHalf,
+    /// Key-value head.
+    pub head: usize,
+}
+
 impl KvGeometry {
-    /// The geometry of a model.
-    pub fn of(config: &Config) -> Self {
-        KvGeometry { layers: config.num_hidden_layers, heads: config.num_key_value_heads, head_dim: config.head_dim }
+    /// The geometry of a model's pages in `dtype`.
+    pub fn of(config: &Config, dtype: KvDtype) -> Self {
+        KvGeometry {
+            layers: config.num_hidden_layers,
+            heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            dtype,
+        }
     }
 
-    /// Elements of one page: `[layers][key, value][heads][PAGE_TOKENS][head_dim]`, so that one head's positions
-    /// are read as one stream.
-    pub fn page_elements(&self) -> usize {
-        self.layers * 2 * self.heads * PAGE_TOKENS * self.head_dim
+    /// Whether both are geometries of the same model, in whatever dtypes.
+    pub fn same_model(&self, other: &KvGeometry) -> bool {
+        *self == KvGeometry { dtype: self.dtype, ..*other }
     }
 
-    /// First element of a head's `[PAGE_TOKENS][head_dim]` block in a page.
-    pub fn block(&self, layer: usize, half: KvHalf, head: usize) -> usize {
-        ((layer * 2 + half as usize) * self.heads + head) * PAGE_TOKENS * self.head_dim
+    /// Bytes of one page.
+    pub fn page_bytes(&self) -> usize {
+        self.packed_bytes(PAGE_TOKENS)
+    }
+
+    /// Bytes of keys and values of one position.
+    pub fn bytes_per_token(&self) -> usize {
+        self.packed_bytes(1)
+    }
+
+    /// Bytes of `slots` positions that `copy_positions_out` packed.
+    pub fn packed_bytes(&self, slots: usize) -> usize {
+        self.blocks() * slots * (self.row_bytes() + self.dtype.bytes_per_scale())
     }
 
     /// Pages that hold `tokens` positions.
     pub fn pages_for(tokens: usize) -> usize {
         tokens.div_ceil(PAGE_TOKENS)
     }
+
+    /// Blocks of a page.
+    fn blocks(&self) -> usize {
+        self.layers * 2 * self.heads
+    }
+
+    /// Bytes of one head's elements at one position.
+    fn row_bytes(&self) -> usize {
+        self.head_dim * self.dtype.bytes_per_element()
+    }
+
+    /// A block's place in the order of the layout.
+    fn index(&self, block: KvBlock) -> usize {
+        assert!(block.layer < self.layers && block.head < self.heads);
+        (block.layer * 2 + block.half as usize) * self.heads + block.head
+    }
+
+    /// The bytes of block `index`'s elements, where blocks have `slots` positions.
+    fn element_bytes(&self, index: usize, slots: usize) -> Range<usize> {
+        let length = slots * self.row_bytes();
+        index * length..(index + 1) * length
+    }
+
+    /// The same of its scales; empty where the dtype has none.
+    fn scale_bytes(&self, index: usize, slots: usize) -> Range<usize> {
+        let (start, length) = (self.blocks() * slots * self.row_bytes(), slots * self.dtype.bytes_per_scale());
+        start + index * length..start + (index + 1) * length
+    }
 }
 
-/// The memory of one page, on the device of the backend that made it.
-pub enum KvPage {
-    /// f32 in host memory.
-    Host(Buffer<f32>),
+/// One page. It knows its layout, so that sequences of different dtypes can share a batch.
+pub struct KvPage {
+    geometry: KvGeometry,
+    memory: Memory,
+}
+
+/// Where a page's bytes are: on the device of the backend that made it.
+enum Memory {
+    Host(Buffer<u8>),
 }
 
 impl KvPage {
     /// A page of zeros in host memory.
     pub fn host(geometry: &KvGeometry) -> Result<Self> {
-        Ok(KvPage::Host(Buffer::zeroed("a page of keys and values", geometry.page_elements())?))
+        let memory = Memory::Host(Buffer::zeroed("a page of keys and values", geometry.page_bytes())?);
+        Ok(KvPage { geometry: *geometry, memory })
     }
 
-    /// The page's elements, for a backend that computes in host memory.
-    pub fn as_host(&self) -> &[f32] {
-        match self {
-            KvPage::Host(buffer) => buffer,
+    /// Its layout.
+    pub fn geometry(&self) -> &KvGeometry {
+        &self.geometry
+    }
+
+    /// All its bytes, for a backend that computes in host memory.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.memory {
+            Memory::Host(buffer) => buffer,
         }
     }
 
-    /// The page's elements for writing, for a backend that computes in host memory.
-    pub fn as_host_mut(&mut self) -> &mut [f32] {
-        match self {
-            KvPage::Host(buffer) => buffer,
+    /// All its bytes for writing, for a backend that computes in host memory.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        match &mut self.memory {
+            Memory::Host(buffer) => buffer,
         }
     }
 
-    /// Size in bytes.
-    pub fn bytes(&self) -> usize {
-        match self {
-            KvPage::Host(buffer) => buffer.bytes(),
-        }
+    /// Becomes a copy of a page of the same geometry; of another it panics.
+    pub fn copy_from(&mut self, other: &KvPage) {
+        assert_eq!(self.geometry, other.geometry);
+        self.bytes_mut().copy_from_slice(other.bytes());
     }
+
+    /// A block's elements `[PAGE_TOKENS][head_dim]`. Panics where they are of another type.
+    pub fn elements<E: KvElement>(&self, block: KvBlock) -> &[E] {
+        assert!(E::DTYPE == self.geometry.dtype);
+        view(&self.bytes()[self.geometry.element_bytes(self.geometry.index(block), PAGE_TOKENS)])
+    }
+
+    /// As `elements`, writable.
+    pub fn elements_mut<E: KvElement>(&mut self, block: KvBlock) -> &mut [E] {
+        assert!(E::DTYPE == self.geometry.dtype);
+        let range = self.geometry.element_bytes(self.geometry.index(block), PAGE_TOKENS);
+        view_mut(&mut self.bytes_mut()[range])
+    }
+
+    /// A block's scales `[PAGE_TOKENS]`; empty where the dtype has none.
+    pub fn scales(&self, block: KvBlock) -> &[f32] {
+        view(&self.bytes()[self.geometry.scale_bytes(self.geometry.index(block), PAGE_TOKENS)])
+    }
+
+    /// As `scales`, writable.
+    pub fn scales_mut(&mut self, block: KvBlock) -> &mut [f32] {
+        let range = self.geometry.scale_bytes(self.geometry.index(block), PAGE_TOKENS);
+        view_mut(&mut self.bytes_mut()[range])
+    }
+}
+
+/// Packs the first `slots` positions of a page into `packed`: the layout of a page, with `slots` for PAGE_TOKENS.
+///
+/// Panics unless the page is of this geometry and `packed` has `geometry.packed_bytes(slots)` bytes.
+pub fn copy_positions_out(geometry: &KvGeometry, page: &KvPage, slots: usize, packed: &mut [u8]) {
+    assert_eq!(geometry, page.geometry());
+    for (from, to) in position_ranges(geometry, slots, packed.len()) {
+        packed[to].copy_from_slice(&page.bytes()[from]);
+    }
+}
+
+/// Unpacks what `copy_positions_out` packed into the first `slots` positions of a page; the others stay as they are.
+///
+/// Panics as `copy_positions_out`.
+pub fn copy_positions_in(geometry: &KvGeometry, page: &mut KvPage, slots: usize, packed: &[u8]) {
+    assert_eq!(geometry, page.geometry());
+    for (to, from) in position_ranges(geometry, slots, packed.len()) {
+        page.bytes_mut()[to].copy_from_slice(&packed[from]);
+    }
+}
+
+/// Pairs of byte ranges, in a page and packed, that hold the first `slots` positions.
+fn position_ranges(
+    geometry: &KvGeometry,
+    slots: usize,
+    packed_bytes: usize,
+) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    assert!(slots <= PAGE_TOKENS && packed_bytes == geometry.packed_bytes(slots));
+    let geometry = *geometry;
+    (0..geometry.blocks()).flat_map(move |index| {
+        let pair = |paged: Range<usize>, packed: Range<usize>| (paged.start..paged.start + packed.len(), packed);
+        [
+            pair(geometry.element_bytes(index, PAGE_TOKENS), geometry.element_bytes(index, slots)),
+            pair(geometry.scale_bytes(index, PAGE_TOKENS), geometry.scale_bytes(index, slots)),
+        ]
+    })
 }
 
 /// The error of a pass that would write a page somebody else can see.

@@ -4,5 +4,5 @@ pub mod cpu;
 pub mod kv;
 pub mod ops;
 
-pub use kv::{KvGeometry, KvPage};
+pub use kv::{KvDtype, KvGeometry, KvPage};
 pub use ops::{Backend, Batch, Cancel, Limit, Pass, PassLimits, SequenceSlice};

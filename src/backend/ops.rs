@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Instant;
 
-use super::kv::KvPage;
+use super::kv::{KvDtype, KvPage};
 use crate::error::{Error, Result, Status};
 
 /// A wish to stop, set from any thread; passes look at it between pieces of work.
@@ -115,8 +115,8 @@ pub struct SequenceSlice<'a> {
     pub tokens: &'a [u32],
     /// Position of the first of them: the number of positions already in the pages.
     pub start: usize,
-    /// The sequence's pages, enough for `start + tokens.len()` positions; those that hold positions from `start`
-    /// on belong to this sequence alone.
+    /// The sequence's pages, all of one dtype, enough for `start + tokens.len()` positions; those that hold positions
+    /// from `start` on belong to this sequence alone.
     pub pages: &'a mut [Arc<KvPage>],
     /// Whether the logits after the last token are wanted.
     pub wants_logits: bool,
@@ -169,8 +169,11 @@ pub trait Backend: Send + Sync {
     /// Bytes of weights on the device: all of them, and the experts among them.
     fn weight_bytes(&self) -> (usize, usize);
 
+    /// What keys and values are stored as where nobody asks for anything else: the dtype of the checkpoint.
+    fn default_kv_dtype(&self) -> KvDtype;
+
     /// Memory for one more page of keys and values.
-    fn new_kv_page(&self) -> Result<KvPage>;
+    fn new_kv_page(&self, dtype: KvDtype) -> Result<KvPage>;
 
     /// A workspace; everything a pass within `limits` needs is allocated here.
     fn new_pass(&self, limits: PassLimits) -> Result<Box<dyn Pass>>;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::backend::kv::{KvGeometry, PAGE_TOKENS};
-use crate::backend::{Backend, KvPage};
+use crate::backend::{Backend, KvDtype, KvPage};
 use crate::error::{Error, Result, Status};
 use crate::memory::try_with_capacity;
 
@@ -50,15 +50,16 @@ impl KvAccount {
 /// `own_from` replaces it first. So only `fork` and what rewinds into shared pages need memory, and can fail.
 pub struct KvPages {
     pages: Vec<Arc<KvPage>>,
+    dtype: KvDtype,
     account: Arc<KvAccount>,
 }
 
 impl KvPages {
-    /// Pages for `context` positions. Fails with `KvLimit` or `OutOfMemory`.
-    pub fn new(backend: &dyn Backend, account: &Arc<KvAccount>, context: usize) -> Result<Self> {
+    /// Pages for `context` positions, stored as `dtype`. Fails with `KvLimit` or `OutOfMemory`.
+    pub fn new(backend: &dyn Backend, account: &Arc<KvAccount>, dtype: KvDtype, context: usize) -> Result<Self> {
         let count = KvGeometry::pages_for(context);
         let pages = try_with_capacity("a page table", count)?;
-        let mut table = KvPages { pages, account: Arc::clone(account) };
+        let mut table = KvPages { pages, dtype, account: Arc::clone(account) };
         table.add_fresh(backend, count)?;
         Ok(table)
     }
@@ -70,7 +71,7 @@ impl KvPages {
         let full = positions.saturating_sub(1) / PAGE_TOKENS;
         let mut pages = try_with_capacity("a page table", self.pages.len())?;
         pages.extend(self.pages[..full].iter().cloned());
-        let mut table = KvPages { pages, account: Arc::clone(&self.account) };
+        let mut table = KvPages { pages, dtype: self.dtype, account: Arc::clone(&self.account) };
         table.add_fresh(backend, self.pages.len() - full)?;
         if positions > 0 {
             table.copy_page(full, &self.pages[full]);
@@ -88,7 +89,7 @@ impl KvPages {
             return Ok(());
         }
         let pages = try_with_capacity("a page table", shared)?;
-        let mut fresh = KvPages { pages, account: Arc::clone(&self.account) };
+        let mut fresh = KvPages { pages, dtype: self.dtype, account: Arc::clone(&self.account) };
         fresh.add_fresh(backend, shared)?;
         for at in first..self.pages.len() {
             // Another sequence may have given a page up meanwhile: then a fresh one is left over.
@@ -115,15 +116,20 @@ impl KvPages {
         &mut self.pages
     }
 
+    /// How they are stored.
+    pub fn dtype(&self) -> KvDtype {
+        self.dtype
+    }
+
     /// Size in bytes, pages shared with others included.
     pub fn bytes(&self) -> usize {
-        self.pages.iter().map(|page| page.bytes()).sum()
+        self.pages.iter().map(|page| page.geometry().page_bytes()).sum()
     }
 
     fn add_fresh(&mut self, backend: &dyn Backend, count: usize) -> Result<()> {
         for _ in 0..count {
-            let page = backend.new_kv_page()?;
-            self.account.take(page.bytes())?;
+            let page = backend.new_kv_page(self.dtype)?;
+            self.account.take(page.geometry().page_bytes())?;
             self.pages.push(Arc::new(page));
         }
         Ok(())
@@ -132,14 +138,14 @@ impl KvPages {
     /// Copies a page's contents to this table's page `at`, which nobody shares.
     fn copy_page(&mut self, at: usize, from: &KvPage) {
         if let Some(page) = Arc::get_mut(&mut self.pages[at]) {
-            page.as_host_mut().copy_from_slice(from.as_host());
+            page.copy_from(from);
         }
     }
 
     fn release(&self, page: Arc<KvPage>) {
         // Whoever lets the last reference go gives the bytes back.
         if let Some(page) = Arc::into_inner(page) {
-            self.account.give_back(page.bytes());
+            self.account.give_back(page.geometry().page_bytes());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What a host chooses when it makes a session.
 
 use super::model::Model;
-use crate::backend::kv::{KvGeometry, PAGE_TOKENS};
+use crate::backend::kv::{KvDtype, KvGeometry, PAGE_TOKENS};
 use crate::error::{Error, Result, Status};
 
 /// Tokens a prompt is cut into where the host does not say.
@@ -32,6 +32,8 @@ pub struct SessionOptions {
     pub context_size: usize,
     /// Most tokens of one forward pass; the workspace is sized for it.
     pub prefill_chunk: usize,
+    /// How keys and values are stored; None is the dtype of the checkpoint.
+    pub kv_dtype: Option<KvDtype>,
     /// What to do when the context is full.
     pub overflow: Overflow,
     /// Most bytes of keys and values; 0 is no limit. Where `context_size` is 0 the context is what fits, else one that
@@ -44,11 +46,16 @@ pub struct SessionOptions {
 }
 
 impl SessionOptions {
+    /// How keys and values are stored, the default filled in.
+    pub fn kv_dtype(&self, model: &Model) -> KvDtype {
+        self.kv_dtype.unwrap_or(model.backend().default_kv_dtype())
+    }
+
     /// The options with defaults filled in, or an error naming the one that is out of range.
     pub fn resolve(&self, model: &Model) -> Result<SessionOptions> {
         let invalid = |key: &str, text: String| Err(Error::new(Status::InvalidArgument, text).at_key(key));
         let longest = model.config().max_position_embeddings;
-        let page_bytes = KvGeometry::of(model.config()).page_elements() * size_of::<f32>();
+        let page_bytes = KvGeometry::of(model.config(), self.kv_dtype(model)).page_bytes();
         let limit = if self.kv_limit_bytes == 0 { usize::MAX } else { self.kv_limit_bytes };
         let affordable = (limit / page_bytes).saturating_mul(PAGE_TOKENS);
         let context_size = match self.context_size {

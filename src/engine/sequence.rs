@@ -10,7 +10,7 @@ use super::metrics::Metrics;
 use super::model::Model;
 use super::options::{Overflow, SessionOptions};
 use super::sample::{Sampler, Sampling, top_log_probabilities};
-use crate::backend::{Pass, SequenceSlice, ops::Routes};
+use crate::backend::{KvDtype, Pass, SequenceSlice, ops::Routes};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, try_with_capacity};
 
@@ -61,7 +61,8 @@ pub struct Wants<'a> {
 impl Sequence {
     /// A sequence without tokens. Memory for all it can hold is reserved here; `options` are resolved.
     pub(super) fn new(model: Arc<Model>, options: SessionOptions) -> Result<Sequence> {
-        let pages = KvPages::new(model.backend(), model.kv_account(), options.context_size)?;
+        let dtype = options.kv_dtype(&model);
+        let pages = KvPages::new(model.backend(), model.kv_account(), dtype, options.context_size)?;
         Sequence::with_pages(model, options, pages)
     }
 
@@ -132,6 +133,11 @@ impl Sequence {
     /// Tokens that were dropped because the window slid.
     pub fn dropped(&self) -> u64 {
         self.dropped
+    }
+
+    /// How its keys and values are stored.
+    pub fn kv_dtype(&self) -> KvDtype {
+        self.pages.dtype()
     }
 
     /// Bytes of its keys and values, those it shares with forks included.

@@ -8,7 +8,7 @@ use super::error::GemmoeError;
 use super::guard::{Poison, guard, guard_status};
 use super::handles::{self, Held, Object};
 use super::structs::{self, Versioned};
-use crate::backend::kv::{KvGeometry, PAGE_TOKENS};
+use crate::backend::kv::KvGeometry;
 use crate::engine::Model;
 use crate::error::{Result, Status};
 
@@ -118,7 +118,7 @@ fn info(model: &Model) -> GemmoeModelInfo {
     let config = model.config();
     let (weight_bytes, expert_bytes) = model.backend().weight_bytes();
     let tokenizer = model.tokenizer().ok();
-    let page_bytes = KvGeometry::of(config).page_elements() * size_of::<f32>();
+    let kv = KvGeometry::of(config, model.backend().default_kv_dtype());
     GemmoeModelInfo {
         vocab_size: config.vocab_size as u32,
         hidden_size: config.hidden_size as u32,
@@ -135,7 +135,7 @@ fn info(model: &Model) -> GemmoeModelInfo {
         weight_bytes: weight_bytes as u64,
         expert_bytes: expert_bytes as u64,
         tokenizer_bytes: tokenizer.map_or(0, |tokenizer| tokenizer.bytes_in_use() as u64),
-        kv_bytes_per_token: (page_bytes / PAGE_TOKENS) as u64,
+        kv_bytes_per_token: kv.bytes_per_token() as u64,
         ..GemmoeModelInfo::zeroed()
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::Poll;
 
+use gemmoe::backend::KvDtype;
 use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::backend::cpu::kernels::Instructions;
 use gemmoe::{BatchOptions, Budget, LoadOptions, Model, Progress, Session, SessionBatch, SessionOptions};
@@ -53,11 +54,13 @@ pub fn load_options(directory: &Path, options: &LoadOptions) -> Arc<Model> {
 }
 
 pub fn session(model: &Arc<Model>) -> Session {
-    let options = SessionOptions {
-        context_size: model.config().max_position_embeddings.min(256),
-        prefill_chunk: 64,
-        ..Default::default()
-    };
+    session_with(model, None)
+}
+
+/// With keys and values in a dtype: f32 for what is compared with a reference.
+pub fn session_with(model: &Arc<Model>, kv_dtype: impl Into<Option<KvDtype>>) -> Session {
+    let context_size = model.config().max_position_embeddings.min(256);
+    let options = SessionOptions { context_size, prefill_chunk: 64, kv_dtype: kv_dtype.into(), ..Default::default() };
     Session::new(Arc::clone(model), &options).unwrap()
 }
 

@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3Default;
 
-use crate::backend::kv::{KvGeometry, KvPage};
+use crate::backend::kv::{KvDtype, KvGeometry, KvPage};
 use crate::backend::ops::{Backend, Pass, PassLimits};
 use crate::error::{Error, Result, Status};
 use crate::memory::Buffer;
+use crate::model::weights::Elements;
 use crate::model::{Config, Weights};
 use kernels::{Instructions, Kernels};
 use pass::CpuPass;
@@ -108,8 +109,16 @@ impl Backend for CpuBackend {
         self.shared.weights.bytes()
     }
 
-    fn new_kv_page(&self) -> Result<KvPage> {
-        KvPage::host(&KvGeometry::of(&self.shared.config))
+    fn default_kv_dtype(&self) -> KvDtype {
+        match self.shared.weights.embedding.elements {
+            Elements::Bf16(_) => KvDtype::Bf16,
+            Elements::F16(_) => KvDtype::F16,
+            Elements::F32(_) => KvDtype::F32,
+        }
+    }
+
+    fn new_kv_page(&self, dtype: KvDtype) -> Result<KvPage> {
+        KvPage::host(&KvGeometry::of(&self.shared.config, dtype))
     }
 
     fn new_pass(&self, limits: PassLimits) -> Result<Box<dyn Pass>> {

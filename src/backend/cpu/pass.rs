@@ -11,7 +11,7 @@ use super::kernels::attention::HeadView;
 use super::kernels::math::{log_softmax_at, rms_norm, rotate};
 use super::kernels::matmul::{Output, TokenRows};
 use super::routing::Routing;
-use crate::backend::kv::{KvGeometry, KvHalf, PAGE_TOKENS, shared_page};
+use crate::backend::kv::{KvBlock, KvDtype, KvGeometry, KvHalf, PAGE_TOKENS, shared_page};
 use crate::backend::ops::{Batch, Limit, NO_TARGET, Pass, PassLimits, Routes};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, try_with_capacity};
@@ -31,6 +31,7 @@ const ROW_TILE: usize = 8;
 /// Activations of one batch; see `Pass` for the stages.
 pub struct CpuPass {
     shared: Arc<Shared>,
+    /// Of every page it gets, the dtype apart.
     geometry: KvGeometry,
     limits: PassLimits,
     /// How far the stage in progress has come.
@@ -137,7 +138,7 @@ impl CpuPass {
         let sizes = Sizes::new(config, limits, shared.pool.threads())?;
         let zeroed = |elements: usize| Buffer::zeroed(WHAT, elements);
         Ok(CpuPass {
-            geometry: KvGeometry::of(config),
+            geometry: KvGeometry::of(config, KvDtype::F32),
             limits,
             jobs: Jobs::default(),
             tokens: 0,
@@ -176,12 +177,10 @@ impl CpuPass {
         let page = Arc::get_mut(&mut pages[position / PAGE_TOKENS]).ok_or_else(shared_page)?;
         let head_dim = self.geometry.head_dim;
         let row_length = self.geometry.heads * head_dim;
-        let page = page.as_host_mut();
         for (half, rows) in [(KvHalf::Key, &self.key), (KvHalf::Value, &self.value)] {
             let row = &rows[token * row_length..(token + 1) * row_length];
-            for (head, elements) in row.chunks_exact(head_dim).enumerate() {
-                let at = self.geometry.block(layer, half, head) + position % PAGE_TOKENS * head_dim;
-                page[at..at + head_dim].copy_from_slice(elements);
+            for (head, row) in row.chunks_exact(head_dim).enumerate() {
+                self.shared.kernels.store(row, page, KvBlock { layer, half, head }, position % PAGE_TOKENS);
             }
         }
         Ok(())
@@ -297,6 +296,8 @@ impl Pass for CpuPass {
             && longest <= limits.max_context
             && batch.sequences.iter().all(|s| {
                 s.pages.len() * PAGE_TOKENS >= s.start + s.tokens.len()
+                    && s.pages.iter().all(|page| page.geometry() == s.pages[0].geometry())
+                    && s.pages.first().is_none_or(|page| page.geometry().same_model(&self.geometry))
                     && s.tokens.iter().all(is_token)
                     && (s.targets.is_empty() || s.targets.len() == s.tokens.len())
                     && s.targets.iter().all(|target| *target == NO_TARGET || is_token(target))
@@ -398,7 +399,6 @@ impl Pass for CpuPass {
         let (config, geometry) = (&shared.config, &self.geometry);
         let (heads, head_dim) = (config.num_attention_heads, geometry.head_dim);
         let queries_per_key = heads / geometry.heads;
-        let block = PAGE_TOKENS * head_dim;
         let max_context = self.limits.max_context;
         let scores = Output::new(&mut self.scores, max_context);
         let attended = Output::new(&mut self.attended, config.query_size());
@@ -414,15 +414,14 @@ impl Pass for CpuPass {
             let (sequence, position) = places[token];
             let pages = &batch.sequences[sequence as usize].pages;
             for head in first..(first + heads_per_item).min(heads) {
-                let blocks = |page: usize| {
-                    let elements = pages[page].as_host();
-                    let at = |half| geometry.block(layer, half, head / queries_per_key);
-                    let (key, value) = (at(KvHalf::Key), at(KvHalf::Value));
-                    (&elements[key..key + block], &elements[value..value + block])
-                };
                 let at = (token * heads + head) * head_dim;
-                let view =
-                    HeadView { query: &query[at..at + head_dim], blocks: &blocks, positions: position as usize + 1 };
+                let view = HeadView {
+                    query: &query[at..at + head_dim],
+                    pages,
+                    layer,
+                    head: head / queries_per_key,
+                    positions: position as usize + 1,
+                };
                 // SAFETY: each thread has its own row of `scores`, and each (token, head) its own part of
                 // `attended`; both buffers outlive the job.
                 unsafe {

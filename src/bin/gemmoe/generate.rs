@@ -64,8 +64,7 @@ impl Generate {
             (None, tokens) => tokens.clone().unwrap_or_default(),
         };
         let total = prompt.len().saturating_add(self.max_new);
-        let options =
-            SessionOptions { context_size: context_size(total, &model), prefill_chunk: 0, ..Default::default() };
+        let options = SessionOptions { context_size: context_size(total, &model), ..Default::default() };
         let mut session = Session::new(Arc::clone(&model), &options)?;
         session.set_sampling(Sampling {
             temperature: self.temperature,

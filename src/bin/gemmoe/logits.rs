@@ -23,11 +23,7 @@ pub struct Logits {
 impl Logits {
     pub fn run(&self) -> Result<()> {
         let model = load(&self.model)?;
-        let options = SessionOptions {
-            context_size: context_size(self.tokens.len(), &model),
-            prefill_chunk: 0,
-            ..Default::default()
-        };
+        let options = SessionOptions { context_size: context_size(self.tokens.len(), &model), ..Default::default() };
         let mut session = Session::new(Arc::clone(&model), &options)?;
         session.prefill(&self.tokens)?;
         let layers = 0..model.config().num_hidden_layers;

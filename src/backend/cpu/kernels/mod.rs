@@ -3,6 +3,7 @@
 pub(super) mod attention;
 pub(super) mod math;
 pub(super) mod matmul;
+mod store;
 mod vector;
 
 #[cfg(test)]
@@ -14,6 +15,7 @@ use attention::HeadView;
 use matmul::{Output, TokenRows};
 use vector::{Portable, Vector};
 
+use crate::backend::kv::{KvBlock, KvPage};
 use crate::error::{Error, Result, Status};
 use crate::model::weights::{Elements, ExpertWeights, Matrix};
 
@@ -38,6 +40,7 @@ pub struct Kernels {
     matmul_f32: unsafe fn(&[f32], Range<usize>, &TokenRows, &Output),
     geglu: unsafe fn(&ExpertWeights, Range<usize>, &TokenRows, bool, &Output),
     attend: unsafe fn(&HeadView, &mut [f32], &mut [f32]),
+    store: unsafe fn(&[f32], &mut KvPage, KvBlock, usize),
 }
 
 impl Kernels {
@@ -49,6 +52,7 @@ impl Kernels {
             matmul_f32: matmul::matmul::<Portable, f32>,
             geglu: geglu_with::<Portable>,
             attend: attention::attend::<Portable>,
+            store: store::store,
         };
         match (instructions, avx2()) {
             (Instructions::Portable, _) | (Instructions::Detect, None) => Ok(portable),
@@ -93,6 +97,12 @@ impl Kernels {
         // SAFETY: `get` hands the table out only where its instruction set is present.
         unsafe { (self.attend)(view, scores, out) }
     }
+
+    /// Stores one head's key or value `row: [head_dim]` at position `slot` of its block of a page.
+    pub fn store(&self, row: &[f32], page: &mut KvPage, block: KvBlock, slot: usize) {
+        // SAFETY: as in `attend`.
+        unsafe { (self.store)(row, page, block, slot) }
+    }
 }
 
 /// # Safety
@@ -134,7 +144,7 @@ fn avx2() -> Option<Kernels> {
 fn avx2() -> Option<Kernels> {
     use vector::Avx2;
 
-    // SAFETY of the four: called through a table that `avx2` hands out only after detection.
+    // SAFETY of the five: called through a table that `avx2` hands out only after detection.
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn matmul(weights: &Matrix, rows: Range<usize>, x: &TokenRows, out: &Output) {
         // SAFETY: the instruction set is enabled on this function; the rest is the caller's promise.
@@ -155,8 +165,12 @@ fn avx2() -> Option<Kernels> {
         // SAFETY: as above.
         unsafe { attention::attend::<Avx2>(view, scores, out) }
     }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store(row: &[f32], page: &mut KvPage, block: KvBlock, slot: usize) {
+        store::store(row, page, block, slot)
+    }
 
     let present =
         is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-    present.then_some(Kernels { name: "avx2", matmul, matmul_f32, geglu, attend })
+    present.then_some(Kernels { name: "avx2", matmul, matmul_f32, geglu, attend, store })
 }

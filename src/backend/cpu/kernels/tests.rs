@@ -3,8 +3,9 @@
 use half::{bf16, f16};
 
 use super::*;
-use crate::backend::kv::PAGE_TOKENS;
 use crate::memory::Buffer;
+
+mod cache;
 
 /// Numbers in [-1, 1) from the clock's seed, which a failing test prints.
 struct Random(u64);
@@ -139,39 +140,6 @@ fn an_experts_first_half_agrees_with_f64() {
                         let error = (out[token * rows + row] as f64 - expected).abs();
                         assert!(error <= 1e-6 * size * (1.0 + columns as f64 / 64.0), "{} {error}", kernels.name);
                     }
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn attention_agrees_with_f64_over_page_edges() {
-    let mut random = Random::fresh();
-    for head_dim in [2, 8, 24, 36, 256] {
-        for positions in [1, 3, PAGE_TOKENS, PAGE_TOKENS + 1, 5 * PAGE_TOKENS + 7] {
-            let query = random.vector(head_dim).into_iter().map(|q| q * 3.0).collect::<Vec<_>>();
-            let pages = positions.div_ceil(PAGE_TOKENS);
-            let (keys, values) =
-                (random.vector(pages * PAGE_TOKENS * head_dim), random.vector(pages * PAGE_TOKENS * head_dim));
-            let row = |of: &[f32], at: usize| of[at * head_dim..(at + 1) * head_dim].to_vec();
-            let scores: Vec<f64> = (0..positions)
-                .map(|at| query.iter().zip(row(&keys, at)).map(|(q, k)| *q as f64 * k as f64).sum::<f64>())
-                .map(|score| (score / (head_dim as f64).sqrt()).exp())
-                .collect();
-            let sum: f64 = scores.iter().sum();
-            for kernels in all_kernels() {
-                let block = PAGE_TOKENS * head_dim;
-                let blocks =
-                    |page: usize| (&keys[page * block..(page + 1) * block], &values[page * block..(page + 1) * block]);
-                let mut out = vec![f32::NAN; head_dim];
-                let mut scratch = vec![f32::NAN; positions + 3];
-                let view = HeadView { query: &query, blocks: &blocks, positions };
-                kernels.attend(&view, &mut scratch, &mut out);
-                for (column, found) in out.iter().enumerate() {
-                    let expected: f64 =
-                        (0..positions).map(|at| scores[at] / sum * values[at * head_dim + column] as f64).sum();
-                    assert!((*found as f64 - expected).abs() < 2e-6, "{} {head_dim} {positions}", kernels.name);
                 }
             }
         }

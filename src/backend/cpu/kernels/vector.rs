@@ -22,6 +22,8 @@ pub trait Vector: Copy {
     unsafe fn load_bf16(from: *const bf16) -> Self;
     /// Loads half precision, widened exactly.
     unsafe fn load_f16(from: *const f16) -> Self;
+    /// Loads signed bytes, widened exactly.
+    unsafe fn load_i8(from: *const i8) -> Self;
     /// Stores f32.
     unsafe fn store(self, to: *mut f32);
     /// `self * factor + addend`, lane by lane.
@@ -30,7 +32,7 @@ pub trait Vector: Copy {
     unsafe fn sum(self) -> f32;
 }
 
-/// An element type of weights.
+/// An element type of weights, keys and values.
 pub trait Element: Copy {
     /// Loads LANES of them.
     ///
@@ -77,6 +79,18 @@ impl Element for f16 {
     }
 }
 
+impl Element for i8 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const Self) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load_i8(from) }
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self as f32
+    }
+}
+
 /// Lanes in an array, for processors without a path of their own; the compiler vectorises what it can.
 #[derive(Clone, Copy)]
 pub struct Portable([f32; LANES]);
@@ -105,6 +119,11 @@ impl Vector for Portable {
     unsafe fn load_f16(from: *const f16) -> Self {
         // SAFETY: see above the impl.
         Portable(unsafe { from.cast::<[f16; LANES]>().read_unaligned() }.map(Element::widen))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: see above the impl.
+        Portable(unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(Element::widen))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
@@ -170,6 +189,11 @@ mod avx2 {
         unsafe fn load_f16(from: *const f16) -> Self {
             // SAFETY: see above the impl.
             Avx2(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) })
+        }
+        #[inline(always)]
+        unsafe fn load_i8(from: *const i8) -> Self {
+            // SAFETY: see above the impl. The load is of eight bytes.
+            Avx2(unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) })
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
