@@ -201,6 +201,7 @@ fn random_sampling(random: &mut Random) -> Sampling {
         top_p: [0.0, 0.5, 1.0][random.below(3)],
         min_p: [0.0, 0.1, 1.0][random.below(3)],
         seed: random.bits(),
+        ..Sampling::default()
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::kv::KvPages;
 use super::model::Model;
-use super::sample::{Sampler, Sampling, top_log_probabilities};
+use super::sample::{Draw, LogitBias, Sampler, Sampling, top_log_probabilities};
 use crate::backend::{Pass, SequenceSlice, ops::Routes};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, try_with_capacity};
@@ -188,7 +188,10 @@ impl Sequence {
 
     /// Draws from the ready logits and appends the token, pending.
     pub fn draw(&mut self) -> Result<u32> {
-        let token = self.sampler.draw(&self.logits, &self.sampling, self.tokens.len())?;
+        let counter = self.tokens.len() as u64;
+        let bias = &LogitBias::default();
+        let draw = Draw { logits: &self.logits, tokens: &self.tokens, counter, bias, allowed: None };
+        let token = self.sampler.draw(&self.sampling, draw)?;
         self.tokens.push(token);
         Ok(token)
     }

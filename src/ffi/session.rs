@@ -190,6 +190,7 @@ pub unsafe extern "C" fn gemmoe_session_set_sampling(
                     top_p: sampling.top_p,
                     min_p: sampling.min_p,
                     seed: sampling.seed,
+                    ..Sampling::default()
                 })
             })
         })

@@ -10,7 +10,7 @@ mod tokenizer_file;
 mod vocabulary;
 
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 
 pub use stream::TextStream;
 pub use tokenizer::{EncodeOptions, Tokenizer};
