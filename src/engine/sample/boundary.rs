@@ -1,7 +1,7 @@
 //! Where a filter cuts: tokens stand in one order, higher logits first and lower ids among equals, and every filter
 //! keeps a beginning of it.
 
-use super::maxima::BLOCK;
+use super::maxima::{BLOCK, largest};
 use crate::error::Result;
 use crate::memory::{Buffer, try_vec};
 
@@ -25,22 +25,24 @@ impl Boundary {
     }
 }
 
-/// The bits of a key that a round looks at: how far they are shifted, and how many they are. The first are those of
-/// sign and exponent and two more.
-const ROUNDS: [(u32, u32); 3] = [(21, 11), (10, 11), (0, 10)];
+/// The first round groups logits by their distance from the largest, the others by bits, all of which are then used up.
+const ROUNDS: usize = 4;
+
+/// Digits of a round.
+const DIGITS: usize = 1 << 11;
 
 /// Parts of a sum.
 const LANES: usize = 4;
 
-/// Finds boundaries without sorting: a radix selection over the bits of the logits.
+/// Finds boundaries without sorting: a radix selection.
 ///
-/// Each round adds up the weights of tokens whose next bits are equal and goes on inside the group in which the wanted
-/// sum is reached. Weights are added in the order of ids and groups in the order of logits, so the result does not
+/// Each round adds up the weights of tokens with equal digits and goes on inside the group in which the wanted sum is
+/// reached. Weights are added in the order of ids and groups in the order of logits, so the result does not
 /// depend on an algorithm of the standard library.
 pub struct BoundarySearch {
     /// `[vocab_size]`: tokens of the group, rising.
     group: Buffer<u32>,
-    /// `[2048]`: a sum for each digit, in parts: tokens in a row often have one digit, and would wait for each other.
+    /// `[DIGITS]`: a sum for each digit, in parts: tokens in a row often have one digit, and would wait for each other.
     sums: Vec<[f64; LANES]>,
 }
 
@@ -49,7 +51,7 @@ impl BoundarySearch {
     pub fn new(vocab_size: usize) -> Result<BoundarySearch> {
         Ok(BoundarySearch {
             group: Buffer::zeroed("a sampler", vocab_size)?,
-            sums: try_vec("a sampler", 1 << 11, [0.0; LANES])?,
+            sums: try_vec("a sampler", DIGITS, [0.0; LANES])?,
         })
     }
 
@@ -67,34 +69,40 @@ impl BoundarySearch {
         weight: impl Fn(u32) -> f64,
     ) -> Boundary {
         let mut length = self.gather(logits, maxima, kept, floor);
+        let logit = |token: u32| logits[token as usize];
+        let max = largest(maxima);
         let mut left = target;
-        for (round, (shift, bits)) in ROUNDS.into_iter().enumerate() {
+        let mut narrowed = false;
+        for round in 0..ROUNDS {
             let group = &mut self.group[..length];
-            let digit = |token: u32| digit(logits[token as usize], shift, bits);
-            let logit = |token: u32| logits[token as usize];
-            if round > 0 && group.iter().all(|token| logit(*token) == logit(group[0])) {
+            if group.iter().all(|token| logit(*token) == logit(group[0])) {
                 break;
             }
             self.sums.fill([0.0; LANES]);
-            for tokens in group.chunks(LANES) {
+            let (quads, rest) = group.as_chunks::<LANES>();
+            for tokens in quads {
                 for (lane, token) in tokens.iter().enumerate() {
-                    self.sums[digit(*token)][lane] += weight(*token);
+                    self.sums[digit(round, logit(*token), max)][lane] += weight(*token);
                 }
+            }
+            for token in rest {
+                self.sums[digit(round, logit(*token), max)][0] += weight(*token);
             }
             let reached = match reach(&self.sums, &mut left) {
                 Some(reached) => reached,
-                None if round == 0 => return kept,
+                None if !narrowed => return kept,
                 None => {
                     // The parts of a group can round below its sum in the round before: its last token is meant.
                     left = f64::INFINITY;
                     self.sums.iter().rposition(|lanes| *lanes != [0.0; LANES]).unwrap_or(0)
                 }
             };
+            narrowed = true;
             length = 0;
             for index in 0..group.len() {
                 let token = group[index];
                 group[length] = token;
-                length += usize::from(digit(token) == reached);
+                length += usize::from(digit(round, logit(token), max) == reached);
             }
         }
         // What is left has one logit.
@@ -103,8 +111,8 @@ impl BoundarySearch {
             left -= weight(**token);
             left <= 0.0
         });
-        match reached.or(group.last()) {
-            Some(last) => Boundary { logit: logits[*last as usize], token: *last },
+        match reached.or(group.last().filter(|_| narrowed)) {
+            Some(last) => Boundary { logit: logit(*last), token: *last },
             None => kept,
         }
     }
@@ -139,13 +147,19 @@ fn reach(sums: &[[f64; LANES]], left: &mut f64) -> Option<usize> {
     None
 }
 
-/// Some bits of the logit's key, which falls as the logit rises.
+/// A number below DIGITS that does not fall as the logit falls.
 #[inline(always)]
-fn digit(logit: f32, shift: u32, bits: u32) -> usize {
+fn digit(round: usize, logit: f32, max: f32) -> usize {
     // Adding 0 makes the two zeros one.
     let pattern = (logit + 0.0).to_bits();
     let sign = (pattern as i32 >> 31) as u32;
-    // Rising in the logit: all bits of a negative number flipped, the sign of a positive one.
-    let rising = pattern ^ (sign | 0x8000_0000);
-    (!rising >> shift & ((1 << bits) - 1)) as usize
+    // Falling in the logit: all bits of a positive number flipped but the sign, the sign alone of a negative one.
+    let falling = !(pattern ^ (sign | 0x8000_0000));
+    match round {
+        // Near the largest, where decisions fall, logits spread over many digits.
+        0 => (((max - logit) * 32.0) as usize).min(DIGITS - 1),
+        1 => (falling >> 21) as usize,
+        2 => (falling >> 10) as usize % DIGITS,
+        _ => falling as usize % (DIGITS / 2),
+    }
 }

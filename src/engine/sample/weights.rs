@@ -33,10 +33,10 @@ impl Weights {
                 *sum = 0.0;
                 continue;
             }
-            let tokens = (block * BLOCK) as u32..;
-            for (token, (logit, weight)) in tokens.zip(logits.iter().zip(weights.iter_mut())) {
-                let shaped = exp((logit - max) / temperature);
-                *weight = if kept.keeps(*logit, token) { shaped } else { 0.0 };
+            // Whole blocks have a length the compiler knows, and become vector code.
+            match (logits.as_array::<BLOCK>(), weights.as_mut_array::<BLOCK>()) {
+                (Some(logits), Some(weights)) => shape(logits, weights, block, kept, max, temperature),
+                _ => shape(logits, weights, block, kept, max, temperature),
             }
             *sum = sum_of(weights);
             total += *sum;
@@ -70,6 +70,18 @@ impl Weights {
         });
         let within = reached.or_else(|| weights.iter().rposition(|weight| *weight > 0.0))?;
         Some(block * BLOCK + within)
+    }
+}
+
+/// Makes the weights of one block.
+#[inline(always)]
+fn shape(logits: &[f32], weights: &mut [f32], block: usize, kept: Boundary, max: f32, temperature: f32) {
+    for (logit, weight) in logits.iter().zip(weights.iter_mut()) {
+        *weight = exp((logit - max) / temperature);
+    }
+    let tokens = (block * BLOCK) as u32..;
+    for ((logit, weight), token) in logits.iter().zip(weights.iter_mut()).zip(tokens) {
+        *weight = if kept.keeps(*logit, token) { *weight } else { 0.0 };
     }
 }
 
