@@ -15,6 +15,7 @@ pub mod platform;
 mod quiet;
 pub mod text;
 
+pub use engine::sample::LogitBias;
 pub use engine::{
     BatchOptions, Budget, LoadOptions, Model, Overflow, Pooling, Sampling, Session, SessionBatch, SessionOptions,
 };

@@ -44,7 +44,7 @@ fn a_step_allocates_nothing_and_a_dropped_model_leaves_nothing() {
         let options = SessionOptions { context_size: 256, prefill_chunk: 16, ..Default::default() };
         let mut session = Session::new(Arc::clone(&model), &options).unwrap();
         for temperature in [0.0, 0.9] {
-            let sampling = Sampling { temperature, top_k: 40, top_p: 0.9, min_p: 0.01, seed: 1 };
+            let sampling = Sampling { temperature, top_k: 40, top_p: 0.9, min_p: 0.01, seed: 1, ..Default::default() };
             session.rewind(0).unwrap();
             session.set_sampling(sampling).unwrap();
             session.prefill(&[2; 40]).unwrap();

@@ -184,7 +184,8 @@ fn every_dtype_of_keys_and_values_gives_the_same_bits_however_tokens_are_cut_bat
         let directory = directory.to_temporary();
         let tokens = Random::new(15).tokens(70, 97);
         let of_dtype = |model: &Arc<Model>, kv_dtype, prefill_chunk| {
-            let options = SessionOptions { context_size: 200, prefill_chunk, kv_dtype: Some(kv_dtype) };
+            let options =
+                SessionOptions { context_size: 200, prefill_chunk, kv_dtype: Some(kv_dtype), ..Default::default() };
             Session::new(Arc::clone(model), &options).unwrap()
         };
         let alone: Vec<Vec<u32>> = KvDtype::ALL
@@ -209,9 +210,9 @@ fn every_dtype_of_keys_and_values_gives_the_same_bits_however_tokens_are_cut_bat
             }
             // One batch of all dtypes. A step draws; what came before the draw is compared.
             let mut sessions: Vec<Session> = KvDtype::ALL.map(|dtype| of_dtype(&model, dtype, 8)).into();
-            let mut batch = SessionBatch::new(Arc::clone(&model), sessions.len(), 21, 200).unwrap();
+            let mut batch = batch(&model, sessions.len(), 21, 200);
             sessions.iter_mut().for_each(|session| session.push(&tokens).unwrap());
-            batch.step(&mut sessions.iter_mut().collect::<Vec<_>>(), &Cancel::default()).unwrap();
+            draw_each(&mut batch, &mut sessions.iter_mut().collect::<Vec<_>>());
             for ((session, expected), dtype) in sessions.iter().zip(&alone).zip(KvDtype::ALL) {
                 assert_eq!(&logits_of(session), expected, "{name}, {}, {threads} threads", dtype.name());
             }

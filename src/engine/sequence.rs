@@ -9,7 +9,7 @@ use super::kv::KvPages;
 use super::metrics::Metrics;
 use super::model::Model;
 use super::options::{Overflow, SessionOptions};
-use super::sample::{Sampler, Sampling, top_log_probabilities};
+use super::sample::{Draw, LogitBias, Sampler, Sampling, top_log_probabilities};
 use crate::backend::{KvDtype, Pass, SequenceSlice, ops::Routes};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, try_with_capacity};
@@ -41,6 +41,7 @@ pub struct Sequence {
     pub(super) route_experts: Buffer<u32>,
     pub(super) route_weights: Buffer<f32>,
     pub(super) sampling: Sampling,
+    pub(super) bias: LogitBias,
     sampler: Sampler,
     /// None until the host changes something.
     pub(super) control: Option<ExpertControl>,
@@ -84,6 +85,7 @@ impl Sequence {
             route_experts: Buffer::zeroed("routes", routes)?,
             route_weights: Buffer::zeroed("routes", routes)?,
             sampling: Sampling::default(),
+            bias: LogitBias::default(),
             sampler: Sampler::new(config.vocab_size)?,
             control: None,
             statistics: ExpertStatistics::new(config)?,
@@ -106,6 +108,7 @@ impl Sequence {
         fork.route_experts.copy_from_slice(&self.route_experts);
         fork.route_weights.copy_from_slice(&self.route_weights);
         fork.sampling = self.sampling;
+        fork.bias.clone_from(&self.bias);
         fork.control.clone_from(&self.control);
         Ok(fork)
     }
@@ -150,6 +153,11 @@ impl Sequence {
         sampling.check(self.model.config().vocab_size)?;
         self.sampling = sampling;
         Ok(())
+    }
+
+    /// What `step` adds to the logits of single tokens from now on.
+    pub fn set_logit_bias(&mut self, bias: LogitBias) {
+        self.bias = bias;
     }
 
     /// How `step` draws.
@@ -377,7 +385,14 @@ impl Sequence {
     /// Draws from the ready logits and appends the token, pending.
     pub(super) fn draw(&mut self) -> Result<u32> {
         let started = Instant::now();
-        let token = self.sampler.draw(&self.logits, &self.sampling, self.dropped as usize + self.tokens.len())?;
+        let draw = Draw {
+            logits: &self.logits,
+            tokens: &self.tokens,
+            counter: self.dropped + self.tokens.len() as u64,
+            bias: &self.bias,
+            allowed: None,
+        };
+        let token = self.sampler.draw(&self.sampling, draw)?;
         self.tokens.push(token);
         self.drawn = true;
         self.metrics.note_draw(started.elapsed());

@@ -33,9 +33,7 @@ pub unsafe extern "C" fn gemmoe_session_set_expert_mask(
     error_out: *mut *mut GemmoeError,
 ) -> Status {
     // SAFETY: the caller's promises.
-    unsafe {
-        guard(error_out, || find(session)?.with(|session| session.set_allowed_experts(layer_of(layer), allowed)))
-    }
+    unsafe { guard(error_out, || find(session)?.with(|session| session.set_allowed_experts(layer_of(layer), allowed))) }
 }
 
 /// Adds `bias`, num_local_experts values, to the router's logits from now on, in `layer` or in GEMMOE_ALL_LAYERS, in place

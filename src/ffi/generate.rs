@@ -8,9 +8,10 @@ use super::error::GemmoeError;
 use super::guard::{guard, guard_poll};
 use super::session::{GemmoeSession, find};
 use super::structs::{self, Versioned, check_reserved};
+use crate::engine::sample::LogitBias;
 use crate::engine::{Pooling, Sampling};
 use crate::error::{Error, Result, Status};
-use crate::engine::sample::LogitBias;
+use crate::memory::try_with_capacity;
 
 /// How gemmoe_session_step draws. Initialise with GEMMOE_SAMPLING_INIT, which is greedy. The order: logit_bias; then
 /// repetition_penalty, frequency_penalty and presence_penalty, over the last penalty_window tokens; then the session's
@@ -82,7 +83,9 @@ pub unsafe extern "C" fn gemmoe_session_set_sampling(
             let tokens = slice(sampling.logit_bias_tokens, count, "logit_bias_tokens")?;
             let values = slice(sampling.logit_bias_values, count, "logit_bias_values")?;
             session.with(|session| {
-                let bias = LogitBias::new(tokens, values, session.model().config().vocab_size)?;
+                let mut pairs = try_with_capacity("a logit bias", count)?;
+                pairs.extend(tokens.iter().copied().zip(values.iter().copied()));
+                let bias = LogitBias::new(&pairs, session.model().config().vocab_size)?;
                 session.set_sampling(sampling.settings())?;
                 session.set_logit_bias(bias);
                 Ok(())

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::RwLock;
 
+use super::batch::BatchObject;
 use super::error::ErrorObject;
 use super::load::LoadObject;
 use super::model::ModelObject;
@@ -16,6 +17,7 @@ use crate::error::{Error, Result, Status};
 /// Anything a host can hold.
 #[derive(Clone)]
 pub enum Object {
+    Batch(Arc<BatchObject>),
     Error(Arc<ErrorObject>),
     Load(Arc<LoadObject>),
     Model(Arc<ModelObject>),
@@ -145,7 +147,14 @@ fn decode<T: Held>(handle: *const T::Opaque, name: &str) -> Result<(usize, usize
     if kind == T::KIND {
         return Ok((bits % MAX_OBJECTS, bits >> INDEX_BITS & ((1 << GENERATION_BITS) - 1)));
     }
-    let known = [ErrorObject::KIND, LoadObject::KIND, ModelObject::KIND, SessionObject::KIND, TextStreamObject::KIND];
+    let known = [
+        ErrorObject::KIND,
+        LoadObject::KIND,
+        ModelObject::KIND,
+        SessionObject::KIND,
+        TextStreamObject::KIND,
+        BatchObject::KIND,
+    ];
     Err(if known.contains(&kind) { wrong_type::<T>(name) } else { stale::<T>(name) })
 }
 

@@ -5,18 +5,28 @@
 //! its documentation. Names, order and layout of everything public here are ABI.
 
 mod arguments;
+mod batch;
+mod budget;
 mod error;
+mod experts;
+mod generate;
 mod guard;
 mod handles;
 mod load;
+mod metrics;
 mod model;
 mod session;
 mod structs;
 mod text;
 mod version;
 
+pub use batch::*;
+pub use budget::*;
 pub use error::*;
+pub use experts::*;
+pub use generate::*;
 pub use load::*;
+pub use metrics::*;
 pub use model::*;
 pub use session::*;
 pub use text::*;

@@ -276,7 +276,6 @@ pub unsafe extern "C" fn gemmoe_session_get_info(
                     token_count: session.tokens().len() as u32,
                     pending_count: session.pending() as u32,
                     kv_dtype: kv_constant(session.kv_dtype()),
-                    grammar_state: grammar_constant(session),
                     dropped_count: session.dropped(),
                     kv_bytes: session.kv_bytes() as u64,
                     workspace_bytes: (session.bytes() - session.kv_bytes()) as u64,

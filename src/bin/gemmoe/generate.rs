@@ -72,6 +72,7 @@ impl Generate {
             top_p: self.top_p,
             min_p: self.min_p,
             seed: self.seed,
+            ..Sampling::default()
         })?;
         let started = Instant::now();
         prefill(&mut session, &prompt)?;

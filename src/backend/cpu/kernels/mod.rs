@@ -1,7 +1,7 @@
 //! The CPU's inner loops, and the one place that chooses an instruction set for them.
 
 pub(super) mod attention;
-pub(super) mod math;
+pub(crate) mod math;
 pub(super) mod matmul;
 mod store;
 mod vector;
