@@ -45,8 +45,7 @@ pub fn compile(vocabulary: &Arc<GrammarVocabulary>, kind: GrammarKind, source: &
                 TopLevelGrammar::from_lark(source.to_owned())
             }
         };
-        let mut parser =
-            vocabulary.factory.create_parser(grammar).map_err(|error| error_of(&error.to_string()))?;
+        let mut parser = vocabulary.factory.create_parser(grammar).map_err(|error| error_of(&error.to_string()))?;
         parser.start_without_prompt();
         Ok(parser)
     })
