@@ -25,7 +25,7 @@ pub struct GrammarState {
     stops: usize,
     /// Bits over the vocabulary.
     mask: Vec<u32>,
-    has_mask: bool,
+    pub(super) has_mask: bool,
 }
 
 impl GrammarState {
@@ -198,7 +198,7 @@ impl GrammarState {
     }
 
     /// Lets a parser that has taken all tokens work; one that fails is not used again.
-    fn with_parser<T, E: Display>(
+    pub(super) fn with_parser<T, E: Display>(
         &mut self,
         work: impl FnOnce(&mut TokenParser) -> std::result::Result<T, E>,
     ) -> Result<T> {
