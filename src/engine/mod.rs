@@ -12,6 +12,7 @@ pub mod sample;
 pub mod score;
 pub mod sequence;
 pub mod session;
+pub mod snapshot;
 
 pub use batch::{BatchOptions, SessionBatch};
 pub use budget::Budget;

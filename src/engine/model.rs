@@ -9,6 +9,7 @@ use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::error::{Error, Result, Status};
 use crate::model::{Checkpoint, Config, Description, Progress, Weights, config, names::Layout};
 use crate::text::Tokenizer;
+use crate::text::grammar::GrammarVocabulary;
 
 /// The tokenizer's file name in a model directory.
 const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -35,6 +36,7 @@ pub struct Model {
     backend: Box<dyn Backend>,
     kv: Arc<KvAccount>,
     fingerprint: OnceLock<u64>,
+    grammar_vocabulary: OnceLock<Result<Arc<GrammarVocabulary>>>,
 }
 
 impl Model {
@@ -53,6 +55,7 @@ impl Model {
             backend,
             kv: Arc::new(KvAccount::new((options.kv_limit_bytes > 0).then_some(options.kv_limit_bytes))),
             fingerprint: OnceLock::new(),
+            grammar_vocabulary: OnceLock::new(),
         }))
     }
 
@@ -98,6 +101,18 @@ impl Model {
     /// Differs between models that give different results; computed when first asked for, in milliseconds.
     pub fn fingerprint(&self) -> u64 {
         *self.fingerprint.get_or_init(|| self.backend.fingerprint())
+    }
+
+    /// What grammars of this model are compiled for; made when first asked for, in about a tenth of a second.
+    pub fn grammar_vocabulary(&self) -> Result<&Arc<GrammarVocabulary>> {
+        let vocabulary = self.grammar_vocabulary.get_or_init(|| {
+            let eos = self.config.eos_token_ids.iter().chain(&self.stop_tokens).next().ok_or_else(|| {
+                let text = "the model has no token that ends a text, which a grammar must be able to draw";
+                Error::new(Status::UnsupportedModel, text).at_key("eos_token_id")
+            })?;
+            GrammarVocabulary::new(self.tokenizer()?, self.config.vocab_size, &self.stop_tokens, *eos)
+        });
+        vocabulary.as_ref().map_err(Error::clone)
     }
 
     /// Ids of `text`, with BOS in front if asked for. `parse_special` lets turn markers in trusted text become tokens.

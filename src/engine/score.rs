@@ -105,7 +105,7 @@ impl Session {
         let cancel = Arc::clone(self.cancel());
         let limit = Budget::UNLIMITED.begin(&cancel);
         if cancel.take() {
-            self.drop_pending(held);
+            self.drop_pending(held)?;
             return Err(Cancel::error());
         }
         while self.pending() > 0 {
@@ -126,7 +126,7 @@ impl Session {
                     if error.status() == Status::Cancelled {
                         cancel.take();
                     }
-                    self.drop_pending(held);
+                    self.drop_pending(held)?;
                     return Err(error);
                 }
                 Poll::Pending => {

@@ -13,6 +13,7 @@ use super::sample::{Draw, LogitBias, Sampler, Sampling, top_log_probabilities};
 use crate::backend::{KvDtype, Pass, SequenceSlice, ops::Routes};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, try_with_capacity};
+use crate::text::grammar::{Grammar, GrammarState};
 
 /// Tokens and state of one sequence, without the workspace that runs it.
 ///
@@ -43,6 +44,8 @@ pub struct Sequence {
     pub(super) sampling: Sampling,
     pub(super) bias: LogitBias,
     sampler: Sampler,
+    /// What the tokens that are appended must follow.
+    pub(super) grammar: Option<GrammarState>,
     /// None until the host changes something.
     pub(super) control: Option<ExpertControl>,
     statistics: ExpertStatistics,
@@ -87,6 +90,7 @@ impl Sequence {
             sampling: Sampling::default(),
             bias: LogitBias::default(),
             sampler: Sampler::new(config.vocab_size)?,
+            grammar: None,
             control: None,
             statistics: ExpertStatistics::new(config)?,
             ring: RouteRing::new(config, options.route_capacity)?,
@@ -109,6 +113,7 @@ impl Sequence {
         fork.route_weights.copy_from_slice(&self.route_weights);
         fork.sampling = self.sampling;
         fork.bias.clone_from(&self.bias);
+        fork.grammar = self.grammar.as_ref().map(GrammarState::try_clone).transpose()?;
         fork.control.clone_from(&self.control);
         Ok(fork)
     }
@@ -160,6 +165,28 @@ impl Sequence {
         self.bias = bias;
     }
 
+    /// Lets only what follows `grammar` be drawn or appended from now on; `None` lifts an earlier one.
+    pub fn set_grammar(&mut self, grammar: Option<&Grammar>) -> Result<()> {
+        if let Some(grammar) = grammar
+            && !Arc::ptr_eq(grammar.vocabulary(), self.model.grammar_vocabulary()?)
+        {
+            let text = "the grammar was compiled for another model";
+            return Err(Error::new(Status::InvalidArgument, text).at_key("grammar"));
+        }
+        self.grammar = grammar.map(GrammarState::start).transpose()?;
+        Ok(())
+    }
+
+    /// Where the session stands in its grammar.
+    pub fn grammar(&self) -> Option<&GrammarState> {
+        self.grammar.as_ref()
+    }
+
+    /// Whether the text since the grammar was set is a whole output of it; `None` without a grammar.
+    pub fn is_grammar_complete(&mut self) -> Result<Option<bool>> {
+        self.grammar.as_mut().map(GrammarState::is_complete).transpose()
+    }
+
     /// How `step` draws.
     pub fn sampling(&self) -> &Sampling {
         &self.sampling
@@ -173,6 +200,29 @@ impl Sequence {
             let text = format!("token {at} of the input is {}, the vocabulary has {vocab_size}", tokens[at]);
             return Err(Error::new(Status::TokenOutOfRange, text));
         }
+        self.follow_grammar(tokens)?;
+        let appended = self.append(tokens);
+        if appended.is_err()
+            && let Some(state) = &mut self.grammar
+        {
+            state.rewind(tokens.len())?;
+        }
+        appended
+    }
+
+    /// Takes all tokens into the grammar, or none.
+    fn follow_grammar(&mut self, tokens: &[u32]) -> Result<()> {
+        let Some(state) = &mut self.grammar else { return Ok(()) };
+        for (taken, token) in tokens.iter().enumerate() {
+            if let Err(error) = state.accept(*token) {
+                state.rewind(taken)?;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, tokens: &[u32]) -> Result<()> {
         let room = self.context_size() - self.tokens.len();
         if tokens.len() > room {
             match self.options.overflow {
@@ -229,9 +279,18 @@ impl Sequence {
             // The last token kept becomes pending: its logits are gone, its cache entry will be written again.
             let processed = self.processed.min(token_count.saturating_sub(1));
             self.pages.own_from(self.model.backend(), processed)?;
+            self.rewind_grammar(self.tokens.len() - token_count)?;
             self.truncate(token_count, processed);
         }
         Ok(())
+    }
+
+    /// Takes the last `count` tokens out of the grammar; of more than it has accepted, it begins anew.
+    fn rewind_grammar(&mut self, count: usize) -> Result<()> {
+        match &mut self.grammar {
+            None => Ok(()),
+            Some(state) => state.rewind(count.min(state.accepted().len())),
+        }
     }
 
     fn truncate(&mut self, token_count: usize, processed: usize) {
@@ -382,17 +441,29 @@ impl Sequence {
         self.drawn = false;
     }
 
+    /// Finds out what the grammar allows next, which `draw` would do otherwise: on its own, so that a budget can come
+    /// between the two. Answers whether there was anything to find out.
+    pub(super) fn prepare_draw(&mut self) -> Result<bool> {
+        let Some(state) = self.grammar.as_mut().filter(|state| !state.knows_mask()) else { return Ok(false) };
+        state.mask()?;
+        Ok(true)
+    }
+
     /// Draws from the ready logits and appends the token, pending.
     pub(super) fn draw(&mut self) -> Result<u32> {
         let started = Instant::now();
+        let allowed = self.grammar.as_mut().map(GrammarState::mask).transpose()?;
         let draw = Draw {
             logits: &self.logits,
             tokens: &self.tokens,
             counter: self.dropped + self.tokens.len() as u64,
             bias: &self.bias,
-            allowed: None,
+            allowed,
         };
         let token = self.sampler.draw(&self.sampling, draw)?;
+        if let Some(state) = &mut self.grammar {
+            state.accept(token)?;
+        }
         self.tokens.push(token);
         self.drawn = true;
         self.metrics.note_draw(started.elapsed());
@@ -400,11 +471,14 @@ impl Sequence {
     }
 
     /// Gives up pending tokens past the first `length`, which were never run.
-    pub(super) fn drop_pending(&mut self, length: usize) {
+    pub(super) fn drop_pending(&mut self, length: usize) -> Result<()> {
         let length = length.max(self.processed);
         if length < self.tokens.len() {
+            let dropped = self.tokens.len() - length;
             // Only the prompt's end gives logits: the last token kept becomes pending, as after a rewind.
             self.truncate(length, self.processed.min(length.saturating_sub(1)));
+            self.rewind_grammar(dropped)?;
         }
+        Ok(())
     }
 }

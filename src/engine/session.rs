@@ -100,7 +100,7 @@ impl Session {
         self.sequence.push(tokens)?;
         let result = self.run_pending(&limit);
         if let Poll::Ready(Err(_)) = result {
-            self.sequence.drop_pending(held);
+            self.sequence.drop_pending(held)?;
         }
         result
     }
@@ -120,6 +120,12 @@ impl Session {
         ready!(self.run_pending(&limit))?;
         if limit.is_spent() {
             return Poll::Pending;
+        }
+        if self.sequence.prepare_draw()? {
+            limit.note_work();
+            if limit.is_spent() {
+                return Poll::Pending;
+            }
         }
         Poll::Ready(self.sequence.draw())
     }

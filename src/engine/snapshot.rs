@@ -17,6 +17,7 @@ use super::sequence::Sequence;
 use super::session::{Session, new_pass};
 use crate::backend::KvDtype;
 use crate::backend::kv::{KvGeometry, KvPage, PAGE_TOKENS, copy_positions_in, copy_positions_out};
+use crate::backend::ops::NO_EXPERT;
 use crate::error::{Error, Result, Status};
 use crate::memory::{as_bytes, as_bytes_mut, try_with_capacity};
 use crate::text::grammar::{Grammar, GrammarKind, GrammarState};
@@ -60,7 +61,8 @@ impl Session {
         let snapshot = source.u64()?;
         let fingerprint = model.fingerprint();
         if snapshot != fingerprint {
-            let text = format!("the snapshot is of a model with fingerprint {snapshot:016x}, this one has {fingerprint:016x}");
+            let text =
+                format!("the snapshot is of a model with fingerprint {snapshot:016x}, this one has {fingerprint:016x}");
             return Err(Error::new(Status::SnapshotModel, text));
         }
         let options = read_options(&mut source, options)?.resolve(&model)?;
@@ -161,8 +163,11 @@ fn write_options(sequence: &Sequence, sink: &mut Sink) {
 fn write_sampling(sampling: &Sampling, bias: &LogitBias, sink: &mut Sink) {
     let Sampling { temperature, top_k, top_p, min_p, .. } = *sampling;
     let Sampling { repetition_penalty, presence_penalty, frequency_penalty, penalty_window, seed, .. } = *sampling;
-    [temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty].map(|value| sink.f32(value));
-    [top_k, penalty_window].map(|value| sink.u32(value));
+    for value in [temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty] {
+        sink.f32(value);
+    }
+    sink.u32(top_k);
+    sink.u32(penalty_window);
     sink.u64(seed);
     sink.u32(bias.pairs().len() as u32);
     for (token, value) in bias.pairs() {
@@ -295,11 +300,18 @@ fn read(source: &mut Source, sequence: &mut Sequence) -> Result<()> {
     sequence.processed = source.count(count, "tokens run")?;
     let flags = source.count(3, "as its flags")?;
     (sequence.ready, sequence.drawn) = (flags & 1 == 1, flags & 2 == 2);
+    if sequence.ready && sequence.processed == 0 || !sequence.ready && count > 0 && sequence.processed == count {
+        return Err(damaged("has logits without tokens, or tokens without logits"));
+    }
     sequence.tokens.extend_from_slice(&source.tokens(count, vocab_size)?);
     if sequence.ready {
         source.fill(&mut sequence.logits)?;
         source.fill(&mut sequence.route_experts)?;
         source.fill(&mut sequence.route_weights)?;
+        let is_expert = |expert: &u32| *expert == NO_EXPERT || (*expert as usize) < model.config().num_local_experts;
+        if !sequence.route_experts.iter().all(is_expert) {
+            return Err(damaged("has routes past the experts"));
+        }
     }
     if source.count(1, "as its expert control")? == 1 {
         sequence.control = Some(read_control(source, &model)?);

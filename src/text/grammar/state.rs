@@ -84,6 +84,11 @@ impl GrammarState {
         Ok(&self.mask)
     }
 
+    /// Whether `mask` has its answer already.
+    pub fn knows_mask(&self) -> bool {
+        self.has_mask
+    }
+
     /// Goes on by `token`.
     ///
     /// Fails with GrammarViolation when it cannot follow, TokenOutOfRange, GrammarLimit or OutOfMemory; the state is
