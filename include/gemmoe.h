@@ -90,6 +90,97 @@
 #define GEMMOE_DETOKENIZE_KEEP_SPECIAL 1
 
 /**
+ * gemmoe_session_options.flags: the session runs only in batches, and has no workspace of its own.
+ */
+#define GEMMOE_SESSION_BATCH_ONLY 1
+
+/**
+ * kv_dtype: keys and values in the dtype of the model's weights.
+ */
+#define GEMMOE_KV_DEFAULT 0
+
+/**
+ * kv_dtype: 32-bit floats, for checks.
+ */
+#define GEMMOE_KV_F32 1
+
+/**
+ * kv_dtype: bfloat16.
+ */
+#define GEMMOE_KV_BF16 2
+
+/**
+ * kv_dtype: IEEE half precision.
+ */
+#define GEMMOE_KV_F16 3
+
+/**
+ * kv_dtype: 8-bit integers with a scale for each head and position.
+ */
+#define GEMMOE_KV_INT8 4
+
+/**
+ * overflow: a full context is CONTEXT_FULL.
+ */
+#define GEMMOE_OVERFLOW_FAIL 0
+
+/**
+ * overflow: a full context keeps its first keep_tokens tokens and drops the oldest after them, so that half of the rest
+ * is free again. Those that stay are run again at their new positions.
+ */
+#define GEMMOE_OVERFLOW_SLIDE 1
+
+/**
+ * gemmoe_session_embed: the mean of the tokens' hidden states.
+ */
+#define GEMMOE_POOLING_MEAN 0
+
+/**
+ * gemmoe_session_embed: the last token's hidden state.
+ */
+#define GEMMOE_POOLING_LAST 1
+
+/**
+ * gemmoe_grammar_create kind: a JSON schema; the output is one JSON value that it describes.
+ */
+#define GEMMOE_GRAMMAR_JSON_SCHEMA 1
+
+/**
+ * gemmoe_grammar_create kind: a regular expression, which the whole output matches.
+ */
+#define GEMMOE_GRAMMAR_REGEX 2
+
+/**
+ * gemmoe_grammar_create kind: a grammar in llguidance's variant of Lark, whose rule `start` is the whole output.
+ */
+#define GEMMOE_GRAMMAR_LARK 3
+
+/**
+ * gemmoe_session_info.grammar_state: the session has no grammar.
+ */
+#define GEMMOE_GRAMMAR_NONE 0
+
+/**
+ * gemmoe_session_info.grammar_state: the output so far is not a whole one.
+ */
+#define GEMMOE_GRAMMAR_OPEN 1
+
+/**
+ * gemmoe_session_info.grammar_state: the output so far is a whole one; more may be possible.
+ */
+#define GEMMOE_GRAMMAR_COMPLETE 2
+
+/**
+ * A layer argument: every layer.
+ */
+#define GEMMOE_ALL_LAYERS UINT32_MAX
+
+/**
+ * In routes: no expert, where a mask allows fewer than num_experts_per_tok. Its weight is 0.
+ */
+#define GEMMOE_NO_EXPERT UINT32_MAX
+
+/**
  * What a call answers. Every C function that can fail returns one of these; 0 is success.
  *
  * Values never change meaning and are never reused within one ABI version.
@@ -329,9 +420,19 @@ typedef int32_t gemmoe_status;
 #endif // __cplusplus
 
 /**
+ * A workspace that steps sessions of one model together: each expert is read once for all of them. One thread at a time.
+ */
+typedef struct gemmoe_batch gemmoe_batch;
+
+/**
  * Why a call failed. Made by the failing call, destroyed by the host; never shared with another call.
  */
 typedef struct gemmoe_error gemmoe_error;
+
+/**
+ * A compiled grammar of one model, immutable: any number of sessions and threads may use it at once.
+ */
+typedef struct gemmoe_grammar gemmoe_grammar;
 
 /**
  * A model being loaded.
@@ -374,6 +475,10 @@ typedef struct gemmoe_load_options {
      * One of GEMMOE_INSTRUCTIONS_.
      */
     uint32_t instructions;
+    /**
+     * Most bytes of keys and values that all sessions of the model hold together; 0 is no limit.
+     */
+    uint64_t kv_limit_bytes;
     /**
      * Must be 0.
      */
@@ -494,7 +599,7 @@ typedef struct gemmoe_session_options {
     uint32_t struct_size;
     /**
      * Tokens the session can hold; memory for all of them is reserved at once. 0 is the model's
-     * max_position_embeddings, at most 8192.
+     * max_position_embeddings, at most 8192, and at most what kv_limit_bytes has room for.
      */
     uint32_t context_size;
     /**
@@ -502,9 +607,29 @@ typedef struct gemmoe_session_options {
      */
     uint32_t prefill_chunk;
     /**
-     * Must be 0.
+     * GEMMOE_SESSION_ flags.
      */
-    uint32_t reserved0;
+    uint32_t flags;
+    /**
+     * One of GEMMOE_KV_.
+     */
+    uint32_t kv_dtype;
+    /**
+     * One of GEMMOE_OVERFLOW_.
+     */
+    uint32_t overflow;
+    /**
+     * With GEMMOE_OVERFLOW_SLIDE: first tokens that are never dropped, at most context_size less two.
+     */
+    uint32_t keep_tokens;
+    /**
+     * Tokens whose routes wait for gemmoe_session_fetch_routes; 0 keeps none.
+     */
+    uint32_t route_capacity;
+    /**
+     * Most bytes of keys and values; 0 is no limit.
+     */
+    uint64_t kv_limit_bytes;
     /**
      * Must be 0.
      */
@@ -512,8 +637,56 @@ typedef struct gemmoe_session_options {
 } gemmoe_session_options;
 
 /**
- * How gemmoe_session_step draws. Initialise with GEMMOE_SAMPLING_INIT, which is greedy. The filters work in the order
- * top_k, top_p, min_p on the untempered distribution; then temperature shapes what is left and one token is drawn.
+ * What a session holds and what it takes. Initialise with GEMMOE_SESSION_INFO_INIT.
+ */
+typedef struct gemmoe_session_info {
+    /**
+     * sizeof(gemmoe_session_info)
+     */
+    uint32_t struct_size;
+    /**
+     * Tokens it can hold.
+     */
+    uint32_t context_size;
+    /**
+     * Tokens it holds.
+     */
+    uint32_t token_count;
+    /**
+     * Tokens among them that were drawn or given but not yet run through the model.
+     */
+    uint32_t pending_count;
+    /**
+     * What its keys and values are stored in, one of GEMMOE_KV_F32 to GEMMOE_KV_INT8.
+     */
+    uint32_t kv_dtype;
+    /**
+     * One of GEMMOE_GRAMMAR_NONE, GEMMOE_GRAMMAR_OPEN, GEMMOE_GRAMMAR_COMPLETE.
+     */
+    uint32_t grammar_state;
+    /**
+     * Tokens that a sliding window has dropped.
+     */
+    uint64_t dropped_count;
+    /**
+     * Bytes of keys and values reserved, those shared with forks included.
+     */
+    uint64_t kv_bytes;
+    /**
+     * Bytes of workspace.
+     */
+    uint64_t workspace_bytes;
+    /**
+     * Must not be relied on.
+     */
+    uint64_t reserved[4];
+} gemmoe_session_info;
+
+/**
+ * How gemmoe_session_step draws. Initialise with GEMMOE_SAMPLING_INIT, which is greedy. The order: logit_bias; then
+ * repetition_penalty, frequency_penalty and presence_penalty, over the last penalty_window tokens; then the session's
+ * grammar; then the filters top_k, top_p, min_p on the untempered distribution; then temperature shapes what is left and one
+ * token is drawn.
  */
 typedef struct gemmoe_sampling {
     /**
@@ -537,6 +710,22 @@ typedef struct gemmoe_sampling {
      */
     float min_p;
     /**
+     * Positive logits of tokens in the window are divided by it, negative ones multiplied, up to 10; 0 or 1 changes none.
+     */
+    float repetition_penalty;
+    /**
+     * Taken from the logits of tokens in the window for each time they occur, -2 to 2.
+     */
+    float frequency_penalty;
+    /**
+     * Taken from the logits of tokens in the window once, -2 to 2.
+     */
+    float presence_penalty;
+    /**
+     * Last tokens the penalties look at; 0 is all the session holds.
+     */
+    uint32_t penalty_window;
+    /**
      * Must be 0.
      */
     uint32_t reserved0;
@@ -545,44 +734,194 @@ typedef struct gemmoe_sampling {
      */
     uint64_t seed;
     /**
+     * logit_bias_count tokens, each once, and what is added to their logits; -infinity forbids a token. Only read during
+     * the call; both may be NULL if there are none.
+     */
+    const uint32_t *logit_bias_tokens;
+    /**
+     * See logit_bias_tokens.
+     */
+    const float *logit_bias_values;
+    /**
+     * See logit_bias_tokens.
+     */
+    uint64_t logit_bias_count;
+    /**
      * Must be 0.
      */
     uint64_t reserved[4];
 } gemmoe_sampling;
 
 /**
- * What a session holds and what it takes. Initialise with GEMMOE_SESSION_INFO_INIT.
+ * What one call may use up before it returns NEED_MORE. Initialise with GEMMOE_BUDGET_INIT, which is no limit. Every call
+ * does at least one piece of work (about 100 microseconds of one core), so the smallest budget gets on. Results do not
+ * depend on budgets.
  */
-typedef struct gemmoe_session_info {
+typedef struct gemmoe_budget {
     /**
-     * sizeof(gemmoe_session_info)
+     * sizeof(gemmoe_budget)
      */
     uint32_t struct_size;
     /**
-     * Tokens it can hold.
+     * Layers, the head counted as one; 0 is no limit.
      */
-    uint32_t context_size;
+    uint32_t max_layers;
     /**
-     * Tokens it holds.
+     * Microseconds from the beginning of the call; 0 is no limit.
      */
-    uint32_t token_count;
+    uint64_t max_us;
     /**
-     * Tokens among them that were drawn or given but not yet run through the model.
+     * Must be 0.
      */
-    uint32_t pending_count;
+    uint64_t reserved[2];
+} gemmoe_budget;
+
+/**
+ * Where gemmoe_session_fetch_routes writes. Initialise with GEMMOE_ROUTE_ARRAYS_INIT and set the pointers and capacity.
+ */
+typedef struct gemmoe_route_arrays {
     /**
-     * Bytes of keys and values reserved.
+     * sizeof(gemmoe_route_arrays)
+     */
+    uint32_t struct_size;
+    /**
+     * Tokens there is room for in each array.
+     */
+    uint32_t capacity;
+    /**
+     * `[capacity]`: how many tokens came before each since the session began, those a sliding window dropped included.
+     */
+    uint64_t *positions;
+    /**
+     * `[capacity]`: the tokens.
+     */
+    uint32_t *tokens;
+    /**
+     * `[capacity, num_hidden_layers, num_experts_per_tok]`: their experts, highest weight first, or GEMMOE_NO_EXPERT.
+     */
+    uint32_t *experts;
+    /**
+     * `[capacity, num_hidden_layers, num_experts_per_tok]`: the weights.
+     */
+    float *weights;
+} gemmoe_route_arrays;
+
+/**
+ * Times and counts since the session was made; waiting between calls is not counted. Initialise with
+ * GEMMOE_SESSION_METRICS_INIT. Rates are counts by times: decode_tokens / decode_us is tokens per microsecond.
+ */
+typedef struct gemmoe_session_metrics {
+    /**
+     * sizeof(gemmoe_session_metrics)
+     */
+    uint32_t struct_size;
+    /**
+     * 1 once a token has been drawn after a prompt, else 0: time_to_first_token_us is then not known.
+     */
+    uint32_t has_first_token;
+    /**
+     * Microseconds from the first token of the latest prompt being given to the first token drawn after it.
+     */
+    uint64_t time_to_first_token_us;
+    /**
+     * Prompt tokens run.
+     */
+    uint64_t prefill_tokens;
+    /**
+     * Microseconds that took.
+     */
+    uint64_t prefill_us;
+    /**
+     * Tokens drawn.
+     */
+    uint64_t decode_tokens;
+    /**
+     * Microseconds spent running drawn tokens and drawing.
+     */
+    uint64_t decode_us;
+    /**
+     * Bytes of keys and values, on the model's device.
      */
     uint64_t kv_bytes;
+    /**
+     * Bytes of workspace, on the model's device.
+     */
+    uint64_t workspace_bytes;
+    /**
+     * Bytes of keys and values that all sessions of the model hold, each shared page counted once.
+     */
+    uint64_t model_kv_bytes;
+    /**
+     * Steps by how long they took: entry i counts those of 2^i to 2^(i+1) microseconds, entry 0 also the shorter and entry
+     * 31 also the longer ones.
+     */
+    uint64_t step_times[32];
+    /**
+     * Must not be relied on.
+     */
+    uint64_t reserved[4];
+} gemmoe_session_metrics;
+
+/**
+ * What a batch is made for. Initialise with GEMMOE_BATCH_OPTIONS_INIT; zeros are the defaults.
+ */
+typedef struct gemmoe_batch_options {
+    /**
+     * sizeof(gemmoe_batch_options)
+     */
+    uint32_t struct_size;
+    /**
+     * Most sessions of one step. 0 is 16.
+     */
+    uint32_t max_sessions;
+    /**
+     * Most tokens of one pass, at least one for each session. 0 is 256, or max_sessions if that is more.
+     */
+    uint32_t max_tokens;
+    /**
+     * Most tokens of one session in one pass. The longer, the sooner a prompt is done and the longer the others wait for
+     * their next token meanwhile. 0 is 64.
+     */
+    uint32_t prefill_chunk;
+    /**
+     * Longest context_size of the sessions. 0 is the model's max_position_embeddings, at most 8192.
+     */
+    uint32_t max_context;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved0;
+    /**
+     * Must be 0.
+     */
+    uint64_t reserved[4];
+} gemmoe_batch_options;
+
+/**
+ * What a batch takes, and what its last pass did. Initialise with GEMMOE_BATCH_INFO_INIT.
+ */
+typedef struct gemmoe_batch_info {
+    /**
+     * sizeof(gemmoe_batch_info)
+     */
+    uint32_t struct_size;
+    /**
+     * Must not be relied on.
+     */
+    uint32_t reserved0;
     /**
      * Bytes of workspace.
      */
     uint64_t workspace_bytes;
     /**
+     * Experts whose weights the last pass read, on average over the layers.
+     */
+    double touched_experts;
+    /**
      * Must not be relied on.
      */
     uint64_t reserved[4];
-} gemmoe_session_info;
+} gemmoe_batch_info;
 
 #ifdef __cplusplus
 extern "C" {
@@ -779,8 +1118,8 @@ gemmoe_status gemmoe_text_stream_destroy(struct gemmoe_text_stream *stream);
 /**
  * Makes a session, owned by the host; `options` may be NULL. All memory it will ever need is reserved here. The model
  * may be destroyed before it.
- * Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, INVALID_ARGUMENT (context_size past the model's),
- * OUT_OF_MEMORY. Any thread. Since 0.1.
+ * Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, INVALID_ARGUMENT (context_size past the model's, an unknown flag or
+ * constant, keep_tokens too large), KV_LIMIT, OUT_OF_MEMORY. Any thread. Since 0.1.
  */
 gemmoe_status gemmoe_session_create(const struct gemmoe_model *model,
                                     const struct gemmoe_session_options *options,
@@ -788,32 +1127,116 @@ gemmoe_status gemmoe_session_create(const struct gemmoe_model *model,
                                     struct gemmoe_error **error_out);
 
 /**
- * Sets how tokens are drawn from now on. Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, SAMPLING_VALUE, BUSY;
- * the settings are then as before. One thread at a time. Since 0.1.
+ * Makes a second session that holds the same tokens and goes on from the same state, bit for bit: sampling, random
+ * numbers, grammar, expert masks and biases. Keys and values of full pages are shared until one of the two rewinds into
+ * them. Both draw the same tokens unless one is given another seed. Statistics and metrics begin anew.
+ * Errors: handle errors, NULL_ARGUMENT, KV_LIMIT, OUT_OF_MEMORY, BUSY. One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_session_fork(const struct gemmoe_session *session,
+                                  struct gemmoe_session **fork_out,
+                                  struct gemmoe_error **error_out);
+
+/**
+ * Fills in what the session holds. Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, BUSY.
+ * One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_session_get_info(const struct gemmoe_session *session,
+                                      struct gemmoe_session_info *info_out,
+                                      struct gemmoe_error **error_out);
+
+/**
+ * Stops the call in progress on this session, which returns CANCELLED when the pieces of work in flight are done: one for
+ * each thread, about 100 microseconds long in a step, and in a prefill half a millisecond at the most. While no call is in
+ * progress, stops the next prefill, step, score or embed; in a batch, the session's part of the next step.
+ * Errors: handle errors. Any thread, never blocks. Since 0.1.
+ */
+gemmoe_status gemmoe_session_cancel(const struct gemmoe_session *session);
+
+/**
+ * Takes back a cancel that has not stopped anything yet. Errors: handle errors. Any thread, never blocks. Since 0.1.
+ */
+gemmoe_status gemmoe_session_clear_cancel(const struct gemmoe_session *session);
+
+/**
+ * Destroys a session; a call in progress on another thread is finished first by that thread. NULL is nothing.
+ * Errors: STALE_HANDLE, WRONG_HANDLE_TYPE. Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_session_destroy(struct gemmoe_session *session);
+
+/**
+ * Sets how tokens are drawn from now on. Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, SAMPLING_VALUE, OUT_OF_MEMORY,
+ * BUSY; the settings are then as before. One thread at a time. Since 0.1.
  */
 gemmoe_status gemmoe_session_set_sampling(struct gemmoe_session *session,
                                           const struct gemmoe_sampling *sampling,
                                           struct gemmoe_error **error_out);
 
 /**
+ * Appends tokens without running them: the next prefill, step or batch step will. This is how a host with a sampler of its
+ * own continues: it reads the logits and pushes the token it chose. Under a grammar the tokens must follow it.
+ * Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE, CONTEXT_FULL, GRAMMAR_VIOLATION, BUSY; nothing was appended
+ * then. One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_session_push(struct gemmoe_session *session,
+                                  const uint32_t *tokens,
+                                  size_t token_count,
+                                  struct gemmoe_error **error_out);
+
+/**
  * Appends tokens and runs them through the model, so that the logits after the last are ready. With `token_count` 0 it
- * runs what is pending: so logits are had after a rewind, or after a token that was drawn.
- * Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE and CONTEXT_FULL (nothing was appended), CANCELLED (the
- * chunks run so far are kept, the others as if never given; gemmoe_session_get_info tells), BUSY.
- * One thread at a time. Since 0.1.
+ * runs what is pending: so logits are had after a rewind, after a token that was drawn, or after NEED_MORE, with which
+ * the session holds all the tokens, those not run yet pending. `budget` may be NULL.
+ * Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, TOKEN_OUT_OF_RANGE and CONTEXT_FULL (nothing was appended),
+ * GRAMMAR_VIOLATION, CANCELLED (of this call's tokens those run so far are kept, the others as if never given;
+ * gemmoe_session_get_info tells), INVALID_ARGUMENT (a session for batches only), BUSY. One thread at a time. Since 0.1.
  */
 gemmoe_status gemmoe_session_prefill(struct gemmoe_session *session,
                                      const uint32_t *tokens,
                                      size_t token_count,
+                                     const struct gemmoe_budget *budget,
                                      struct gemmoe_error **error_out);
 
 /**
  * Produces one token: runs what is pending, draws the next token, appends it and gives it out. Stop tokens are drawn
- * like others: ask gemmoe_model_is_stop_token.
- * Errors: handle errors, NULL_ARGUMENT, NO_LOGITS (no tokens yet), CONTEXT_FULL, NOT_A_NUMBER, CANCELLED (the next
- * step goes on where this one stopped), BUSY. One thread at a time. Since 0.1.
+ * like others: ask gemmoe_model_is_stop_token. `budget` may be NULL; with NEED_MORE nothing was drawn, and the next step
+ * goes on where this one stopped, inside a matrix if need be, and gives the same token as without a budget.
+ * Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, NO_LOGITS (no tokens yet), CONTEXT_FULL, NOT_A_NUMBER, GRAMMAR_LIMIT,
+ * CANCELLED (the next step goes on where this one stopped), INVALID_ARGUMENT (a session for batches only), BUSY.
+ * One thread at a time. Since 0.1.
  */
-gemmoe_status gemmoe_session_step(struct gemmoe_session *session, uint32_t *token_out, struct gemmoe_error **error_out);
+gemmoe_status gemmoe_session_step(struct gemmoe_session *session,
+                                  const struct gemmoe_budget *budget,
+                                  uint32_t *token_out,
+                                  struct gemmoe_error **error_out);
+
+/**
+ * Appends tokens, runs them, and writes the natural logarithm of the probability of each, given all before it, to
+ * `log_probabilities`, `token_count` of them. Their mean, negated and raised to e, is the perplexity. The session must hold
+ * at least one token, such as BOS, to begin from; no window slides here.
+ * Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE, CONTEXT_FULL, NO_LOGITS (no token to begin from),
+ * NOT_A_NUMBER, CANCELLED (the tokens not run are taken back), INVALID_ARGUMENT (a session for batches only),
+ * OUT_OF_MEMORY, BUSY. One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_session_score(struct gemmoe_session *session,
+                                   const uint32_t *tokens,
+                                   size_t token_count,
+                                   float *log_probabilities,
+                                   struct gemmoe_error **error_out);
+
+/**
+ * Appends tokens, runs them, and writes their hidden states after the final norm, pooled as `pooling` (GEMMOE_POOLING_)
+ * says, to `values`; `value_count` must be hidden_size.
+ * Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE, CONTEXT_FULL, CANCELLED (the tokens not run are taken back),
+ * INVALID_ARGUMENT (no tokens, another `value_count`, no such pooling, a session for batches only), OUT_OF_MEMORY, BUSY.
+ * One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_session_embed(struct gemmoe_session *session,
+                                   const uint32_t *tokens,
+                                   size_t token_count,
+                                   uint32_t pooling,
+                                   float *values,
+                                   size_t value_count,
+                                   struct gemmoe_error **error_out);
 
 /**
  * Gives the logits after the last token that was run: after a step, those its token was drawn from. `count_out`
@@ -838,6 +1261,82 @@ gemmoe_status gemmoe_session_top_log_probabilities(const struct gemmoe_session *
                                                    struct gemmoe_error **error_out);
 
 /**
+ * Gives the tokens the session holds, prompt and drawn ones. Borrowed until the next call that changes the session.
+ * Errors: handle errors, NULL_ARGUMENT, BUSY. One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_session_tokens(const struct gemmoe_session *session,
+                                    const uint32_t **tokens_out,
+                                    size_t *count_out,
+                                    struct gemmoe_error **error_out);
+
+/**
+ * Keeps the first `token_count` tokens. What follows is bit for bit what a session given only those would produce. If
+ * tokens were given up, the last one kept is pending and its logits are not ready before the next prefill or step.
+ * Errors: handle errors, INVALID_ARGUMENT (more than it holds), KV_LIMIT and OUT_OF_MEMORY (only where pages are shared
+ * with a fork), BUSY; nothing has changed then. One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_session_rewind(struct gemmoe_session *session,
+                                    size_t token_count,
+                                    struct gemmoe_error **error_out);
+
+/**
+ * Compiles a grammar of `kind` (GEMMOE_GRAMMAR_) from `source`, `source_bytes` bytes of UTF-8, owned by the host. The first
+ * of a model takes about a tenth of a second more. The model may be destroyed before it.
+ * Errors: handle errors, NULL_ARGUMENT, INVALID_ARGUMENT (no such kind), INVALID_UTF8, GRAMMAR_SYNTAX, GRAMMAR_LIMIT,
+ * NO_TOKENIZER, THREAD_UNAVAILABLE, OUT_OF_MEMORY. Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_grammar_create(const struct gemmoe_model *model,
+                                    uint32_t kind,
+                                    const char *source,
+                                    size_t source_bytes,
+                                    struct gemmoe_grammar **grammar_out,
+                                    struct gemmoe_error **error_out);
+
+/**
+ * Lets only tokens that follow `grammar` be drawn or appended from now on; NULL lifts an earlier one. Set it after the
+ * prompt, before the first step. When the output is complete and nothing can follow, only stop tokens are drawn. A rewind
+ * takes tokens back, past the place where the grammar was set it begins anew.
+ * Errors: handle errors, INVALID_ARGUMENT (a grammar of another model), OUT_OF_MEMORY, BUSY. One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_session_set_grammar(struct gemmoe_session *session,
+                                         const struct gemmoe_grammar *grammar,
+                                         struct gemmoe_error **error_out);
+
+/**
+ * Destroys a grammar; sessions that follow it go on. NULL is nothing. Errors: STALE_HANDLE, WRONG_HANDLE_TYPE.
+ * Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_grammar_destroy(struct gemmoe_grammar *grammar);
+
+/**
+ * Lets the router choose only experts whose bits are set in `allowed` (bit e is expert e) from now on, in `layer` or in
+ * GEMMOE_ALL_LAYERS. At least one must be; if fewer than num_experts_per_tok are, they share the whole weight.
+ * Errors: handle errors, EXPERT_VALUE (no bit, or one past the experts), INVALID_ARGUMENT (no such layer), OUT_OF_MEMORY,
+ * BUSY. One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_session_set_expert_mask(struct gemmoe_session *session,
+                                             uint32_t layer,
+                                             uint64_t allowed,
+                                             struct gemmoe_error **error_out);
+
+/**
+ * Adds `bias`, num_local_experts values, to the router's logits from now on, in `layer` or in GEMMOE_ALL_LAYERS, in place
+ * of an earlier one.
+ * Errors: handle errors, NULL_ARGUMENT, EXPERT_VALUE (not a finite number), INVALID_ARGUMENT (another count, no such
+ * layer), OUT_OF_MEMORY, BUSY. One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_session_set_expert_bias(struct gemmoe_session *session,
+                                             uint32_t layer,
+                                             const float *bias,
+                                             size_t bias_count,
+                                             struct gemmoe_error **error_out);
+
+/**
+ * Takes all masks and biases off again. Errors: handle errors, BUSY. One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_session_clear_expert_control(struct gemmoe_session *session, struct gemmoe_error **error_out);
+
+/**
  * Gives the experts the last token that was run was sent to in `layer`, and their weights, which sum to 1, highest
  * first. `count_out` receives num_experts_per_tok. Borrowed until the next call that changes the session.
  * Errors: handle errors, NULL_ARGUMENT, NO_LOGITS, INVALID_ARGUMENT (no such layer), BUSY.
@@ -851,49 +1350,129 @@ gemmoe_status gemmoe_session_routes(const struct gemmoe_session *session,
                                     struct gemmoe_error **error_out);
 
 /**
- * Gives the tokens the session holds, prompt and drawn ones. Borrowed until the next call that changes the session.
- * Errors: handle errors, NULL_ARGUMENT, BUSY. One thread at a time. Since 0.1.
+ * Copies how many tokens were sent to each expert, and the sum of the weights they were sent with, since the session was
+ * made or the statistics were cleared: `[num_hidden_layers, num_local_experts]` each. `capacity` is the room in each array
+ * (either may be NULL if it is 0); `count_out` receives how many values there are, also with BUFFER_TOO_SMALL; with
+ * `capacity` 0 nothing else is written.
+ * Errors: handle errors, NULL_ARGUMENT, BUFFER_TOO_SMALL, BUSY. One thread at a time. Since 0.1.
  */
-gemmoe_status gemmoe_session_tokens(const struct gemmoe_session *session,
-                                    const uint32_t **tokens_out,
-                                    size_t *count_out,
-                                    struct gemmoe_error **error_out);
+gemmoe_status gemmoe_session_expert_statistics(const struct gemmoe_session *session,
+                                               uint64_t *counts,
+                                               double *weight_sums,
+                                               size_t capacity,
+                                               size_t *count_out,
+                                               struct gemmoe_error **error_out);
 
 /**
- * Keeps the first `token_count` tokens. What follows is bit for bit what a session given only those would produce. If
- * tokens were given up, the last one kept is pending and its logits are not ready before the next prefill or step.
- * Errors: handle errors, INVALID_ARGUMENT (more than it holds), BUSY. One thread at a time. Since 0.1.
+ * Starts the expert statistics anew. Errors: handle errors, BUSY. One thread at a time. Since 0.1.
  */
-gemmoe_status gemmoe_session_rewind(struct gemmoe_session *session,
-                                    size_t token_count,
-                                    struct gemmoe_error **error_out);
+gemmoe_status gemmoe_session_clear_expert_statistics(struct gemmoe_session *session, struct gemmoe_error **error_out);
 
 /**
- * Fills in what the session holds. Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, BUSY.
+ * Moves the routes of tokens that were run since the last fetch out, oldest first. The session keeps those of its last
+ * route_capacity tokens (gemmoe_session_options). `count_out` receives how many tokens were written, `lost_out` (may be
+ * NULL) how many were overwritten since the last fetch because nobody fetched them.
+ * Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, INVALID_ARGUMENT (impossible arrays), BUSY.
  * One thread at a time. Since 0.1.
  */
-gemmoe_status gemmoe_session_get_info(const struct gemmoe_session *session,
-                                      struct gemmoe_session_info *info_out,
+gemmoe_status gemmoe_session_fetch_routes(struct gemmoe_session *session,
+                                          const struct gemmoe_route_arrays *arrays,
+                                          size_t *count_out,
+                                          uint64_t *lost_out,
+                                          struct gemmoe_error **error_out);
+
+/**
+ * Writes all that decides what comes next (tokens, keys and values, sampling and its random numbers, masks, biases, grammar)
+ * to `bytes`. `count_out` receives how many bytes that takes, also with BUFFER_TOO_SMALL; with `capacity` 0 nothing else
+ * is written. Statistics, metrics and routes that wait are not part of it.
+ * Errors: handle errors, NULL_ARGUMENT, BUFFER_TOO_SMALL, BUSY. One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_session_snapshot(const struct gemmoe_session *session,
+                                      uint8_t *bytes,
+                                      size_t capacity,
+                                      size_t *count_out,
                                       struct gemmoe_error **error_out);
 
 /**
- * Stops the call in progress on this session, which returns CANCELLED when the pieces of work in flight are done: about
- * 100 microseconds each in a step, a few milliseconds in a prefill with the default prefill_chunk, longer with a larger
- * one. While no call is in progress, stops the next prefill or step.
- * Errors: handle errors. Any thread, never blocks. Since 0.1.
+ * Makes a session, owned by the host, that goes on where the one that wrote the snapshot stood, bit for bit, with the same
+ * model in this process or another. Zeros in `options`, which may be NULL, take what that session had; prefill_chunk,
+ * route_capacity, kv_limit_bytes and flags are always those of `options`. The bytes are checked as a file from outside is.
+ * Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, SNAPSHOT_DAMAGED, SNAPSHOT_VERSION, SNAPSHOT_MODEL, INVALID_ARGUMENT
+ * (another kv_dtype, a context too small), KV_LIMIT, OUT_OF_MEMORY; with a grammar what gemmoe_grammar_create returns.
+ * Any thread. Since 0.1.
  */
-gemmoe_status gemmoe_session_cancel(const struct gemmoe_session *session);
+gemmoe_status gemmoe_session_restore(const struct gemmoe_model *model,
+                                     const uint8_t *bytes,
+                                     size_t byte_count,
+                                     const struct gemmoe_session_options *options,
+                                     struct gemmoe_session **session_out,
+                                     struct gemmoe_error **error_out);
+
+/**
+ * Fills in what the session measured. Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, BUSY.
+ * One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_session_get_metrics(const struct gemmoe_session *session,
+                                         struct gemmoe_session_metrics *metrics_out,
+                                         struct gemmoe_error **error_out);
+
+/**
+ * Makes a batch, owned by the host; `options` may be NULL. All memory it will ever need is reserved here. The model may
+ * be destroyed before it.
+ * Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, INVALID_ARGUMENT (max_tokens below max_sessions), OUT_OF_MEMORY.
+ * Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_batch_create(const struct gemmoe_model *model,
+                                  const struct gemmoe_batch_options *options,
+                                  struct gemmoe_batch **batch_out,
+                                  struct gemmoe_error **error_out);
+
+/**
+ * Advances each of `session_count` sessions by at most one token, in at most one pass over the weights, bit for bit as each
+ * would alone. For session i, `statuses[i]` receives OK, with its token in `tokens[i]`; NEED_MORE if it needs another step
+ * first, its prompt not being run yet or the budget spent; or its own error, which does not touch the others: what
+ * gemmoe_session_step may return, BUSY also for a session given twice, CANCELLED after a gemmoe_session_cancel of it.
+ * `errors` may be NULL, else `errors[i]` receives NULL or an error the host owns. `budget` may be NULL.
+ *
+ * Sessions with one token to run come first; prompts (gemmoe_session_push) share the rest of the pass, so a long one starves
+ * nobody. Sessions may join and leave between steps. After NEED_MORE by the budget give the same sessions in the same order
+ * to go on where the step stopped; otherwise its work is begun anew. The results are the same.
+ * Errors: handle errors of `batch`, NULL_ARGUMENT, STRUCT_SIZE, INVALID_ARGUMENT (too many sessions, one of another model or
+ * with a longer context), CANCELLED, BUSY; every session is as before then. One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_batch_step(struct gemmoe_batch *batch,
+                                struct gemmoe_session *const *sessions,
+                                size_t session_count,
+                                const struct gemmoe_budget *budget,
+                                int32_t *statuses,
+                                uint32_t *tokens,
+                                struct gemmoe_error **errors,
+                                struct gemmoe_error **error_out);
+
+/**
+ * Stops the step in progress on this batch, which returns CANCELLED when the pieces of work in flight are done, as with
+ * gemmoe_session_cancel; its sessions keep their tokens, and the next step goes on. While no step is in progress, stops
+ * the next. Errors: handle errors. Any thread, never blocks. Since 0.1.
+ */
+gemmoe_status gemmoe_batch_cancel(const struct gemmoe_batch *batch);
 
 /**
  * Takes back a cancel that has not stopped anything yet. Errors: handle errors. Any thread, never blocks. Since 0.1.
  */
-gemmoe_status gemmoe_session_clear_cancel(const struct gemmoe_session *session);
+gemmoe_status gemmoe_batch_clear_cancel(const struct gemmoe_batch *batch);
 
 /**
- * Destroys a session; a call in progress on another thread is finished first by that thread. NULL is nothing.
- * Errors: STALE_HANDLE, WRONG_HANDLE_TYPE. Any thread. Since 0.1.
+ * Fills in what the batch takes and did. Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, BUSY.
+ * One thread at a time. Since 0.1.
  */
-gemmoe_status gemmoe_session_destroy(struct gemmoe_session *session);
+gemmoe_status gemmoe_batch_get_info(const struct gemmoe_batch *batch,
+                                    struct gemmoe_batch_info *info_out,
+                                    struct gemmoe_error **error_out);
+
+/**
+ * Destroys a batch; its sessions live on. NULL is nothing. Errors: STALE_HANDLE, WRONG_HANDLE_TYPE. Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_batch_destroy(struct gemmoe_batch *batch);
 
 #ifdef __cplusplus
 }  // extern "C"
@@ -902,10 +1481,16 @@ gemmoe_status gemmoe_session_destroy(struct gemmoe_session *session);
 #endif  /* GEMMOE_H */
 
 /* Initialisers: all defaults. */
-#define GEMMOE_LOAD_OPTIONS_INIT { sizeof(gemmoe_load_options), 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_LOAD_OPTIONS_INIT { sizeof(gemmoe_load_options), 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_LOAD_PROGRESS_INIT { sizeof(gemmoe_load_progress), 0, 0, 0 }
 #define GEMMOE_MODEL_INFO_INIT \
     { sizeof(gemmoe_model_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
-#define GEMMOE_SESSION_OPTIONS_INIT { sizeof(gemmoe_session_options), 0, 0, 0, { 0, 0, 0, 0 } }
-#define GEMMOE_SESSION_INFO_INIT { sizeof(gemmoe_session_info), 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
-#define GEMMOE_SAMPLING_INIT { sizeof(gemmoe_sampling), 0.0f, 0, 1.0f, 0.0f, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_SESSION_OPTIONS_INIT { sizeof(gemmoe_session_options), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_SESSION_INFO_INIT { sizeof(gemmoe_session_info), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_BUDGET_INIT { sizeof(gemmoe_budget), 0, 0, { 0, 0 } }
+#define GEMMOE_SAMPLING_INIT \
+    { sizeof(gemmoe_sampling), 0.0f, 0, 1.0f, 0.0f, 1.0f, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_ROUTE_ARRAYS_INIT { sizeof(gemmoe_route_arrays), 0, 0, 0, 0, 0 }
+#define GEMMOE_SESSION_METRICS_INIT { sizeof(gemmoe_session_metrics), 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 }, { 0, 0, 0, 0 } }
+#define GEMMOE_BATCH_OPTIONS_INIT { sizeof(gemmoe_batch_options), 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_BATCH_INFO_INIT { sizeof(gemmoe_batch_info), 0, 0, 0.0, { 0, 0, 0, 0 } }

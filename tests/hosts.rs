@@ -207,7 +207,7 @@ macro_rules! layout {
 fn structs_have_one_layout_in_c_and_in_rust() {
     let mut lines: Vec<String> = Vec::new();
     layout!(lines, GemmoeLoadOptions, "gemmoe_load_options", struct_size: u32, flags: u32, threads: u32,
-        instructions: u32, reserved: [u64; 4]);
+        instructions: u32, kv_limit_bytes: u64, reserved: [u64; 4]);
     layout!(lines, GemmoeLoadProgress, "gemmoe_load_progress", struct_size: u32, state: u32, bytes_total: u64,
         bytes_read: u64);
     layout!(lines, GemmoeModelInfo, "gemmoe_model_info", struct_size: u32, vocab_size: u32, hidden_size: u32,
@@ -216,11 +216,25 @@ fn structs_have_one_layout_in_c_and_in_rust() {
         bos_token: u32, has_tokenizer: u32, reserved0: u32, weight_bytes: u64, expert_bytes: u64,
         tokenizer_bytes: u64, kv_bytes_per_token: u64, reserved: [u64; 4]);
     layout!(lines, GemmoeSessionOptions, "gemmoe_session_options", struct_size: u32, context_size: u32,
-        prefill_chunk: u32, reserved0: u32, reserved: [u64; 4]);
+        prefill_chunk: u32, flags: u32, kv_dtype: u32, overflow: u32, keep_tokens: u32, route_capacity: u32,
+        kv_limit_bytes: u64, reserved: [u64; 4]);
     layout!(lines, GemmoeSessionInfo, "gemmoe_session_info", struct_size: u32, context_size: u32, token_count: u32,
-        pending_count: u32, kv_bytes: u64, workspace_bytes: u64, reserved: [u64; 4]);
+        pending_count: u32, kv_dtype: u32, grammar_state: u32, dropped_count: u64, kv_bytes: u64,
+        workspace_bytes: u64, reserved: [u64; 4]);
+    layout!(lines, GemmoeBudget, "gemmoe_budget", struct_size: u32, max_layers: u32, max_us: u64, reserved: [u64; 2]);
     layout!(lines, GemmoeSampling, "gemmoe_sampling", struct_size: u32, temperature: f32, top_k: u32, top_p: f32,
-        min_p: f32, reserved0: u32, seed: u64, reserved: [u64; 4]);
+        min_p: f32, repetition_penalty: f32, frequency_penalty: f32, presence_penalty: f32, penalty_window: u32,
+        reserved0: u32, seed: u64, logit_bias_tokens: *const u32, logit_bias_values: *const f32,
+        logit_bias_count: u64, reserved: [u64; 4]);
+    layout!(lines, GemmoeRouteArrays, "gemmoe_route_arrays", struct_size: u32, capacity: u32, positions: *mut u64,
+        tokens: *mut u32, experts: *mut u32, weights: *mut f32);
+    layout!(lines, GemmoeSessionMetrics, "gemmoe_session_metrics", struct_size: u32, has_first_token: u32,
+        time_to_first_token_us: u64, prefill_tokens: u64, prefill_us: u64, decode_tokens: u64, decode_us: u64,
+        kv_bytes: u64, workspace_bytes: u64, model_kv_bytes: u64, step_times: [u64; 32], reserved: [u64; 4]);
+    layout!(lines, GemmoeBatchOptions, "gemmoe_batch_options", struct_size: u32, max_sessions: u32, max_tokens: u32,
+        prefill_chunk: u32, max_context: u32, reserved0: u32, reserved: [u64; 4]);
+    layout!(lines, GemmoeBatchInfo, "gemmoe_batch_info", struct_size: u32, reserved0: u32, workspace_bytes: u64,
+        touched_experts: f64, reserved: [u64; 4]);
     let workshop = Workshop::new();
     for way in ways() {
         let printed = run(&mut Command::new(workshop.program("layout.c", way)));

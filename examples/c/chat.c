@@ -128,13 +128,13 @@ static int generate(gemmoe_model *model, const char *prompt, unsigned long max_n
     printf("%s", prompt);
     fflush(stdout);
     started = seconds_now();
-    status = gemmoe_session_prefill(session, tokens, token_count, &error);
+    status = gemmoe_session_prefill(session, tokens, token_count, NULL, &error);
     if (status != GEMMOE_STATUS_OK) {
         failed("prefill", status, error);
         goto done;
     }
     while (produced < max_new && !stop) {
-        status = gemmoe_session_step(session, &token, &error);
+        status = gemmoe_session_step(session, NULL, &token, &error);
         if (status == GEMMOE_STATUS_CONTEXT_FULL) {
             gemmoe_error_destroy(error);
             break;

@@ -8,6 +8,7 @@ use parking_lot::RwLock;
 
 use super::batch::BatchObject;
 use super::error::ErrorObject;
+use super::grammar::GrammarObject;
 use super::load::LoadObject;
 use super::model::ModelObject;
 use super::session::SessionObject;
@@ -19,6 +20,7 @@ use crate::error::{Error, Result, Status};
 pub enum Object {
     Batch(Arc<BatchObject>),
     Error(Arc<ErrorObject>),
+    Grammar(Arc<GrammarObject>),
     Load(Arc<LoadObject>),
     Model(Arc<ModelObject>),
     Session(Arc<SessionObject>),
@@ -154,6 +156,7 @@ fn decode<T: Held>(handle: *const T::Opaque, name: &str) -> Result<(usize, usize
         SessionObject::KIND,
         TextStreamObject::KIND,
         BatchObject::KIND,
+        GrammarObject::KIND,
     ];
     Err(if known.contains(&kind) { wrong_type::<T>(name) } else { stale::<T>(name) })
 }

@@ -53,6 +53,8 @@ pub struct GemmoeLoadOptions {
     pub threads: u32,
     /// One of GEMMOE_INSTRUCTIONS_.
     pub instructions: u32,
+    /// Most bytes of keys and values that all sessions of the model hold together; 0 is no limit.
+    pub kv_limit_bytes: u64,
     /// Must be 0.
     pub reserved: [u64; 4],
 }
@@ -60,7 +62,7 @@ pub struct GemmoeLoadOptions {
 // SAFETY: repr(C), begins with struct_size, four u32 then u64s leave no padding, plain numbers.
 unsafe impl Versioned for GemmoeLoadOptions {
     const NAME: &'static str = "gemmoe_load_options";
-    const FIRST_SIZE: usize = 48;
+    const FIRST_SIZE: usize = 56;
 }
 
 /// How far a load has come. Initialise with GEMMOE_LOAD_PROGRESS_INIT.
@@ -140,7 +142,8 @@ impl GemmoeLoadOptions {
             exact_gelu: self.flags & GEMMOE_LOAD_EXACT_GELU != 0,
         };
         cpu.check()?;
-        Ok(LoadOptions { cpu, follow_links: self.flags & GEMMOE_LOAD_FOLLOW_LINKS != 0, kv_limit_bytes: 0 })
+        let kv_limit_bytes = usize::try_from(self.kv_limit_bytes).unwrap_or(usize::MAX);
+        Ok(LoadOptions { cpu, follow_links: self.flags & GEMMOE_LOAD_FOLLOW_LINKS != 0, kv_limit_bytes })
     }
 }
 

@@ -6,6 +6,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::arguments::Out;
 use super::error::GemmoeError;
+use super::grammar::grammar_state;
 use super::guard::{Poison, guard, guard_status};
 use super::handles::{self, Held, Object};
 use super::model::{GemmoeModel, ModelObject};
@@ -276,6 +277,7 @@ pub unsafe extern "C" fn gemmoe_session_get_info(
                     token_count: session.tokens().len() as u32,
                     pending_count: session.pending() as u32,
                     kv_dtype: kv_constant(session.kv_dtype()),
+                    grammar_state: grammar_state(session)?,
                     dropped_count: session.dropped(),
                     kv_bytes: session.kv_bytes() as u64,
                     workspace_bytes: (session.bytes() - session.kv_bytes()) as u64,

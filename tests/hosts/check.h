@@ -96,7 +96,7 @@ static inline void generate(gemmoe_session *session, uint32_t *tokens, size_t co
     sampling.seed = 5;
     SUCCEEDS(gemmoe_session_set_sampling(session, &sampling, &error));
     for (index = 0; index < count; index++) {
-        SUCCEEDS(gemmoe_session_step(session, &tokens[index], &error));
+        SUCCEEDS(gemmoe_session_step(session, NULL, &tokens[index], &error));
     }
 }
 
@@ -109,7 +109,7 @@ static inline void generate_once(const gemmoe_model *model, uint32_t tokens[8]) 
     for (index = 0; index < 5; index++) {
         prompt[index] = prompt_token(index);
     }
-    SUCCEEDS(gemmoe_session_prefill(session, prompt, 5, &error));
+    SUCCEEDS(gemmoe_session_prefill(session, prompt, 5, NULL, &error));
     generate(session, tokens, 8);
     RETURNS(GEMMOE_STATUS_OK, gemmoe_session_destroy(session));
 }

@@ -44,8 +44,8 @@ static void use_everything(const char *good, const char *broken) {
     SUCCEEDS(gemmoe_load_start(broken, NULL, &load, &error));
     CHECK(gemmoe_load_wait(load, &none, NULL) != GEMMOE_STATUS_OK);
     RETURNS(GEMMOE_STATUS_OK, gemmoe_load_destroy(load));
-    FAILS(GEMMOE_STATUS_NO_LOGITS, gemmoe_session_step(session, tokens, &error));
-    FAILS(GEMMOE_STATUS_NULL_ARGUMENT, gemmoe_session_step(NULL, tokens, &error));
+    FAILS(GEMMOE_STATUS_NO_LOGITS, gemmoe_session_step(session, NULL, tokens, &error));
+    FAILS(GEMMOE_STATUS_NULL_ARGUMENT, gemmoe_session_step(NULL, NULL, tokens, &error));
     RETURNS(GEMMOE_STATUS_OK, gemmoe_session_destroy(session));
     RETURNS(GEMMOE_STATUS_STALE_HANDLE, gemmoe_session_destroy(session));
     RETURNS(GEMMOE_STATUS_OK, gemmoe_model_destroy(model));
@@ -73,11 +73,11 @@ static int be_a_child(const char *directory, gemmoe_model *model, gemmoe_session
     float log_probability;
     size_t count = 9;
 
-    IN_CHILD(gemmoe_session_step(session, &token, &error));
+    IN_CHILD(gemmoe_session_step(session, NULL, &token, &error));
     if (error != NULL || token != 7) return __LINE__;
     /* Before anything else is looked at: these would fail of themselves, or take long. */
     IN_CHILD(gemmoe_model_load("/nowhere/at/all", NULL, &new_model, NULL));
-    IN_CHILD(gemmoe_session_step(NULL, NULL, NULL));
+    IN_CHILD(gemmoe_session_step(NULL, NULL, NULL, NULL));
     IN_CHILD(gemmoe_model_destroy(NULL));
     IN_CHILD(gemmoe_model_load(directory, NULL, &new_model, NULL));
     IN_CHILD(gemmoe_load_start(directory, NULL, &new_load, NULL));
@@ -94,7 +94,7 @@ static int be_a_child(const char *directory, gemmoe_model *model, gemmoe_session
     IN_CHILD(gemmoe_text_stream_finish(stream, &text, &count, NULL));
     IN_CHILD(gemmoe_session_create(model, NULL, &new_session, NULL));
     IN_CHILD(gemmoe_session_set_sampling(session, &sampling, NULL));
-    IN_CHILD(gemmoe_session_prefill(session, &token, 1, NULL));
+    IN_CHILD(gemmoe_session_prefill(session, &token, 1, NULL, NULL));
     IN_CHILD(gemmoe_session_logits(session, &numbers, &count, NULL));
     IN_CHILD(gemmoe_session_top_log_probabilities(session, &token, &log_probability, 1, &count, NULL));
     IN_CHILD(gemmoe_session_routes(session, 0, &tokens, &numbers, &count, NULL));
@@ -125,10 +125,10 @@ static void fork_and_go_on(const char *directory) {
     uint32_t before[8], after[8];
     int status = 0, waits, round;
     generate_once(model, before);
-    SUCCEEDS(gemmoe_session_prefill(session, prompt, 2, &error));
+    SUCCEEDS(gemmoe_session_prefill(session, prompt, 2, NULL, &error));
     SUCCEEDS(gemmoe_text_stream_create(model, &stream, &error));
     SUCCEEDS(gemmoe_load_start(directory, NULL, &load, &error));
-    CHECK(gemmoe_session_step(NULL, NULL, &old) == GEMMOE_STATUS_NULL_ARGUMENT);
+    CHECK(gemmoe_session_step(NULL, NULL, NULL, &old) == GEMMOE_STATUS_NULL_ARGUMENT);
     for (round = 0; round < 5; round++) {
         pid_t child = fork();
         CHECK(child >= 0);

@@ -116,10 +116,10 @@ static gemmoe_status session_set_sampling(void *handle, gemmoe_error **error) {
 }
 static gemmoe_status session_prefill(void *handle, gemmoe_error **error) {
     static const uint32_t tokens[2] = {3, 4};
-    return gemmoe_session_prefill((gemmoe_session *)handle, tokens, 2, error);
+    return gemmoe_session_prefill((gemmoe_session *)handle, tokens, 2, NULL, error);
 }
 static gemmoe_status session_step(void *handle, gemmoe_error **error) {
-    return gemmoe_session_step((gemmoe_session *)handle, &out[0].number, error);
+    return gemmoe_session_step((gemmoe_session *)handle, NULL, &out[0].number, error);
 }
 static gemmoe_status session_logits(void *handle, gemmoe_error **error) {
     return gemmoe_session_logits((gemmoe_session *)handle, (const float **)&out[0], &out[1].size, error);
@@ -299,8 +299,8 @@ static void null_arguments(void) {
     NULL_ARGUMENT(gemmoe_text_stream_finish(stream, (const char **)&out[0], NULL, &error));
     NULL_ARGUMENT(gemmoe_session_create(model, NULL, NULL, &error));
     NULL_ARGUMENT(gemmoe_session_set_sampling(session, NULL, &error));
-    NULL_ARGUMENT(gemmoe_session_prefill(session, NULL, 1, &error));
-    NULL_ARGUMENT(gemmoe_session_step(session, NULL, &error));
+    NULL_ARGUMENT(gemmoe_session_prefill(session, NULL, 1, NULL, &error));
+    NULL_ARGUMENT(gemmoe_session_step(session, NULL, NULL, &error));
     NULL_ARGUMENT(gemmoe_session_logits(session, NULL, &out[1].size, &error));
     NULL_ARGUMENT(gemmoe_session_logits(session, (const float **)&out[0], NULL, &error));
     NULL_ARGUMENT(gemmoe_session_top_log_probabilities(session, NULL, (float *)&out[1], 4, &out[2].size, &error));
@@ -335,7 +335,7 @@ static void sizes(void) {
     CHECK(needed > 1 && needed <= 6);
     SUCCEEDS(gemmoe_detokenize(model, NULL, 0, 0, NULL, 0, &count, &error));
     CHECK(count == 0);
-    SUCCEEDS(gemmoe_session_prefill(session, NULL, 0, &error));
+    SUCCEEDS(gemmoe_session_prefill(session, NULL, 0, NULL, &error));
     SUCCEEDS(gemmoe_session_top_log_probabilities(session, NULL, NULL, 0, &count, &error));
     CHECK(count == 0);
     SUCCEEDS(gemmoe_model_device(model, NULL, 0, &count, &error));
@@ -362,8 +362,8 @@ static void sizes(void) {
 
     /* More than can be. */
     mark_outputs();
-    FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_session_prefill(session, &token, most, &error));
-    FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_session_prefill(session, &token, most / 4, &error));
+    FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_session_prefill(session, &token, most, NULL, &error));
+    FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_session_prefill(session, &token, most / 4, NULL, &error));
     FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_tokenize(model, "a", most, 0, tokens, 16, &out[0].size, &error));
     FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_tokenize(model, "a", 1, 0, tokens, most, &out[0].size, &error));
     FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_detokenize(model, &token, most, 0, text, 64, &out[0].size, &error));
@@ -374,7 +374,7 @@ static void sizes(void) {
     FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_session_rewind(session, most, &error));
     /* Misaligned arrays. */
     FAILS(GEMMOE_STATUS_INVALID_ARGUMENT,
-          gemmoe_session_prefill(session, (const uint32_t *)(const void *)((const char *)tokens + 1), 1, &error));
+          gemmoe_session_prefill(session, (const uint32_t *)(const void *)((const char *)tokens + 1), 1, NULL, &error));
     CHECK(outputs_untouched());
 }
 
@@ -545,19 +545,19 @@ static void token_limits(void) {
 
     /* An empty session. */
     mark_outputs();
-    FAILS(GEMMOE_STATUS_NO_LOGITS, gemmoe_session_step(session, &out[0].number, &error));
+    FAILS(GEMMOE_STATUS_NO_LOGITS, gemmoe_session_step(session, NULL, &out[0].number, &error));
     FAILS(GEMMOE_STATUS_NO_LOGITS, session_logits(session, &error));
     FAILS(GEMMOE_STATUS_NO_LOGITS, session_top_log_probabilities(session, &error));
     FAILS(GEMMOE_STATUS_NO_LOGITS, session_routes(session, &error));
     FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_session_rewind(session, 1, &error));
     CHECK(outputs_untouched());
     SUCCEEDS(gemmoe_session_rewind(session, 0, &error));
-    SUCCEEDS(gemmoe_session_prefill(session, NULL, 0, &error));
+    SUCCEEDS(gemmoe_session_prefill(session, NULL, 0, NULL, &error));
     FAILS(GEMMOE_STATUS_NO_LOGITS, session_step(session, &error));
 
     /* Tokens that are none: nothing is appended. */
-    FAILS(GEMMOE_STATUS_TOKEN_OUT_OF_RANGE, gemmoe_session_prefill(session, last_bad, 3, &error));
-    FAILS(GEMMOE_STATUS_TOKEN_OUT_OF_RANGE, gemmoe_session_prefill(session, worst, 1, &error));
+    FAILS(GEMMOE_STATUS_TOKEN_OUT_OF_RANGE, gemmoe_session_prefill(session, last_bad, 3, NULL, &error));
+    FAILS(GEMMOE_STATUS_TOKEN_OUT_OF_RANGE, gemmoe_session_prefill(session, worst, 1, NULL, &error));
     mark_outputs();
     FAILS(GEMMOE_STATUS_TOKEN_OUT_OF_RANGE,
           gemmoe_text_stream_push(stream, 320, (const char **)&out[0], &out[1].size, &error));
@@ -569,15 +569,15 @@ static void token_limits(void) {
 
     /* A prompt longer than the context: nothing is appended, and what fits still does. */
     for (index = 0; index < 17; index++) many[index] = prompt_token(index);
-    FAILS(GEMMOE_STATUS_CONTEXT_FULL, gemmoe_session_prefill(session, many, 17, &error));
+    FAILS(GEMMOE_STATUS_CONTEXT_FULL, gemmoe_session_prefill(session, many, 17, NULL, &error));
     SUCCEEDS(gemmoe_session_get_info(session, &info, &error));
     CHECK(info.token_count == 0 && info.pending_count == 0 && info.context_size == 16);
-    SUCCEEDS(gemmoe_session_prefill(session, many, 15, &error));
-    SUCCEEDS(gemmoe_session_step(session, &token, &error));
+    SUCCEEDS(gemmoe_session_prefill(session, many, 15, NULL, &error));
+    SUCCEEDS(gemmoe_session_step(session, NULL, &token, &error));
     CHECK(token < 320);
     mark_outputs();
     FAILS(GEMMOE_STATUS_CONTEXT_FULL, session_step(session, &error));
-    FAILS(GEMMOE_STATUS_CONTEXT_FULL, gemmoe_session_prefill(session, many, 1, &error));
+    FAILS(GEMMOE_STATUS_CONTEXT_FULL, gemmoe_session_prefill(session, many, 1, NULL, &error));
     FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_session_rewind(session, 17, &error));
     FAILS(GEMMOE_STATUS_INVALID_ARGUMENT,
           gemmoe_session_routes(session, 2, (const uint32_t **)&out[0], (const float **)&out[1], &count, &error));
@@ -589,7 +589,7 @@ static void token_limits(void) {
     SUCCEEDS(gemmoe_session_rewind(session, 16, &error));
     SUCCEEDS(gemmoe_session_rewind(session, 3, &error));
     FAILS(GEMMOE_STATUS_NO_LOGITS, session_logits(session, &error));
-    SUCCEEDS(gemmoe_session_step(session, &token, &error));
+    SUCCEEDS(gemmoe_session_step(session, NULL, &token, &error));
     RETURNS(GEMMOE_STATUS_OK, gemmoe_session_destroy(session));
 
     /* Contexts the model does not have, chunks no prompt has. */
@@ -602,8 +602,8 @@ static void token_limits(void) {
     options.context_size = 1;
     options.prefill_chunk = 0xFFFFFFFF;
     SUCCEEDS(gemmoe_session_create(model, &options, &session, &error));
-    SUCCEEDS(gemmoe_session_prefill(session, many, 1, &error));
-    FAILS(GEMMOE_STATUS_CONTEXT_FULL, gemmoe_session_step(session, &token, &error));
+    SUCCEEDS(gemmoe_session_prefill(session, many, 1, NULL, &error));
+    FAILS(GEMMOE_STATUS_CONTEXT_FULL, gemmoe_session_step(session, NULL, &token, &error));
     RETURNS(GEMMOE_STATUS_OK, gemmoe_session_destroy(session));
 }
 
@@ -684,7 +684,7 @@ static void destroy_orders(const uint32_t expected[8]) {
     RETURNS(GEMMOE_STATUS_OK, gemmoe_model_destroy(model));
     FAILS(GEMMOE_STATUS_STALE_HANDLE, session_create(model, &error));
     for (index = 0; index < 5; index++) prompt[index] = prompt_token((uint32_t)index);
-    SUCCEEDS(gemmoe_session_prefill(session, prompt, 5, &error));
+    SUCCEEDS(gemmoe_session_prefill(session, prompt, 5, NULL, &error));
     generate(session, tokens, 8);
     CHECK(memcmp(tokens, expected, sizeof tokens) == 0);
     RETURNS(GEMMOE_STATUS_OK, gemmoe_session_destroy(session));
@@ -705,7 +705,7 @@ static void errors(void) {
     CHECK(gemmoe_error_status(error) == GEMMOE_STATUS_DIRECTORY_NOT_FOUND);
     CHECK(strstr(gemmoe_error_text(error), "/nowhere/at/all") != NULL);
     CHECK(gemmoe_error_file(error) == NULL && gemmoe_error_key(error) == NULL);
-    CHECK(gemmoe_session_step(NULL, NULL, &second) == GEMMOE_STATUS_NULL_ARGUMENT);
+    CHECK(gemmoe_session_step(NULL, NULL, NULL, &second) == GEMMOE_STATUS_NULL_ARGUMENT);
     CHECK(second != error && strcmp(gemmoe_error_key(second), "session") == 0);
     RETURNS(GEMMOE_STATUS_OK, gemmoe_error_destroy(error));
     RETURNS(GEMMOE_STATUS_STALE_HANDLE, gemmoe_error_destroy(error));
@@ -724,11 +724,11 @@ static void make_objects(void *objects[KINDS]) {
     gemmoe_error *error = NULL;
     objects[MODEL] = load_model(directory);
     objects[SESSION] = make_session((gemmoe_model *)objects[MODEL], 256, 0);
-    SUCCEEDS(gemmoe_session_prefill((gemmoe_session *)objects[SESSION], prompt, 3, &error));
+    SUCCEEDS(gemmoe_session_prefill((gemmoe_session *)objects[SESSION], prompt, 3, NULL, &error));
     SUCCEEDS(gemmoe_text_stream_create((gemmoe_model *)objects[MODEL], (gemmoe_text_stream **)&objects[STREAM],
                                        &error));
     SUCCEEDS(gemmoe_load_start(directory, NULL, (gemmoe_load **)&objects[LOAD], &error));
-    CHECK(gemmoe_session_step(NULL, NULL, (gemmoe_error **)&objects[ERROR]) == GEMMOE_STATUS_NULL_ARGUMENT);
+    CHECK(gemmoe_session_step(NULL, NULL, NULL, (gemmoe_error **)&objects[ERROR]) == GEMMOE_STATUS_NULL_ARGUMENT);
 }
 
 static void destroy_objects(void *objects[KINDS]) {

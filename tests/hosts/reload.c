@@ -33,8 +33,9 @@
 typedef gemmoe_status (*load_function)(const char *, const gemmoe_load_options *, gemmoe_model **, gemmoe_error **);
 typedef gemmoe_status (*create_function)(const gemmoe_model *, const gemmoe_session_options *, gemmoe_session **,
                                          gemmoe_error **);
-typedef gemmoe_status (*prefill_function)(gemmoe_session *, const uint32_t *, size_t, gemmoe_error **);
-typedef gemmoe_status (*step_function)(gemmoe_session *, uint32_t *, gemmoe_error **);
+typedef gemmoe_status (*prefill_function)(gemmoe_session *, const uint32_t *, size_t, const gemmoe_budget *,
+                                          gemmoe_error **);
+typedef gemmoe_status (*step_function)(gemmoe_session *, const gemmoe_budget *, uint32_t *, gemmoe_error **);
 typedef gemmoe_status (*destroy_session_function)(gemmoe_session *);
 typedef gemmoe_status (*destroy_model_function)(gemmoe_model *);
 
@@ -66,8 +67,8 @@ static uint32_t open_use_close(const char *model_directory, const char *library_
         options.threads = 4;
         CHECK(gemmoe_model_load(model_directory, &options, &model, NULL) == GEMMOE_STATUS_OK);
         CHECK(gemmoe_session_create(model, NULL, &session, NULL) == GEMMOE_STATUS_OK);
-        CHECK(gemmoe_session_prefill(session, prompt, 3, NULL) == GEMMOE_STATUS_OK);
-        CHECK(gemmoe_session_step(session, &token, NULL) == GEMMOE_STATUS_OK);
+        CHECK(gemmoe_session_prefill(session, prompt, 3, NULL, NULL) == GEMMOE_STATUS_OK);
+        CHECK(gemmoe_session_step(session, NULL, &token, NULL) == GEMMOE_STATUS_OK);
         CHECK(threads() == 4);
         CHECK(gemmoe_model_destroy(model) == GEMMOE_STATUS_OK);
         CHECK(gemmoe_session_destroy(session) == GEMMOE_STATUS_OK);

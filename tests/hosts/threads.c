@@ -61,8 +61,8 @@ static void *compete(void *argument) {
     size_t count;
     const uint32_t *tokens;
     for (round = 0; round < 100; round++) {
-        while (!came_through(rivalry, gemmoe_session_prefill(session, prompt, 20, NULL))) {}
-        while (!came_through(rivalry, gemmoe_session_step(session, &token, NULL))) {}
+        while (!came_through(rivalry, gemmoe_session_prefill(session, prompt, 20, NULL, NULL))) {}
+        while (!came_through(rivalry, gemmoe_session_step(session, NULL, &token, NULL))) {}
         while (!came_through(rivalry, gemmoe_session_get_info(session, &info, NULL))) {}
         while (!came_through(rivalry, gemmoe_session_tokens(session, &tokens, &count, NULL))) {}
         while (!came_through(rivalry, gemmoe_session_rewind(session, 1, NULL))) {}
@@ -77,7 +77,7 @@ static void one_session_takes_one_thread(void) {
     gemmoe_session *session = make_session(model, 2048, CHUNK);
     uint32_t tokens[DRAWN], again[DRAWN];
     unsigned index;
-    SUCCEEDS(gemmoe_session_prefill(session, prompt, 1, &error));
+    SUCCEEDS(gemmoe_session_prefill(session, prompt, 1, NULL, &error));
     for (index = 0; index < 2; index++) {
         memset(&rivals[index], 0, sizeof rivals[index]);
         rivals[index].session = session;
@@ -88,7 +88,7 @@ static void one_session_takes_one_thread(void) {
     CHECK(rivals[0].ok == 500 && rivals[1].ok == 500);
     printf("one session, two threads: %u OK, %u BUSY\n", rivals[0].ok + rivals[1].ok, rivals[0].busy + rivals[1].busy);
     SUCCEEDS(gemmoe_session_rewind(session, 0, &error));
-    SUCCEEDS(gemmoe_session_prefill(session, prompt, 5, &error));
+    SUCCEEDS(gemmoe_session_prefill(session, prompt, 5, NULL, &error));
     generate(session, tokens, DRAWN);
     generate_once(model, again);
     CHECK(memcmp(tokens, again, sizeof tokens) == 0);
@@ -106,7 +106,7 @@ static void *work_alone(void *argument) {
     struct work *work = (struct work *)argument;
     gemmoe_error *error = NULL;
     gemmoe_session *session = make_session(model, 128, CHUNK);
-    SUCCEEDS(gemmoe_session_prefill(session, prompt + work->first, 40, &error));
+    SUCCEEDS(gemmoe_session_prefill(session, prompt + work->first, 40, NULL, &error));
     generate(session, work->tokens, 30);
     RETURNS(GEMMOE_STATUS_OK, gemmoe_session_destroy(session));
     return NULL;
@@ -152,7 +152,7 @@ static uint32_t next_token(gemmoe_session *session, size_t count) {
     gemmoe_error *error = NULL;
     uint32_t token;
     SUCCEEDS(gemmoe_session_rewind(session, 0, &error));
-    SUCCEEDS(gemmoe_session_prefill(session, prompt, count, &error));
+    SUCCEEDS(gemmoe_session_prefill(session, prompt, count, NULL, &error));
     generate(session, &token, 1);
     return token;
 }
@@ -164,7 +164,7 @@ static void a_cancelled_prefill_goes_on_as_if_nothing_had_been(unsigned rounds) 
     uint32_t expected[DRAWN], tokens[DRAWN];
     unsigned round, cancelled = 0, partial = 0;
     uint64_t start = now_ns(), whole_ns;
-    SUCCEEDS(gemmoe_session_prefill(fresh, prompt, PROMPT, &error));
+    SUCCEEDS(gemmoe_session_prefill(fresh, prompt, PROMPT, NULL, &error));
     whole_ns = now_ns() - start;
     generate(fresh, expected, DRAWN);
     for (round = 0; round < rounds; round++) {
@@ -177,11 +177,11 @@ static void a_cancelled_prefill_goes_on_as_if_nothing_had_been(unsigned rounds) 
         /* Some rounds begin with a part of the prompt already there. */
         size_t before = round % 3 == 0 ? random_bits() % 50 : 0;
         SUCCEEDS(gemmoe_session_rewind(session, 0, &error));
-        SUCCEEDS(gemmoe_session_prefill(session, prompt, before, &error));
+        SUCCEEDS(gemmoe_session_prefill(session, prompt, before, NULL, &error));
         cancel.session = session;
         cancel.at_ns = now_ns() + random_bits() % (whole_ns * 5 / 4);
         CHECK(pthread_create(&thread, NULL, cancel_later, &cancel) == 0);
-        status = gemmoe_session_prefill(session, prompt + before, PROMPT - before, NULL);
+        status = gemmoe_session_prefill(session, prompt + before, PROMPT - before, NULL, NULL);
         CHECK(pthread_join(thread, NULL) == 0);
         CHECK(status == GEMMOE_STATUS_OK || status == GEMMOE_STATUS_CANCELLED);
         /* It may have come too late: then it waits for the next call, unless it is taken back. */
@@ -200,9 +200,9 @@ static void a_cancelled_prefill_goes_on_as_if_nothing_had_been(unsigned rounds) 
             CHECK(tokens[0] == next_token(fresh, count));
             SUCCEEDS(gemmoe_session_rewind(session, count, &error));
         } else if (count == 0) {
-            FAILS(GEMMOE_STATUS_NO_LOGITS, gemmoe_session_step(session, &tokens[0], &error));
+            FAILS(GEMMOE_STATUS_NO_LOGITS, gemmoe_session_step(session, NULL, &tokens[0], &error));
         }
-        SUCCEEDS(gemmoe_session_prefill(session, prompt + count, PROMPT - count, &error));
+        SUCCEEDS(gemmoe_session_prefill(session, prompt + count, PROMPT - count, NULL, &error));
         generate(session, tokens, DRAWN);
         CHECK(memcmp(tokens, expected, sizeof tokens) == 0);
     }
@@ -211,8 +211,8 @@ static void a_cancelled_prefill_goes_on_as_if_nothing_had_been(unsigned rounds) 
 
     /* A cancel while nothing runs stops the next call, once. */
     RETURNS(GEMMOE_STATUS_OK, gemmoe_session_cancel(session));
-    FAILS(GEMMOE_STATUS_CANCELLED, gemmoe_session_step(session, &tokens[0], &error));
-    SUCCEEDS(gemmoe_session_step(session, &tokens[0], &error));
+    FAILS(GEMMOE_STATUS_CANCELLED, gemmoe_session_step(session, NULL, &tokens[0], &error));
+    SUCCEEDS(gemmoe_session_step(session, NULL, &tokens[0], &error));
     RETURNS(GEMMOE_STATUS_OK, gemmoe_session_destroy(session));
     RETURNS(GEMMOE_STATUS_OK, gemmoe_session_destroy(fresh));
 }
@@ -223,7 +223,7 @@ static void *step_until_gone(void *argument) {
     gemmoe_session *session = (gemmoe_session *)argument;
     gemmoe_status status = GEMMOE_STATUS_OK;
     uint32_t token;
-    while (status == GEMMOE_STATUS_OK) status = gemmoe_session_step(session, &token, NULL);
+    while (status == GEMMOE_STATUS_OK) status = gemmoe_session_step(session, NULL, &token, NULL);
     CHECK(status == GEMMOE_STATUS_STALE_HANDLE || status == GEMMOE_STATUS_CONTEXT_FULL);
     return NULL;
 }
@@ -235,7 +235,7 @@ static void a_session_may_be_destroyed_while_it_works(void) {
         struct timespec pause = {0, 100000};
         gemmoe_session *session = make_session(model, 1024, CHUNK);
         pthread_t thread;
-        SUCCEEDS(gemmoe_session_prefill(session, prompt, 3, &error));
+        SUCCEEDS(gemmoe_session_prefill(session, prompt, 3, NULL, &error));
         CHECK(pthread_create(&thread, NULL, step_until_gone, session) == 0);
         nanosleep(&pause, NULL);
         RETURNS(GEMMOE_STATUS_OK, gemmoe_session_destroy(session));
