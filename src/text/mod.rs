@@ -1,9 +1,11 @@
-//! Text in and out: the tokenizer of a model directory, and the decoder that keeps UTF-8 whole.
+//! Text in and out: the tokenizer of a model directory, chat templates, and the decoder that keeps UTF-8 whole.
 
 mod added_tokens;
 mod bpe;
+pub mod chat;
 mod json_tree;
 mod merges;
+mod stops;
 mod stream;
 mod tokenizer;
 mod tokenizer_file;
@@ -12,5 +14,7 @@ mod vocabulary;
 #[cfg(test)]
 mod samples;
 
-pub use stream::TextStream;
+pub use chat::{ChatTemplate, Message};
+pub use stops::{MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS};
+pub use stream::{Stopped, TextStream};
 pub use tokenizer::{EncodeOptions, Tokenizer};
