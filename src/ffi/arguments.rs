@@ -65,6 +65,43 @@ fn check_array<T>(pointer: *const T, length: usize, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// `length` bytes of UTF-8; `pointer` may be NULL if there are none.
+///
+/// # Safety
+/// As `slice`.
+pub unsafe fn text<'a>(pointer: *const c_char, length: usize, name: &str) -> Result<&'a str> {
+    // SAFETY: the caller's promises.
+    let bytes = unsafe { slice(pointer.cast::<u8>(), length, name)? };
+    utf8(bytes, name)
+}
+
+/// A NUL-terminated string of UTF-8.
+///
+/// # Safety
+/// `pointer` is NULL or a NUL-terminated string that stays unchanged for `'a`.
+pub unsafe fn string<'a>(pointer: *const c_char, name: &str) -> Result<&'a str> {
+    if pointer.is_null() {
+        return Err(null(name));
+    }
+    // SAFETY: not NULL, NUL-terminated by the caller's promise.
+    utf8(unsafe { CStr::from_ptr(pointer) }.to_bytes(), name)
+}
+
+fn utf8<'a>(bytes: &'a [u8], name: &str) -> Result<&'a str> {
+    std::str::from_utf8(bytes).map_err(|error| {
+        let text = format!("{name} is not valid UTF-8 at byte {}", error.valid_up_to());
+        Error::new(Status::InvalidUtf8, text).at_key(name)
+    })
+}
+
+/// An error if a flag is set that the function does not know.
+pub fn check_flags(flags: u32, known: u32) -> Result<()> {
+    match flags & !known {
+        0 => Ok(()),
+        _ => Err(Error::new(Status::InvalidArgument, format!("flags is {flags}, known are {known}")).at_key("flags")),
+    }
+}
+
 /// A path: NUL-terminated, UTF-8 where the system has no bytes.
 ///
 /// # Safety

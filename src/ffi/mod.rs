@@ -5,6 +5,7 @@
 //! its documentation. Names, order and layout of everything public here are ABI.
 
 mod arguments;
+mod chat;
 mod error;
 mod guard;
 mod handles;
@@ -15,6 +16,7 @@ mod structs;
 mod text;
 mod version;
 
+pub use chat::*;
 pub use error::*;
 pub use load::*;
 pub use model::*;

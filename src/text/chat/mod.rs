@@ -26,9 +26,9 @@ pub const SETTINGS_FILE: &str = "tokenizer_config.json";
 pub const MAX_SETTINGS_FILE_BYTES: u64 = 8 << 20;
 
 /// The most messages of one conversation.
-const MAX_MESSAGES: usize = 1 << 14;
+pub const MAX_MESSAGES: usize = 1 << 14;
 /// The most text of one conversation, in bytes.
-const MAX_TEXT_BYTES: usize = 16 << 20;
+const MAX_TEXT_BYTES: usize = 2 << 20;
 /// The longest role.
 const MAX_ROLE_BYTES: usize = 32;
 

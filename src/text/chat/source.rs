@@ -1,26 +1,35 @@
-//! A template's source before the engine sees it: refused where it could exhaust the stack, and changed so that what
-//! `set` keeps is flat.
+//! A template's source before the engine sees it: refused where it could exhaust the stack, and changed so that every
+//! list and object has been paid for.
 //!
 //! The engine's parser, its compiler and the destructors of its values recurse, and a stack that overflows ends the
-//! process. A tree is only as deep as a tag has tokens, so those are counted. A value could be wrapped in another
-//! again and again, or a namespace put into itself, but only through `set`: `{% set a = b %}` becomes
-//! `{% set a = gemmoe_flat((b)) %}`, and `values::flat` judges what is kept.
+//! process. A tree is only as deep as a tag has tokens, so those are counted. And the engine counts what it makes, but
+//! not how often the same string stands in a list of lists, or in a namespace that holds itself: printing one could
+//! take all memory. So whatever is put into a list, an object or a bracket, passed to a call or kept by `set` goes
+//! through `values::flat`: `{% set a = [b] %}` becomes `{% set a = gemmoe_flat((gemmoe_flat([b]))) %}`. What would get
+//! around that is no part of the language: `*`, and statements no chat template needs.
 //!
-//! The engine decides where a tag begins; here every `{{` and `{%` is taken for one, also in comments, raw blocks
-//! and strings. So nothing is missed, and a `set` tag quoted in a string is changed as well.
+//! Tags are found and cut into tokens exactly as the engine does it.
 
 use crate::error::{Error, Result, Status};
 
 use super::values::{FLAT, FLAT_MEMBER};
 
-/// The longest source. The longest in use have 20,000 bytes.
+/// The longest source. The longest in use have about 20,000 bytes.
 const MAX_SOURCE_BYTES: usize = 1 << 18;
 /// The most tokens of one tag: each may be a level of the tree.
 const MAX_TAG_TOKENS: usize = 512;
 /// The most `elif` of a template: each is a level of the tree.
 const MAX_ELIFS: usize = 256;
 
-/// The source the engine may compile. Fails with TemplateLimit, TemplateSyntax or OutOfMemory.
+/// The statements a template may use.
+const STATEMENTS: [&str; 12] = [
+    "for", "endfor", "if", "elif", "else", "endif", "set", "endset", "macro", "endmacro", "break", "continue",
+];
+/// Words an operand does not end with: a bracket after one begins a value.
+const OPERATORS: [&str; 8] = ["in", "not", "and", "or", "if", "elif", "else", "is"];
+
+/// The source the engine may compile. Fails with TemplateLimit, TemplateSyntax or OutOfMemory; the message names the
+/// line.
 pub fn prepare(source: &str) -> Result<String> {
     if source.len() > MAX_SOURCE_BYTES {
         let text = format!("the chat template has {} bytes, expected at most {MAX_SOURCE_BYTES}", source.len());
@@ -29,144 +38,252 @@ pub fn prepare(source: &str) -> Result<String> {
     if source.contains(FLAT) {
         return Err(Error::new(Status::TemplateSyntax, format!("the chat template uses the reserved name {FLAT}")));
     }
-    let mut insertions: Vec<(usize, &str)> = Vec::new();
+    let mut prepared = String::new();
+    // At most one pair of brackets and a name for each character.
+    let most = source.len() * (FLAT_MEMBER.len() + 8);
+    prepared.try_reserve(most).map_err(|_| Error::out_of_memory("chat template", most))?;
     let mut elifs = 0;
-    for tag in tags(source) {
-        let tag = tag?;
+    let mut done = 0;
+    while let Some(start) = find_opening(source, done) {
+        prepared.push_str(&source[done..start]);
+        if source.as_bytes()[start + 1] == b'#' {
+            let inside = start + 2 + sign(source, start + 2);
+            let length = source[inside..].find("#}").ok_or_else(|| refuse(source, start, "a comment has no end"))?;
+            done = inside + length + 2;
+            prepared.push_str(&source[start..done]);
+            continue;
+        }
+        let mut tag = Tag::new(source, start, &mut prepared);
+        done = tag.rewrite()?;
         elifs += usize::from(tag.word == "elif");
         if elifs > MAX_ELIFS {
             let text = format!("the chat template has more than {MAX_ELIFS} elif");
             return Err(Error::new(Status::TemplateLimit, text));
         }
-        if let Some((start, end)) = tag.kept() {
-            insertions.try_reserve(2).map_err(|_| Error::out_of_memory("chat template", 64))?;
-            insertions.push((start, if tag.has_dot { FLAT_MEMBER } else { FLAT }));
-            insertions.push((end, "))"));
-        }
-    }
-    insertions.sort_by_key(|insertion| insertion.0);
-
-    let mut prepared = String::new();
-    let needed = source.len() + insertions.iter().map(|(_, text)| text.len() + 2).sum::<usize>();
-    prepared.try_reserve_exact(needed).map_err(|_| Error::out_of_memory("chat template", needed))?;
-    let mut done = 0;
-    for (at, text) in insertions {
-        prepared.push_str(&source[done..at]);
-        prepared.push_str(text);
-        prepared.push_str(if text == "))" { "" } else { "((" });
-        done = at;
     }
     prepared.push_str(&source[done..]);
-    // What was inserted may have moved the end of another tag, if tags are quoted in strings.
-    for tag in tags(&prepared) {
-        if !tag?.is_flat(&prepared) {
-            let text = "the chat template has a set tag inside another tag";
-            return Err(Error::new(Status::TemplateSyntax, text));
-        }
-    }
+    prepared.shrink_to_fit();
     Ok(prepared)
 }
 
-/// What may be a tag, and what matters of it.
-struct Tag<'s> {
+fn find_opening(source: &str, from: usize) -> Option<usize> {
+    let bytes = source.as_bytes();
+    (from..bytes.len()).find(|at| matches!(&bytes[*at..], [b'{', b'{' | b'%' | b'#', ..]))
+}
+
+/// The length of the white-space sign at `at`.
+fn sign(source: &str, at: usize) -> usize {
+    usize::from(matches!(source.as_bytes().get(at), Some(b'-' | b'+')))
+}
+
+fn refuse(source: &str, at: usize, sentence: &str) -> Error {
+    let line = source.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
+    Error::new(Status::TemplateSyntax, format!("line {line}: {sentence}"))
+}
+
+/// What an open bracket is.
+#[derive(Clone, Copy, PartialEq)]
+enum Bracket {
+    /// A list, an object, or an expression in brackets: to be flattened.
+    Value,
+    /// The arguments of a call; whether one is open.
+    Call { in_argument: bool },
+    /// `a[0]`, the parameters of a macro, the targets of `for` and `set`.
+    Plain,
+}
+
+/// A tag on its way from the source to what the engine gets.
+struct Tag<'s, 'p> {
+    source: &'s str,
+    start: usize,
+    at: usize,
+    prepared: &'p mut String,
     /// Its first word, where it is a `{%` tag; else empty.
     word: &'s str,
-    /// Where the value of its first `=` starts, and whether a `.` stands before.
-    value: Option<usize>,
+    brackets: Vec<Bracket>,
+    tokens: usize,
+    /// The last token.
+    last: &'s str,
+    /// Whether a `.` stands before the `=` of a `set`, and whether that has come.
     has_dot: bool,
-    /// Where its last token ends; none when the source ends first, which the engine refuses.
-    end: Option<usize>,
-    /// Where the first bracket after that `=` closes.
-    closes: Option<usize>,
+    keeps: bool,
 }
 
-impl Tag<'_> {
-    /// Start and end of the value a `set` tag keeps.
-    fn kept(&self) -> Option<(usize, usize)> {
-        self.value.zip(self.end).filter(|(start, end)| self.word == "set" && start < end)
+impl<'s, 'p> Tag<'s, 'p> {
+    fn new(source: &'s str, start: usize, prepared: &'p mut String) -> Self {
+        Tag {
+            source,
+            start,
+            at: start,
+            prepared,
+            word: "",
+            brackets: Vec::new(),
+            tokens: 0,
+            last: "",
+            has_dot: false,
+            keeps: false,
+        }
     }
 
-    /// Whether what the tag keeps, if anything, is passed through `flat` as a whole.
-    fn is_flat(&self, source: &str) -> bool {
-        let Some((start, end)) = self.kept() else { return true };
-        let name = if self.has_dot { FLAT_MEMBER } else { FLAT };
-        let value = &source[start..end];
-        value.strip_prefix(name).is_some_and(|rest| rest.starts_with("((")) && self.closes == Some(end)
-    }
-}
-
-/// Everything in the source that may be a tag.
-fn tags(source: &str) -> impl Iterator<Item = Result<Tag<'_>>> {
-    let opens = |at: &usize| matches!(&source.as_bytes()[*at..], [b'{', b'{' | b'%', ..]);
-    (0..source.len()).filter(opens).map(|at| read_tag(source, at))
-}
-
-/// Reads a tag as the engine's lexer does.
-fn read_tag(source: &str, start: usize) -> Result<Tag<'_>> {
-    let bytes = source.as_bytes();
-    let closer: &[u8] = if bytes[start + 1] == b'%' { b"%}" } else { b"}}" };
-    let mut tag = Tag { word: "", value: None, has_dot: false, end: None, closes: None };
-    let mut at = start + 2;
-    at += usize::from(matches!(bytes.get(at), Some(b'-' | b'+')));
-    let (mut tokens, mut depth, mut last_end, mut last) = (0usize, 0i64, at, b' ');
-    loop {
-        let rest = &bytes[at..];
-        let Some(&byte) = rest.first() else { return Ok(tag) };
-        if byte.is_ascii_whitespace() {
-            at += 1;
-            continue;
-        }
-        let sign = usize::from(matches!(byte, b'-' | b'+'));
-        if depth == 0 && rest[sign..].starts_with(closer) {
-            tag.end = Some(last_end);
-            return Ok(tag);
-        }
-        tokens += 1;
-        if tokens > MAX_TAG_TOKENS {
-            let line = source[..start].matches('\n').count() + 1;
-            let text = format!("line {line}: a tag of the chat template has more than {MAX_TAG_TOKENS} tokens");
-            return Err(Error::new(Status::TemplateLimit, text));
-        }
-        let length = token_length(rest);
-        let token = source.get(at..at + length).unwrap_or("");
-        at += length;
-        if tokens == 1 && closer == b"%}" {
-            tag.word = token;
-        }
-        match byte {
-            b'(' | b'[' | b'{' => depth += 1,
-            b')' | b']' | b'}' => {
-                depth -= 1;
-                if depth == 0 && tag.value.is_some() && tag.closes.is_none() {
-                    tag.closes = Some(at);
+    /// Writes the tag anew; returns where it ends.
+    fn rewrite(&mut self) -> Result<usize> {
+        let is_statement = self.source.as_bytes()[self.start + 1] == b'%';
+        let closer = if is_statement { "%}" } else { "}}" };
+        self.copy(2 + sign(self.source, self.start + 2));
+        loop {
+            let spaces = self.source.as_bytes()[self.at..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+            self.copy(spaces);
+            if self.brackets.is_empty() {
+                let sign = sign(self.source, self.at);
+                if self.source.as_bytes()[self.at + sign..].starts_with(closer.as_bytes()) {
+                    if self.keeps && self.last == "=" {
+                        return Err(self.refuse("set has no value"));
+                    }
+                    if self.keeps {
+                        self.prepared.push_str("))");
+                    }
+                    self.copy(sign + closer.len());
+                    return Ok(self.at);
                 }
             }
-            b'=' if length == 1 && depth == 0 && tag.value.is_none() => {
-                tag.value = Some(at + bytes[at..].iter().take_while(|byte| byte.is_ascii_whitespace()).count());
+            let token = self.token()?;
+            self.tokens += 1;
+            if self.tokens > MAX_TAG_TOKENS {
+                let text = format!("a tag of the chat template has more than {MAX_TAG_TOKENS} tokens");
+                return Err(Error::new(Status::TemplateLimit, text));
             }
-            b'.' if tag.value.is_none() => tag.has_dot = true,
-            _ => {}
+            if is_statement && self.tokens == 1 {
+                self.word = token;
+                if !STATEMENTS.contains(&token) {
+                    return Err(self.refuse(&format!("{token} is not a supported statement")));
+                }
+            }
+            self.write(token)?;
+            self.last = token;
         }
-        // What `loop.changed` remembers could be the loop itself, which nothing would ever free.
-        if last == b'.' && token == "changed" {
-            return Err(Error::new(Status::TemplateSyntax, "the chat template uses loop.changed, which is not supported"));
+    }
+
+    /// Writes one token, and what has to stand around it.
+    fn write(&mut self, token: &'s str) -> Result<()> {
+        let opens_value = self.opens_value();
+        if let Some(Bracket::Call { in_argument: in_argument @ false }) = self.brackets.last_mut()
+            && !matches!(token, ")" | "," | "=")
+            && !is_keyword(self.source, self.at, token)
+        {
+            *in_argument = true;
+            self.wrap(FLAT);
         }
-        last = byte;
-        last_end = at;
+        match token {
+            "*" | "**" => return Err(self.refuse("* is not supported")),
+            "(" | "[" | "{" => {
+                let is_target = matches!(self.last, "for" | "set") && self.tokens == 2;
+                let is_parameters = self.word == "macro" && self.tokens == 3;
+                let bracket = match token {
+                    _ if is_target || is_parameters => Bracket::Plain,
+                    _ if opens_value || token == "{" => Bracket::Value,
+                    "(" => Bracket::Call { in_argument: false },
+                    _ => Bracket::Plain,
+                };
+                if bracket == Bracket::Value {
+                    self.wrap(FLAT);
+                }
+                self.brackets.push(bracket);
+                self.copy(1);
+            }
+            ")" | "]" | "}" => {
+                let Some(bracket) = self.brackets.pop() else { return Err(self.refuse("a bracket was never opened")) };
+                if bracket == (Bracket::Call { in_argument: true }) {
+                    self.prepared.push_str("))");
+                }
+                self.copy(1);
+                if bracket == Bracket::Value {
+                    self.prepared.push_str("))");
+                }
+            }
+            "," => {
+                if let Some(Bracket::Call { in_argument }) = self.brackets.last_mut()
+                    && std::mem::take(in_argument)
+                {
+                    self.prepared.push_str("))");
+                }
+                self.copy(1);
+            }
+            "=" if self.word == "set" && self.brackets.is_empty() && !self.keeps => {
+                self.copy(1);
+                self.keeps = true;
+                self.wrap(if self.has_dot { FLAT_MEMBER } else { FLAT });
+            }
+            _ => {
+                self.has_dot |= token == ".";
+                // What `loop.changed` remembers could be the loop itself, which nothing would ever free.
+                if self.last == "." && token == "changed" {
+                    return Err(self.refuse("loop.changed is not supported"));
+                }
+                self.copy(token.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a bracket here begins a value, and does not belong to an operand before it.
+    fn opens_value(&self) -> bool {
+        match self.last.as_bytes() {
+            [] => true,
+            [.., b')' | b']' | b'}' | b'"' | b'\''] => false,
+            [.., last] if is_word(*last) => OPERATORS.contains(&self.last),
+            _ => true,
+        }
+    }
+
+    fn wrap(&mut self, name: &str) {
+        self.prepared.push(' ');
+        self.prepared.push_str(name);
+        self.prepared.push_str("((");
+    }
+
+    fn copy(&mut self, bytes: usize) {
+        // Cut where the source has characters that are no tokens: the engine refuses them.
+        self.prepared.push_str(self.source.get(self.at..self.at + bytes).unwrap_or("?"));
+        self.at += bytes;
+    }
+
+    /// The next token, as the engine's lexer has it.
+    fn token(&self) -> Result<&'s str> {
+        let length = token_length(&self.source.as_bytes()[self.at..]);
+        let token = self.source.get(self.at..self.at + length);
+        match token {
+            Some(token) if length > 0 => Ok(token),
+            _ => Err(self.refuse("a tag has no end, or a character that means nothing")),
+        }
+    }
+
+    fn refuse(&self, sentence: &str) -> Error {
+        refuse(self.source, self.start, sentence)
     }
 }
 
-/// The length of the token at the start of `rest`, which is not empty.
+/// Whether the token at `at` is the name of an argument: `name=`.
+fn is_keyword(source: &str, at: usize, token: &str) -> bool {
+    let after = source[at + token.len()..].trim_ascii_start().as_bytes();
+    token.bytes().all(is_word) && after.starts_with(b"=") && after.get(1) != Some(&b'=')
+}
+
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_'
+}
+
+/// The length of the token at the start of `rest`; 0 if there is none.
 fn token_length(rest: &[u8]) -> usize {
-    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     match rest {
+        [] => 0,
         [b'/', b'/', ..] | [b'*', b'*', ..] | [b'=' | b'!' | b'>' | b'<', b'=', ..] => 2,
         [quote @ (b'\'' | b'"'), text @ ..] => {
             let mut length = 0;
             while length < text.len() && text[length] != *quote {
                 length += if text[length] == b'\\' { 2 } else { 1 };
             }
-            (length + 2).min(rest.len())
+            // Longer than the rest when the quote is missing.
+            if length < text.len() { length + 2 } else { 0 }
         }
         [first, ..] if is_word(*first) => rest.iter().take_while(|byte| is_word(**byte)).count(),
         _ => 1,

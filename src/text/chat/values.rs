@@ -15,31 +15,61 @@ pub const FLAT_MEMBER: &str = "gemmoe_flat_member";
 /// How deep lists and objects may be nested in a variable.
 const MAX_DEPTH: usize = 32;
 
+/// Filters no chat template needs, whose work the engine does not count before it is done.
+const REMOVED_FILTERS: [&str; 15] = [
+    "attr", "batch", "chain", "format", "groupby", "lines", "max", "min", "pprint", "slice", "sort", "sum", "unique",
+    "urlencode", "zip",
+];
+
 /// Gives the environment what Hugging Face's templates expect, within bounds.
 pub fn add_to(environment: &mut Environment) {
-    // Chained objects wrap each other again and again.
-    environment.remove_filter("chain");
+    REMOVED_FILTERS.iter().for_each(|name| environment.remove_filter(name));
+    environment.set_formatter(|output, state, value| {
+        pay(state, value, 0)?;
+        minijinja::escape_formatter(output, state, value)
+    });
     environment.set_unknown_method_callback(method);
     environment.add_function(FLAT, |state: &State, value: Value| flat(state, value, true));
     environment.add_function(FLAT_MEMBER, |state: &State, value: Value| flat(state, value, false));
+    environment.add_filter("join", |state: &State, items: Value, separator: Option<String>| {
+        join(state, separator.as_deref().unwrap_or_default(), &items)
+    });
+    environment.add_filter("map", map);
+    environment.add_filter("tojson", |state: &State, value: Value, _options: Kwargs| {
+        pay(state, &value, 0)?;
+        let text = serde_json::to_string(&value);
+        text.map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
+    });
     environment.add_function("raise_exception", |text: &str| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, text.to_owned()))
     });
     // In place of the engine's, whose members could be anything.
-    let namespace = minijinja::functions::namespace;
+    let namespace = Value::from_function(minijinja::functions::namespace);
     environment.add_function("namespace", move |state: &mut State, members: Kwargs| {
         let mut flattened = Vec::new();
         for name in members.args() {
             flattened.push((name.to_owned(), flat(state, members.get::<Value>(name)?, false)?));
         }
         let members: Kwargs = flattened.into_iter().collect();
-        Value::from_function(namespace).call(state, &[Value::from(members)])
+        namespace.call(state, &[Value::from(members)])
     });
 }
 
-/// A copy of a value that is no deeper than `MAX_DEPTH` and holds nothing that can change or is made when it is read.
-/// With `is_variable`, what is no list or object, a namespace or a macro, is kept as it is.
+/// Pays for looking at all of a list or an object: a step for each part, and for 64 bytes.
+fn pay(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
+    if value.as_object().is_none() {
+        return Ok(());
+    }
+    copy(state, value, depth).map(drop)
+}
+
+/// A copy of a value that is no deeper than `MAX_DEPTH` and holds nothing that can change or is made when it is read;
+/// a step pays for each part, and for 64 bytes, as often as they would be printed. With `is_variable`, what is neither
+/// list nor object, such as a namespace or a macro, is kept as it is.
 fn flat(state: &State, value: Value, is_variable: bool) -> Result<Value, Error> {
+    if value.as_object().is_none() {
+        return Ok(value);
+    }
     let is_other = value.kind() == ValueKind::Plain
         || value.kind() == ValueKind::Map && value.downcast_object_ref::<BTreeMap<Value, Value>>().is_none();
     if is_variable && is_other {
@@ -49,7 +79,7 @@ fn flat(state: &State, value: Value, is_variable: bool) -> Result<Value, Error> 
 }
 
 fn copy(state: &State, value: &Value, depth: usize) -> Result<Value, Error> {
-    state.consume_fuel(1)?;
+    state.consume_fuel(1 + value.as_str().map_or(0, str::len) as u64 / 64)?;
     if depth > MAX_DEPTH {
         let text = format!("a variable is nested more than {MAX_DEPTH} levels deep");
         return Err(Error::new(ErrorKind::OutOfFuel, text));
@@ -64,7 +94,7 @@ fn copy(state: &State, value: &Value, depth: usize) -> Result<Value, Error> {
         }
         ValueKind::Map => {
             let Some(members) = value.downcast_object_ref::<BTreeMap<Value, Value>>() else {
-                return Err(Error::new(ErrorKind::InvalidOperation, "a namespace cannot be kept inside another value"));
+                return Err(Error::new(ErrorKind::InvalidOperation, "a namespace or loop cannot be kept inside another value"));
             };
             let mut copies = BTreeMap::new();
             for (key, member) in members {
@@ -83,7 +113,10 @@ fn copy(state: &State, value: &Value, depth: usize) -> Result<Value, Error> {
 /// Python's methods; those whose work is more than their result says are paid for first.
 fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
     match (value.as_str(), name) {
-        (Some(separator), "join") => join(state, separator, arguments),
+        (Some(separator), "join") => match arguments {
+            [items] => join(state, separator, items),
+            _ => Err(Error::new(ErrorKind::InvalidOperation, "join takes one argument")),
+        },
         // Its widths can ask for any amount of memory.
         (Some(_), "format") => Err(Error::from(ErrorKind::UnknownMethod)),
         (Some(text), "split" | "splitlines") => {
@@ -107,10 +140,19 @@ fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> 
     }
 }
 
-fn join(state: &State, separator: &str, arguments: &[Value]) -> Result<Value, Error> {
-    let [items] = arguments else {
-        return Err(Error::new(ErrorKind::InvalidOperation, "join takes one argument"));
-    };
+/// `map(attribute='name')`: the only form that is supported.
+fn map(state: &State, items: Value, options: Kwargs) -> Result<Value, Error> {
+    let name: String = options.get("attribute")?;
+    options.assert_all_used()?;
+    let mut attributes = Vec::new();
+    for item in items.try_iter()?.checked() {
+        state.consume_fuel(1)?;
+        attributes.push(item?.get_attr(&name)?);
+    }
+    Ok(Value::from(attributes))
+}
+
+fn join(state: &State, separator: &str, items: &Value) -> Result<Value, Error> {
     let mut joined = String::new();
     for (index, item) in items.try_iter()?.checked().enumerate() {
         let item = item?;
@@ -122,10 +164,9 @@ fn join(state: &State, separator: &str, arguments: &[Value]) -> Result<Value, Er
         match item.as_str() {
             Some(text) => joined.push_str(text),
             None => {
-                let before = joined.len();
+                pay(state, &item, 0)?;
                 // Writing to a String cannot fail.
                 let _ = write!(joined, "{item}");
-                state.consume_fuel((joined.len() - before) as u64 / 64)?;
             }
         }
     }
