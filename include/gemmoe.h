@@ -2,7 +2,8 @@
  * Generated from src/ffi by cbindgen; `make header` writes it. Licence: MIT OR Apache-2.0.
  *
  * In the order a host meets them: check gemmoe_abi_version; load a model directory (gemmoe_model_load, or
- * gemmoe_load_start to poll and cancel); make a session; gemmoe_tokenize and gemmoe_session_prefill a prompt;
+ * gemmoe_load_start to poll and cancel); make a session; gemmoe_tokenize or gemmoe_chat_tokenize a prompt and
+ * gemmoe_session_prefill it;
  * gemmoe_session_step tokens out, through a gemmoe_text_stream if they are to be read; destroy everything in any order.
  *
  * Status and errors. Every call that can fail returns a gemmoe_status and writes its outputs only on success. The last
@@ -88,6 +89,26 @@
  * gemmoe_detokenize flags: write special tokens as their markup instead of leaving them out.
  */
 #define GEMMOE_DETOKENIZE_KEEP_SPECIAL 1
+
+/**
+ * gemmoe_text_stream_stopped reasons: the stream has not stopped.
+ */
+#define GEMMOE_STOPPED_NO 0
+
+/**
+ * gemmoe_text_stream_stopped reasons: a stop token of the model was pushed, see gemmoe_model_is_stop_token.
+ */
+#define GEMMOE_STOPPED_TOKEN 1
+
+/**
+ * gemmoe_text_stream_stopped reasons: a stop string is complete.
+ */
+#define GEMMOE_STOPPED_STRING 2
+
+/**
+ * gemmoe_chat_tokenize flags: end where the model's turn has begun, ready to generate.
+ */
+#define GEMMOE_CHAT_ADD_GENERATION_PROMPT 1
 
 /**
  * gemmoe_session_options.flags: the session runs only in batches, and has no workspace of its own.
@@ -451,7 +472,7 @@ typedef struct gemmoe_session gemmoe_session;
 
 /**
  * Tokens in, text out, in whole characters: a character whose bytes are spread over tokens comes with its last one.
- * For one thread at a time.
+ * The text ends at a stop token of the model and at the stop strings of the host. For one thread at a time.
  */
 typedef struct gemmoe_text_stream gemmoe_text_stream;
 
@@ -588,6 +609,36 @@ typedef struct gemmoe_model_info {
      */
     uint64_t reserved[4];
 } gemmoe_model_info;
+
+/**
+ * One message of a conversation. Initialise with GEMMOE_MESSAGE_INIT. All elements of an array have one struct_size.
+ */
+typedef struct gemmoe_message {
+    /**
+     * sizeof(gemmoe_message)
+     */
+    uint32_t struct_size;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved0;
+    /**
+     * Who speaks: "user", "assistant", "system" or what else the model's template knows. NUL-terminated.
+     */
+    const char *role;
+    /**
+     * What is said, UTF-8. No markup in it counts.
+     */
+    const char *text;
+    /**
+     * Bytes of text.
+     */
+    uint64_t text_bytes;
+    /**
+     * Must be 0.
+     */
+    uint64_t reserved[4];
+} gemmoe_message;
 
 /**
  * How to make a session. Initialise with GEMMOE_SESSION_OPTIONS_INIT; zeros are the defaults.
@@ -1091,9 +1142,34 @@ gemmoe_status gemmoe_text_stream_create(const struct gemmoe_model *model,
                                         struct gemmoe_error **error_out);
 
 /**
- * Adds a token and gives the text that is complete now: `bytes_out` bytes at `text_out`, possibly 0, without NUL,
- * borrowed until the next call on this stream. Special tokens give no text.
- * Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE, BUSY. One thread at a time. Since 0.1.
+ * Gives a text stream stop strings, `count` of them, NUL-terminated UTF-8, which are copied and replace the earlier
+ * ones: the first that is completed ends the text before it. First is the one that ends first, and of those that end
+ * together the longest. Text that may become a stop string waits, and comes out when it does not. They count for tokens
+ * pushed from now on, and also after gemmoe_text_stream_finish. At most 64 strings of 1 to 4096 bytes.
+ * Errors: handle errors, NULL_ARGUMENT, INVALID_ARGUMENT, INVALID_UTF8, BUSY, OUT_OF_MEMORY; nothing is changed then.
+ * One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_text_stream_set_stop_strings(struct gemmoe_text_stream *stream,
+                                                  const char *const *strings,
+                                                  size_t count,
+                                                  struct gemmoe_error **error_out);
+
+/**
+ * Whether a text stream has stopped since it was made or finished: `reason_out` receives a GEMMOE_STOPPED_, `index_out`
+ * the index of the stop string, 0 where there is none. A stream that has stopped gives no more text from
+ * gemmoe_text_stream_push; a stop string itself, and what follows it, is never given.
+ * Errors: handle errors, NULL_ARGUMENT, BUSY. One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_text_stream_stopped(const struct gemmoe_text_stream *stream,
+                                         uint32_t *reason_out,
+                                         size_t *index_out,
+                                         struct gemmoe_error **error_out);
+
+/**
+ * Adds a token and gives the text that is certain now: `bytes_out` bytes at `text_out`, possibly 0, without NUL,
+ * borrowed until the next push or finish on this stream. Special tokens give no text; a stop token of the model stops
+ * the stream.
+ * Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE, BUSY, OUT_OF_MEMORY. One thread at a time. Since 0.1.
  */
 gemmoe_status gemmoe_text_stream_push(struct gemmoe_text_stream *stream,
                                       uint32_t token,
@@ -1102,7 +1178,8 @@ gemmoe_status gemmoe_text_stream_push(struct gemmoe_text_stream *stream,
                                       struct gemmoe_error **error_out);
 
 /**
- * Ends the text: gives what an unfinished character leaves, U+FFFD or nothing. The stream can begin anew.
+ * Ends the text: gives what waited, and U+FFFD for an unfinished character; nothing after a stop string. The stream is
+ * then as new, with the same stop strings.
  * Errors and borrowing: as gemmoe_text_stream_push. One thread at a time. Since 0.1.
  */
 gemmoe_status gemmoe_text_stream_finish(struct gemmoe_text_stream *stream,
@@ -1114,6 +1191,26 @@ gemmoe_status gemmoe_text_stream_finish(struct gemmoe_text_stream *stream,
  * Destroys a text stream. NULL is nothing. Errors: STALE_HANDLE, WRONG_HANDLE_TYPE. Any thread. Since 0.1.
  */
 gemmoe_status gemmoe_text_stream_destroy(struct gemmoe_text_stream *stream);
+
+/**
+ * Copies the tokens of a conversation to `tokens`, written as the model's chat template has it: `message_count`
+ * messages, at least 1, with BOS in front. Special tokens come from the template only; a message that spells one out
+ * gets ordinary characters. The template is chat_template.jinja of the model directory, else chat_template of
+ * tokenizer_config.json, else ChatML or Gemma turns, whichever markers the tokenizer has. `count_out` receives how many
+ * tokens there are, also with BUFFER_TOO_SMALL; with `capacity` 0 nothing else is written. Flags: GEMMOE_CHAT_.
+ * Errors: handle errors, NULL_ARGUMENT, INVALID_ARGUMENT, STRUCT_SIZE, INVALID_UTF8, MESSAGE_VALUE, NO_TOKENIZER,
+ * TEMPLATE_SYNTAX, TEMPLATE_FAILED, TEMPLATE_LIMIT, what reading the template's file gave (READ_FAILED,
+ * FILE_NOT_ALLOWED, FILE_TOO_LARGE, FILE_LENGTH), THREAD_UNAVAILABLE, BUFFER_TOO_SMALL, OUT_OF_MEMORY.
+ * Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_chat_tokenize(const struct gemmoe_model *model,
+                                   const struct gemmoe_message *messages,
+                                   size_t message_count,
+                                   uint32_t flags,
+                                   uint32_t *tokens,
+                                   size_t capacity,
+                                   size_t *count_out,
+                                   struct gemmoe_error **error_out);
 
 /**
  * Makes a session, owned by the host; `options` may be NULL. All memory it will ever need is reserved here. The model
@@ -1485,6 +1582,7 @@ gemmoe_status gemmoe_batch_destroy(struct gemmoe_batch *batch);
 #define GEMMOE_LOAD_PROGRESS_INIT { sizeof(gemmoe_load_progress), 0, 0, 0 }
 #define GEMMOE_MODEL_INFO_INIT \
     { sizeof(gemmoe_model_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_MESSAGE_INIT { sizeof(gemmoe_message), 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_SESSION_OPTIONS_INIT { sizeof(gemmoe_session_options), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_SESSION_INFO_INIT { sizeof(gemmoe_session_info), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_BUDGET_INIT { sizeof(gemmoe_budget), 0, 0, { 0, 0 } }

@@ -8,8 +8,8 @@ use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::error::{Error, Result, Status};
 use crate::model::{Checkpoint, Config, Description, Progress, Weights, config, names::Layout};
-use crate::text::Tokenizer;
 use crate::text::grammar::GrammarVocabulary;
+use crate::text::{ChatTemplate, Message, Tokenizer, chat};
 
 /// The tokenizer's file name in a model directory.
 const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -33,6 +33,8 @@ pub struct Model {
     layout: Layout,
     tokenizer: Option<Tokenizer>,
     stop_tokens: Vec<u32>,
+    /// The error is returned when the template is used: models without one are used as well.
+    chat_template: Result<ChatTemplate>,
     backend: Box<dyn Backend>,
     kv: Arc<KvAccount>,
     fingerprint: OnceLock<u64>,
@@ -44,6 +46,10 @@ impl Model {
     pub fn load(directory: &Path, options: &LoadOptions, progress: &Progress) -> Result<Arc<Model>> {
         options.cpu.check()?;
         let Opened { checkpoint, description, tokenizer } = Opened::new(directory, options.follow_links, progress)?;
+        let chat_template = match &tokenizer {
+            Some(tokenizer) => read_chat_template(&checkpoint, &description.config, tokenizer),
+            None => Err(no_tokenizer()),
+        };
         let weights = Weights::load(&description, &checkpoint, progress)?;
         let Description { config, layout, .. } = description;
         let backend = Box::new(CpuBackend::new(config.clone(), weights, &options.cpu)?);
@@ -52,6 +58,7 @@ impl Model {
             config,
             layout,
             tokenizer,
+            chat_template,
             backend,
             kv: Arc::new(KvAccount::new((options.kv_limit_bytes > 0).then_some(options.kv_limit_bytes))),
             fingerprint: OnceLock::new(),
@@ -77,10 +84,19 @@ impl Model {
 
     /// The tokenizer, or a `NoTokenizer` error for a directory without one.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        self.tokenizer.as_ref().ok_or_else(|| {
-            let text = "the model directory has no tokenizer.json: use token ids, or add the file";
-            Error::new(Status::NoTokenizer, text).in_file(TOKENIZER_FILE)
-        })
+        self.tokenizer.as_ref().ok_or_else(no_tokenizer)
+    }
+
+    /// How conversations are written; see `ChatTemplate::choose` for where it comes from and how it fails.
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        self.chat_template.as_ref().map_err(Error::clone)
+    }
+
+    /// Ids of a conversation with BOS in front; with `add_generation_prompt` the model's turn has begun. No markup in
+    /// a message's text counts. Errors: those of `chat_template`, and of `ChatTemplate::encode`.
+    pub fn encode_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Vec<u32>> {
+        let bos = self.config.bos_token_id;
+        self.chat_template()?.encode(self.tokenizer()?, bos, messages, add_generation_prompt)
     }
 
     /// Tokens that end a generation: EOS, and the end of a chat turn where the tokenizer has one.
@@ -148,6 +164,18 @@ impl Opened {
         progress.check()?;
         Ok(Opened { checkpoint, description, tokenizer })
     }
+}
+
+fn no_tokenizer() -> Error {
+    let text = "the model directory has no tokenizer.json: use token ids, or add the file";
+    Error::new(Status::NoTokenizer, text).in_file(TOKENIZER_FILE)
+}
+
+fn read_chat_template(checkpoint: &Checkpoint, config: &Config, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
+    let template = checkpoint.read_small_file(chat::TEMPLATE_FILE, chat::MAX_TEMPLATE_FILE_BYTES)?;
+    let settings = checkpoint.read_small_file(chat::SETTINGS_FILE, chat::MAX_SETTINGS_FILE_BYTES)?;
+    let eos = config.eos_token_ids.first().copied();
+    ChatTemplate::choose(template.as_deref(), settings.as_deref(), tokenizer, config.bos_token_id, eos)
 }
 
 fn stop_tokens(config: &Config, tokenizer: Option<&Tokenizer>) -> Vec<u32> {

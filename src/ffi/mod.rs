@@ -7,6 +7,7 @@
 mod arguments;
 mod batch;
 mod budget;
+mod chat;
 mod error;
 mod experts;
 mod generate;
@@ -24,6 +25,7 @@ mod version;
 
 pub use batch::*;
 pub use budget::*;
+pub use chat::*;
 pub use error::*;
 pub use experts::*;
 pub use generate::*;

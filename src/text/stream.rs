@@ -1,18 +1,33 @@
-//! Bytes of tokens in, whole UTF-8 out: a character split between two tokens waits until it is complete.
+//! Bytes of tokens in, whole UTF-8 out: a character split between two tokens waits until it is complete, and so does
+//! what may become a stop string.
 
 use std::str::from_utf8;
 
 use crate::error::{Error, Result};
 
+use super::stops::Stops;
+
 /// What stands for bytes that are not UTF-8.
 const REPLACEMENT: &[u8] = "\u{FFFD}".as_bytes();
 
-/// A decoder that holds back an incomplete character.
+/// Why a stream gives no more text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// `stop_at_token` was called.
+    Token,
+    /// The stop string of this index was completed.
+    String(usize),
+}
+
+/// A decoder that holds back an incomplete character, and what may become a stop string.
 ///
 /// However the bytes are cut into pushes, the output put together equals `String::from_utf8_lossy` of all of
-/// them: nothing is lost or doubled, and every push alone writes valid UTF-8.
-#[derive(Clone, Debug, Default)]
+/// them, up to the first stop string: nothing is lost or doubled, and every push alone writes valid UTF-8. First is the
+/// stop string that ends first, and of those that end together the longest.
+#[derive(Debug, Default)]
 pub struct TextStream {
+    stops: Stops,
+    stopped: Option<Stopped>,
     /// The start of a character whose end has not come; the first `held_length` bytes count.
     held: [u8; 3],
     held_length: usize,
@@ -24,24 +39,57 @@ impl TextStream {
         TextStream::default()
     }
 
-    /// How many bytes wait for the rest of their character.
-    pub fn held_bytes(&self) -> usize {
-        self.held_length
+    /// Replaces the stop strings; they count for text that is pushed from now on. What waits comes with the next push.
+    ///
+    /// Fails with InvalidArgument (more than 64, or one that is empty or longer than 4096 bytes) or OutOfMemory,
+    /// having changed nothing.
+    pub fn set_stop_strings(&mut self, strings: &[&str]) -> Result<()> {
+        let mut stops = Stops::new(strings)?;
+        stops.take_over(&mut self.stops)?;
+        self.stops = stops;
+        Ok(())
     }
 
-    /// Appends to `out` every character that `bytes` completes.
+    /// Whether the stream has stopped, and why. Until `finish`, it then gives no more text.
+    pub fn stopped(&self) -> Option<Stopped> {
+        self.stopped
+    }
+
+    /// Stops the stream, unless it has stopped already; `finish` still gives what waits.
+    pub fn stop_at_token(&mut self) {
+        self.stopped.get_or_insert(Stopped::Token);
+    }
+
+    /// How many bytes wait: for the rest of their character or of a stop string.
+    pub fn held_bytes(&self) -> usize {
+        self.held_length + self.stops.held_bytes()
+    }
+
+    /// Appends to `out` the text that is certain with `bytes`: up to a stop string, or to what may become one.
     ///
     /// Fails with OutOfMemory, having changed neither the stream nor `out`. It allocates only when `out` has less
-    /// room left than three bytes for each byte in.
+    /// room left than three bytes for each byte in, and as many as wait.
     pub fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        if self.stopped.is_some() {
+            return Ok(());
+        }
         // The worst case is a replacement for every byte; with the room taken first, nothing below can fail.
-        reserve(out, bytes.len().saturating_add(self.held_length).saturating_mul(REPLACEMENT.len()))?;
+        let decoded = bytes.len().saturating_add(self.held_length).saturating_mul(REPLACEMENT.len());
+        reserve(out, decoded.saturating_add(self.stops.held_bytes()))?;
+        let start = out.len();
+        self.decode(bytes, out);
+        self.stopped = self.stops.filter(out, start).map(Stopped::String);
+        Ok(())
+    }
+
+    /// Appends to `out`, which has room for it, every character that `bytes` completes.
+    fn decode(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         let mut rest = self.finish_held(bytes, out);
         loop {
             match from_utf8(rest) {
                 Ok(text) => {
                     out.extend_from_slice(text.as_bytes());
-                    return Ok(());
+                    return;
                 }
                 Err(error) => {
                     let (valid, invalid) = rest.split_at(error.valid_up_to());
@@ -49,7 +97,7 @@ impl TextStream {
                     let Some(length) = error.error_len() else {
                         self.held[..invalid.len()].copy_from_slice(invalid);
                         self.held_length = invalid.len();
-                        return Ok(());
+                        return;
                     };
                     out.extend_from_slice(REPLACEMENT);
                     rest = &invalid[length..];
@@ -58,15 +106,24 @@ impl TextStream {
         }
     }
 
-    /// Ends the text: a character still incomplete becomes one U+FFFD. The stream is then as new.
+    /// Ends the text: a character still incomplete becomes one U+FFFD, and what waited comes out, unless a stop string
+    /// has ended the text before. The stream is then as new, with the same stop strings.
     ///
     /// Fails with OutOfMemory, having changed nothing.
     pub fn finish(&mut self, out: &mut Vec<u8>) -> Result<()> {
-        if self.held_length > 0 {
-            reserve(out, REPLACEMENT.len())?;
-            out.extend_from_slice(REPLACEMENT);
-            self.held_length = 0;
+        reserve(out, REPLACEMENT.len() + self.stops.held_bytes())?;
+        if !matches!(self.stopped, Some(Stopped::String(_))) {
+            let start = out.len();
+            if self.held_length > 0 {
+                out.extend_from_slice(REPLACEMENT);
+            }
+            if self.stops.filter(out, start).is_none() {
+                self.stops.finish(out);
+            }
         }
+        self.stops.restart();
+        self.held_length = 0;
+        self.stopped = None;
         Ok(())
     }
 

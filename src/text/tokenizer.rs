@@ -3,7 +3,7 @@
 use crate::error::{Error, Result, Status};
 use crate::memory::{try_vec, try_with_capacity};
 
-use super::added_tokens::AddedTokens;
+use super::added_tokens::{AddedTokens, Found};
 use super::bpe::Merger;
 use super::json_tree::{quoted, refusal};
 use super::merges::MergeTable;
@@ -86,25 +86,46 @@ impl Tokenizer {
     /// in proportion to n log n. Fails with TokenOutOfRange (`bos`), InvalidArgument (4 GiB of text or more) or
     /// OutOfMemory.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>> {
+        let mut tokens = Vec::new();
+        self.encode_to(text, options, &mut tokens)?;
+        Ok(tokens)
+    }
+
+    /// As `encode`, appending to `tokens`, which after a failure holds some of the ids.
+    pub(super) fn encode_to(&self, text: &str, options: EncodeOptions, tokens: &mut Vec<u32>) -> Result<()> {
         if text.len() >= u32::MAX as usize {
             let sentence = format!("text has {} bytes, expected fewer than {}", text.len(), u32::MAX);
             return Err(Error::new(Status::InvalidArgument, sentence));
         }
-        let mut tokens = Vec::new();
         if let Some(bos) = options.bos {
             self.check_token(bos)?;
-            push_token(&mut tokens, bos)?;
+            push_token(tokens, bos)?;
         }
         let added = if options.parse_special { &self.all_added } else { &self.ordinary_added };
         let mut merger = Merger::default();
         let mut start = 0;
         while let Some(found) = added.find(text, start) {
-            self.encode_plain(&text[start..found.start], &mut merger, &mut tokens)?;
-            push_token(&mut tokens, found.id)?;
+            self.encode_plain(&text[start..found.start], &mut merger, tokens)?;
+            push_token(tokens, found.id)?;
             start = found.end;
         }
-        self.encode_plain(&text[start..], &mut merger, &mut tokens)?;
-        Ok(tokens)
+        self.encode_plain(&text[start..], &mut merger, tokens)
+    }
+
+    /// The first special token at or after byte `from` that `encode` with `parse_special` would find.
+    pub(super) fn find_special(&self, text: &str, mut from: usize) -> Option<Found> {
+        loop {
+            let found = self.all_added.find(text, from)?;
+            if self.is_special(found.id) {
+                return Some(found);
+            }
+            from = found.end;
+        }
+    }
+
+    /// The texts of all special tokens.
+    pub(super) fn special_texts(&self) -> impl Iterator<Item = &str> {
+        self.special.iter().map(|token| self.vocabulary.piece(*token))
     }
 
     /// The bytes a token stands for; empty for an id without an entry, and for a special token unless `keep_special`.
@@ -193,7 +214,8 @@ impl Tokenizer {
     }
 }
 
-fn push_token(tokens: &mut Vec<u32>, token: u32) -> Result<()> {
+/// Appends one token. Fails with OutOfMemory.
+pub(super) fn push_token(tokens: &mut Vec<u32>, token: u32) -> Result<()> {
     tokens.try_reserve(1).map_err(|_| Error::out_of_memory("tokens", size_of::<u32>()))?;
     tokens.push(token);
     Ok(())

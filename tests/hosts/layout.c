@@ -9,6 +9,7 @@ int main(void) {
     gemmoe_load_options load_options = GEMMOE_LOAD_OPTIONS_INIT;
     gemmoe_load_progress load_progress = GEMMOE_LOAD_PROGRESS_INIT;
     gemmoe_model_info model_info = GEMMOE_MODEL_INFO_INIT;
+    gemmoe_message message = GEMMOE_MESSAGE_INIT;
     gemmoe_session_options session_options = GEMMOE_SESSION_OPTIONS_INIT;
     gemmoe_session_info session_info = GEMMOE_SESSION_INFO_INIT;
     gemmoe_sampling sampling = GEMMOE_SAMPLING_INIT;
@@ -21,6 +22,8 @@ int main(void) {
     CHECK(load_options.struct_size == sizeof load_options && load_options.reserved[3] == 0);
     CHECK(load_progress.struct_size == sizeof load_progress && load_progress.bytes_read == 0);
     CHECK(model_info.struct_size == sizeof model_info && model_info.reserved[3] == 0);
+    CHECK(message.struct_size == sizeof message && message.role == NULL && message.text == NULL);
+    CHECK(message.text_bytes == 0 && message.reserved[3] == 0);
     CHECK(session_options.struct_size == sizeof session_options && session_options.reserved[3] == 0);
     CHECK(session_info.struct_size == sizeof session_info && session_info.reserved[3] == 0);
     CHECK(sampling.struct_size == sizeof sampling && sampling.top_p == 1.0f && sampling.reserved[3] == 0);
@@ -65,6 +68,13 @@ int main(void) {
     FIELD(gemmoe_model_info, tokenizer_bytes);
     FIELD(gemmoe_model_info, kv_bytes_per_token);
     FIELD(gemmoe_model_info, reserved);
+    STRUCT(gemmoe_message);
+    FIELD(gemmoe_message, struct_size);
+    FIELD(gemmoe_message, reserved0);
+    FIELD(gemmoe_message, role);
+    FIELD(gemmoe_message, text);
+    FIELD(gemmoe_message, text_bytes);
+    FIELD(gemmoe_message, reserved);
     STRUCT(gemmoe_session_options);
     FIELD(gemmoe_session_options, struct_size);
     FIELD(gemmoe_session_options, context_size);

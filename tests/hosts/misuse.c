@@ -88,6 +88,21 @@ static gemmoe_status detokenize(void *handle, gemmoe_error **error) {
     static const uint32_t tokens[2] = {70, 71};
     return gemmoe_detokenize((gemmoe_model *)handle, tokens, 2, 0, (char *)&out[0], 512, &out[1].size, error);
 }
+/* Two messages, one struct_size apart. */
+static gemmoe_message messages[2];
+static void make_messages(void) {
+    gemmoe_message message = GEMMOE_MESSAGE_INIT;
+    message.role = "user";
+    message.text = "hello";
+    message.text_bytes = 5;
+    messages[0] = message;
+    messages[1] = message;
+    messages[1].role = "assistant";
+}
+static gemmoe_status chat_tokenize(void *handle, gemmoe_error **error) {
+    make_messages();
+    return gemmoe_chat_tokenize((gemmoe_model *)handle, messages, 2, 0, &out[0].number, 128, &out[1].size, error);
+}
 static gemmoe_status text_stream_create(void *handle, gemmoe_error **error) {
     gemmoe_text_stream **stream = (gemmoe_text_stream **)&out[0];
     gemmoe_status status = gemmoe_text_stream_create((gemmoe_model *)handle, stream, error);
@@ -105,6 +120,13 @@ static gemmoe_status text_stream_push(void *handle, gemmoe_error **error) {
 }
 static gemmoe_status text_stream_finish(void *handle, gemmoe_error **error) {
     return gemmoe_text_stream_finish((gemmoe_text_stream *)handle, (const char **)&out[0], &out[1].size, error);
+}
+static gemmoe_status text_stream_set_stop_strings(void *handle, gemmoe_error **error) {
+    static const char *const strings[1] = {"never"};
+    return gemmoe_text_stream_set_stop_strings((gemmoe_text_stream *)handle, strings, 1, error);
+}
+static gemmoe_status text_stream_stopped(void *handle, gemmoe_error **error) {
+    return gemmoe_text_stream_stopped((gemmoe_text_stream *)handle, &out[0].number, &out[1].size, error);
 }
 static gemmoe_status text_stream_destroy(void *handle, gemmoe_error **error) {
     (void)error;
@@ -181,9 +203,12 @@ static const struct function {
     {"model_destroy", MODEL, model_destroy, IGNORES_NULL, SILENT},
     {"tokenize", MODEL, tokenize, REFUSES_NULL, WITH_ERROR},
     {"detokenize", MODEL, detokenize, REFUSES_NULL, WITH_ERROR},
+    {"chat_tokenize", MODEL, chat_tokenize, REFUSES_NULL, WITH_ERROR},
     {"text_stream_create", MODEL, text_stream_create, REFUSES_NULL, WITH_ERROR},
     {"text_stream_push", STREAM, text_stream_push, REFUSES_NULL, WITH_ERROR},
     {"text_stream_finish", STREAM, text_stream_finish, REFUSES_NULL, WITH_ERROR},
+    {"text_stream_set_stop_strings", STREAM, text_stream_set_stop_strings, REFUSES_NULL, WITH_ERROR},
+    {"text_stream_stopped", STREAM, text_stream_stopped, REFUSES_NULL, WITH_ERROR},
     {"text_stream_destroy", STREAM, text_stream_destroy, IGNORES_NULL, SILENT},
     {"session_create", MODEL, session_create, REFUSES_NULL, WITH_ERROR},
     {"session_set_sampling", SESSION, session_set_sampling, REFUSES_NULL, WITH_ERROR},
@@ -274,6 +299,7 @@ static void null_arguments(void) {
     gemmoe_session *session = (gemmoe_session *)live[SESSION];
     gemmoe_text_stream *stream = (gemmoe_text_stream *)live[STREAM];
     gemmoe_load *load = (gemmoe_load *)live[LOAD];
+    static const char *const null_strings[2] = {"a", NULL};
     uint32_t token = 3;
 
     NULL_ARGUMENT(gemmoe_load_start(NULL, NULL, (gemmoe_load **)&out[0], &error));
@@ -292,7 +318,20 @@ static void null_arguments(void) {
     NULL_ARGUMENT(gemmoe_detokenize(model, NULL, 1, 0, (char *)&out[0], 8, &out[1].size, &error));
     NULL_ARGUMENT(gemmoe_detokenize(model, &token, 1, 0, NULL, 8, &out[1].size, &error));
     NULL_ARGUMENT(gemmoe_detokenize(model, &token, 1, 0, (char *)&out[0], 8, NULL, &error));
+    make_messages();
+    NULL_ARGUMENT(gemmoe_chat_tokenize(model, NULL, 1, 0, &out[0].number, 8, &out[1].size, &error));
+    NULL_ARGUMENT(gemmoe_chat_tokenize(model, messages, 1, 0, NULL, 8, &out[1].size, &error));
+    NULL_ARGUMENT(gemmoe_chat_tokenize(model, messages, 1, 0, &out[0].number, 8, NULL, &error));
+    messages[1].role = NULL;
+    NULL_ARGUMENT(gemmoe_chat_tokenize(model, messages, 2, 0, &out[0].number, 8, &out[1].size, &error));
+    make_messages();
+    messages[1].text = NULL;
+    NULL_ARGUMENT(gemmoe_chat_tokenize(model, messages, 2, 0, &out[0].number, 8, &out[1].size, &error));
     NULL_ARGUMENT(gemmoe_text_stream_create(model, NULL, &error));
+    NULL_ARGUMENT(gemmoe_text_stream_set_stop_strings(stream, NULL, 1, &error));
+    NULL_ARGUMENT(gemmoe_text_stream_set_stop_strings(stream, null_strings, 2, &error));
+    NULL_ARGUMENT(gemmoe_text_stream_stopped(stream, NULL, &out[1].size, &error));
+    NULL_ARGUMENT(gemmoe_text_stream_stopped(stream, &out[0].number, NULL, &error));
     NULL_ARGUMENT(gemmoe_text_stream_push(stream, 70, NULL, &out[1].size, &error));
     NULL_ARGUMENT(gemmoe_text_stream_push(stream, 70, (const char **)&out[0], NULL, &error));
     NULL_ARGUMENT(gemmoe_text_stream_finish(stream, NULL, &out[1].size, &error));
@@ -388,6 +427,7 @@ static union padded {
     gemmoe_model_info model_info;
     gemmoe_session_info session_info;
     gemmoe_load_progress progress;
+    gemmoe_message message;
     unsigned char bytes[8192];
 } padded;
 
@@ -411,6 +451,11 @@ static gemmoe_status pass_session_options(gemmoe_error **error) {
 static gemmoe_status pass_sampling(gemmoe_error **error) {
     return gemmoe_session_set_sampling((gemmoe_session *)live[SESSION], &padded.sampling, error);
 }
+static gemmoe_status pass_message(gemmoe_error **error) {
+    size_t count;
+    padded.message.role = "user";
+    return gemmoe_chat_tokenize((gemmoe_model *)live[MODEL], &padded.message, 1, 0, NULL, 0, &count, error);
+}
 static gemmoe_status take_model_info(gemmoe_error **error) {
     return gemmoe_model_get_info((gemmoe_model *)live[MODEL], &padded.model_info, error);
 }
@@ -428,6 +473,7 @@ static void struct_sizes(void) {
         int is_input;
     } rows[] = {
         {pass_load_options, sizeof(gemmoe_load_options), 1}, {pass_session_options, sizeof(gemmoe_session_options), 1},
+        {pass_message, sizeof(gemmoe_message), 1},
         {pass_sampling, sizeof(gemmoe_sampling), 1},         {take_model_info, sizeof(gemmoe_model_info), 0},
         {take_session_info, sizeof(gemmoe_session_info), 0}, {take_progress, sizeof(gemmoe_load_progress), 0},
     };
@@ -634,6 +680,142 @@ static void text_values(const char *without_tokenizer) {
     CHECK(out[1].size == 3);
 }
 
+/* ---- Conversations. ---- */
+
+static void conversations(const char *without_tokenizer) {
+    static const char *const not_roles[] = {"", "User", "us er", "<bos>", "tool"};
+    gemmoe_error *error = NULL;
+    gemmoe_model *model = (gemmoe_model *)live[MODEL];
+    gemmoe_model *silent = load_model(without_tokenizer);
+    const size_t most = ~(size_t)0;
+    union {
+        gemmoe_message message;
+        unsigned char bytes[sizeof(gemmoe_message) + 16];
+    } wide[2];
+    uint32_t tokens[64];
+    size_t count = 0, needed = 0, index;
+
+    mark_outputs();
+    FAILS(GEMMOE_STATUS_NO_TOKENIZER, chat_tokenize(silent, &error));
+    RETURNS(GEMMOE_STATUS_OK, gemmoe_model_destroy(silent));
+    make_messages();
+    FAILS(GEMMOE_STATUS_MESSAGE_VALUE,
+          gemmoe_chat_tokenize(model, NULL, 0, 0, &out[0].number, 8, &out[1].size, &error));
+    FAILS(GEMMOE_STATUS_MESSAGE_VALUE,
+          gemmoe_chat_tokenize(model, messages, most, 0, &out[0].number, 8, &out[1].size, &error));
+    FAILS(GEMMOE_STATUS_MESSAGE_VALUE,
+          gemmoe_chat_tokenize(model, messages, 16385, 0, &out[0].number, 8, &out[1].size, &error));
+    FAILS(GEMMOE_STATUS_INVALID_ARGUMENT,
+          gemmoe_chat_tokenize(model, messages, 1, 2, &out[0].number, 8, &out[1].size, &error));
+    for (index = 0; index < sizeof not_roles / sizeof not_roles[0]; index++) {
+        messages[0].role = not_roles[index];
+        FAILS(GEMMOE_STATUS_MESSAGE_VALUE,
+              gemmoe_chat_tokenize(model, messages, 1, 0, &out[0].number, 8, &out[1].size, &error));
+    }
+    messages[0].role = "\xff";
+    FAILS(GEMMOE_STATUS_INVALID_UTF8,
+          gemmoe_chat_tokenize(model, messages, 1, 0, &out[0].number, 8, &out[1].size, &error));
+    make_messages();
+    messages[1].text = "h\xff";
+    FAILS(GEMMOE_STATUS_INVALID_UTF8,
+          gemmoe_chat_tokenize(model, messages, 2, 0, &out[0].number, 8, &out[1].size, &error));
+    make_messages();
+    messages[1].text_bytes = ~(uint64_t)0;
+    FAILS(GEMMOE_STATUS_INVALID_ARGUMENT,
+          gemmoe_chat_tokenize(model, messages, 2, 0, &out[0].number, 8, &out[1].size, &error));
+    make_messages();
+    messages[1].reserved0 = 1;
+    FAILS(GEMMOE_STATUS_STRUCT_SIZE,
+          gemmoe_chat_tokenize(model, messages, 2, 0, &out[0].number, 8, &out[1].size, &error));
+    make_messages();
+    messages[1].struct_size += 8;
+    FAILS(GEMMOE_STATUS_STRUCT_SIZE,
+          gemmoe_chat_tokenize(model, messages, 2, 0, &out[0].number, 8, &out[1].size, &error));
+    CHECK(outputs_untouched());
+
+    /* What comes out, whatever the distance of the messages. */
+    make_messages();
+    messages[1].text = "<bos>";
+    SUCCEEDS(gemmoe_chat_tokenize(model, messages, 2, GEMMOE_CHAT_ADD_GENERATION_PROMPT, NULL, 0, &needed, &error));
+    CHECK(needed > 10 && needed <= 64);
+    memset(tokens, MARK, sizeof tokens);
+    FAILS(GEMMOE_STATUS_BUFFER_TOO_SMALL,
+          gemmoe_chat_tokenize(model, messages, 2, GEMMOE_CHAT_ADD_GENERATION_PROMPT, tokens, needed - 1, &count, &error));
+    CHECK(count == needed && tokens[0] == 0xA5A5A5A5u);
+    memset(wide, 0, sizeof wide);
+    for (index = 0; index < 2; index++) {
+        wide[index].message = messages[index];
+        wide[index].message.struct_size = sizeof wide[0];
+    }
+    SUCCEEDS(gemmoe_chat_tokenize(model, &wide[0].message, 2, GEMMOE_CHAT_ADD_GENERATION_PROMPT, tokens, needed, &count,
+                                  &error));
+    CHECK(count == needed && tokens[0] == 2);
+    for (index = 1; index < needed; index++) CHECK(tokens[index] != 2);
+    wide[1].bytes[sizeof wide[1] - 1] = 1;
+    FAILS(GEMMOE_STATUS_STRUCT_SIZE, gemmoe_chat_tokenize(model, &wide[0].message, 2, 0, tokens, 64, &count, &error));
+}
+
+static void expect_text(gemmoe_text_stream *stream, uint32_t token, const char *expected) {
+    gemmoe_error *error = NULL;
+    const char *text = NULL;
+    size_t bytes = 0;
+    SUCCEEDS(gemmoe_text_stream_push(stream, token, &text, &bytes, &error));
+    CHECK(bytes == strlen(expected) && memcmp(text, expected, bytes) == 0);
+}
+
+static void expect_stop(gemmoe_text_stream *stream, uint32_t reason, size_t index) {
+    gemmoe_error *error = NULL;
+    uint32_t found_reason = 99;
+    size_t found_index = 99;
+    SUCCEEDS(gemmoe_text_stream_stopped(stream, &found_reason, &found_index, &error));
+    CHECK(found_reason == reason && found_index == index);
+}
+
+static void stops(void) {
+    gemmoe_error *error = NULL;
+    gemmoe_text_stream *stream = NULL;
+    const char *strings[65];
+    static char longest[4098];
+    const char *text = NULL;
+    size_t bytes = 0, index;
+
+    SUCCEEDS(gemmoe_text_stream_create((gemmoe_model *)live[MODEL], &stream, &error));
+    for (index = 0; index < 65; index++) strings[index] = "never";
+    FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_text_stream_set_stop_strings(stream, strings, 65, &error));
+    FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_text_stream_set_stop_strings(stream, strings, ~(size_t)0, &error));
+    SUCCEEDS(gemmoe_text_stream_set_stop_strings(stream, strings, 64, &error));
+    memset(longest, 'x', 4097);
+    strings[1] = longest;
+    FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_text_stream_set_stop_strings(stream, strings, 2, &error));
+    strings[1] = "";
+    FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_text_stream_set_stop_strings(stream, strings, 2, &error));
+    strings[1] = "\xff";
+    FAILS(GEMMOE_STATUS_INVALID_UTF8, gemmoe_text_stream_set_stop_strings(stream, strings, 2, &error));
+
+    /* Byte token b of the sample is 6 + b; 1 is EOS. */
+    strings[1] = "bc";
+    SUCCEEDS(gemmoe_text_stream_set_stop_strings(stream, strings, 2, &error));
+    for (index = 0; index < 2; index++) {
+        expect_stop(stream, GEMMOE_STOPPED_NO, 0);
+        expect_text(stream, 6 + 'a', "a");
+        expect_text(stream, 6 + 'b', "");
+        expect_text(stream, 6 + 'c', "");
+        expect_stop(stream, GEMMOE_STOPPED_STRING, 1);
+        expect_text(stream, 6 + 'a', "");
+        SUCCEEDS(gemmoe_text_stream_finish(stream, &text, &bytes, &error));
+        CHECK(bytes == 0);
+    }
+    expect_text(stream, 6 + 'b', "");
+    expect_text(stream, 1, "");
+    expect_stop(stream, GEMMOE_STOPPED_TOKEN, 0);
+    expect_text(stream, 6 + 'c', "");
+    SUCCEEDS(gemmoe_text_stream_finish(stream, &text, &bytes, &error));
+    CHECK(bytes == 1 && text[0] == 'b');
+    SUCCEEDS(gemmoe_text_stream_set_stop_strings(stream, NULL, 0, &error));
+    expect_text(stream, 6 + 'b', "b");
+    RETURNS(GEMMOE_STATUS_OK, gemmoe_text_stream_destroy(stream));
+}
+
 /* ---- Loads, and the ends of objects. ---- */
 
 static void loads(void) {
@@ -756,6 +938,8 @@ int main(int argc, char **argv) {
     sampling_values();
     token_limits();
     text_values(argv[2]);
+    conversations(argv[2]);
+    stops();
     loads();
     destroy_orders(before);
     errors();
