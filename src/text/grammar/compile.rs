@@ -111,7 +111,7 @@ pub fn error_of(message: &str) -> Error {
     // What follows is a dump of its state, or a backtrace.
     let end = ["<state>", "<backtrace>", "<non-verbose/>"].iter().filter_map(|mark| message.find(mark)).min();
     let sentence = message[..end.unwrap_or(message.len())].split_whitespace().collect::<Vec<_>>().join(" ");
-    const LIMITS: [&str; 9] = [
+    const LIMITS: [&str; 10] = [
         "too big",
         "too large",
         "too complex",
@@ -119,6 +119,7 @@ pub fn error_of(message: &str) -> Error {
         "too deeply nested",
         "exceeded",
         "exhausted",
+        "; max is ",
         "precomputation failed",
         "_too_complex",
     ];

@@ -118,8 +118,10 @@ const PATTERNS: [&str; 10] = [
     r"(?i)hello/[x-z]",
 ];
 
+type Holds = fn(&str) -> bool;
+
 /// Lark grammars, and whether a text is in them.
-fn larks() -> Vec<(&'static str, fn(&str) -> bool)> {
+fn larks() -> Vec<(&'static str, Holds)> {
     fn balanced(text: &str) -> bool {
         let depth = text.bytes().try_fold(0i32, |depth, byte| match byte {
             b'(' => Some(depth + 1),
