@@ -287,7 +287,7 @@ mod tests {
         for sampling in [Sampling { min_p: 0.9, ..Default::default() }, Sampling { top_p: 0.39, ..Default::default() }]
         {
             let hot = Sampling { temperature: 10.0, ..sampling };
-            assert_eq!(shares(hot, plain(&logits, 0))[1].round(), 1.0, "{sampling:?}");
+            assert!(shares(hot, plain(&logits, 0))[1] > 0.99, "{sampling:?}");
         }
     }
 

@@ -432,6 +432,11 @@ fn hostile_sources() -> Vec<(&'static str, GrammarKind, String)> {
         rules.push_str(&format!("r{count}: \"b\"\nstart: r0\n"));
         rules
     };
+    let groups = |count: usize| {
+        let mut rules: String = (0..count).map(|i| format!("T{i}: (\"a\" (T{})?)\n", i + 1)).collect();
+        rules.push_str(&format!("T{count}: \"b\"\nstart: T0\n"));
+        rules
+    };
     let terminals = |count: usize| {
         let mut rules: String = (0..count).map(|i| format!("T{i}: \"a\" T{}\n", i + 1)).collect();
         rules.push_str(&format!("T{count}: \"b\"\nstart: T0\n"));
@@ -488,6 +493,8 @@ fn hostile_sources() -> Vec<(&'static str, GrammarKind, String)> {
         ("as many references as may be", JsonSchema, chain(19_000)),
         ("too many references", JsonSchema, chain(25_000)),
         ("many arrays in a row", JsonSchema, arrays(9_000)),
+        ("as many arrays as may be", JsonSchema, arrays(19_000)),
+        ("as many groups in a row as may be", Lark, groups(6_600)),
         ("a billion items", JsonSchema, r#"{"type": "array", "minItems": 1000000000}"#.into()),
         ("a long string", JsonSchema, r#"{"type": "string", "minLength": 4000000000}"#.into()),
         ("a very long string", JsonSchema, r#"{"type": "string", "maxLength": 100000}"#.into()),
