@@ -261,8 +261,8 @@ mod tests {
 
     #[test]
     fn the_mask_comes_before_top_k() {
-        let draw = Draw { allowed: Some(&[0b1001]), ..plain(&four(), 0) }.logits.to_vec();
-        let draw = Draw { allowed: Some(&[0b1001]), ..plain(&draw, 0) };
+        let logits = four();
+        let draw = Draw { allowed: Some(&[0b1001]), ..plain(&logits, 0) };
         assert_eq!(drawn(Sampling { top_k: 1, ..Default::default() }, draw), [3]);
         assert_eq!(greedy(Sampling::default(), draw), 3);
     }

@@ -570,19 +570,28 @@ fn a_state_that_met_a_limit_can_be_rewound() {
     let letter = tokenizer().token_id("a").unwrap();
     (0..5).for_each(|_| state.accept(letter).unwrap());
     let tokens = allowed(&mut state);
-    // As after a failure inside llguidance.
-    let failed: Result<()> = state.with_parser(|_| Err("too complex"));
-    assert_eq!(failed.unwrap_err().status(), Status::GrammarLimit);
+    // A token that cannot follow stops the parser for good, as a limit does.
+    let wrong = tokenizer().token_id("z").unwrap();
+    let fail = |state: &mut GrammarState| state.with_parser(|parser| parser.consume_token(wrong)).unwrap_err();
+    fail(&mut state);
     let panicked: Result<()> = state.with_parser(|_| -> std::result::Result<(), String> { panic!("a test") });
     assert!(panicked.is_err());
     state.has_mask = false;
     assert_eq!(allowed(&mut state), tokens);
-    let _: Result<()> = state.with_parser(|_| Err("too complex"));
+    fail(&mut state);
     state.rewind(2).unwrap();
     assert_eq!(state.accepted().len(), 3);
     state.accept(letter).unwrap();
-    let _: Result<()> = state.with_parser(|_| Err("too complex"));
+    fail(&mut state);
     assert_eq!(state.try_clone().unwrap().accepted(), state.accepted());
+}
+
+#[test]
+fn an_error_is_one_sentence_without_the_dumps_that_follow_it() {
+    let error = compile::error_of("panic: it went\n  wrong\n<backtrace>\n 0: /home/build/x.rs\n</backtrace>");
+    assert_eq!((error.status(), error.to_string().as_str()), (Status::GrammarSyntax, "panic: it went wrong"));
+    let error = compile::error_of("schema too large\n<state>\nTokens: 1\n</state><grammar>\nx\n</grammar>");
+    assert_eq!((error.status(), error.to_string().as_str()), (Status::GrammarLimit, "schema too large"));
 }
 
 #[test]
