@@ -261,8 +261,8 @@ mod tests {
 
     #[test]
     fn the_mask_comes_before_top_k() {
-        let draw = Draw { allowed: Some(&[0b1001]), ..plain(&four(), 0) }.logits.to_vec();
-        let draw = Draw { allowed: Some(&[0b1001]), ..plain(&draw, 0) };
+        let logits = four();
+        let draw = Draw { allowed: Some(&[0b1001]), ..plain(&logits, 0) };
         assert_eq!(drawn(Sampling { top_k: 1, ..Default::default() }, draw), [3]);
         assert_eq!(greedy(Sampling::default(), draw), 3);
     }
@@ -287,7 +287,7 @@ mod tests {
         for sampling in [Sampling { min_p: 0.9, ..Default::default() }, Sampling { top_p: 0.39, ..Default::default() }]
         {
             let hot = Sampling { temperature: 10.0, ..sampling };
-            assert_eq!(shares(hot, plain(&logits, 0))[1].round(), 1.0, "{sampling:?}");
+            assert!(shares(hot, plain(&logits, 0))[1] > 0.99, "{sampling:?}");
         }
     }
 

@@ -17,6 +17,12 @@ const STACK_BYTES: usize = 256 << 20;
 /// Most places in a source at which compiling may go one level deeper.
 const MAX_LEVELS: usize = 20_000;
 
+/// Compiling an object takes time in the square of its properties; this many pairs take about a second.
+const MAX_PROPERTY_PAIRS: usize = 1 << 21;
+
+/// All patternProperties of a schema: each is compared with each, which costs more than a property.
+const MAX_PATTERNS: usize = 100;
+
 /// What compiling and one step may cost.
 ///
 /// Lexer states take 1 to 2 kB each: a state of a grammar stays below some 100 MB whatever is generated.
@@ -66,7 +72,7 @@ fn on_deep_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> 
     })
 }
 
-/// The schema, with no more references than compiling can follow.
+/// The schema, if compiling it can end in reasonable time and depth.
 fn schema_of(source: &str) -> Result<Value> {
     let schema: Value = serde_json::from_str(source).map_err(|error| {
         let status = match error.to_string().starts_with("recursion limit") {
@@ -75,32 +81,55 @@ fn schema_of(source: &str) -> Result<Value> {
         };
         Error::new(status, format!("the schema is not JSON: {error}")).at_key("grammar")
     })?;
-    let mut levels = 0;
-    count_levels(&schema, &mut levels);
-    check_levels(levels)?;
+    let mut size = SchemaSize::default();
+    size.add(&schema);
+    check_size("objects", size.objects, MAX_LEVELS)?;
+    check_size("pairs of properties", size.property_pairs, MAX_PROPERTY_PAIRS)?;
+    check_size("patternProperties", size.patterns, MAX_PATTERNS)?;
     Ok(schema)
 }
 
-/// Counts objects: a schema inside another, or behind a reference, is one level. serde_json limits the recursion.
-fn count_levels(value: &Value, levels: &mut usize) {
-    match value {
-        Value::Object(members) => {
-            *levels += 1;
-            members.values().for_each(|member| count_levels(member, levels));
+/// What the work of compiling a schema grows with.
+#[derive(Default)]
+struct SchemaSize {
+    /// A schema inside another, or behind a reference, is one level of recursion.
+    objects: usize,
+    property_pairs: usize,
+    patterns: usize,
+}
+
+impl SchemaSize {
+    /// serde_json has limited the recursion.
+    fn add(&mut self, value: &Value) {
+        match value {
+            Value::Object(members) => {
+                self.objects += 1;
+                for (key, member) in members {
+                    let count = member.as_object().map_or(0, |members| members.len());
+                    match key.as_str() {
+                        "properties" => self.property_pairs = self.property_pairs.saturating_add(count * count),
+                        "patternProperties" => self.patterns += count,
+                        _ => {}
+                    }
+                    self.add(member);
+                }
+            }
+            Value::Array(values) => values.iter().for_each(|value| self.add(value)),
+            _ => {}
         }
-        Value::Array(values) => values.iter().for_each(|value| count_levels(value, levels)),
-        _ => {}
     }
 }
 
-/// Refuses a Lark source whose rules, groups and templates could nest deeper than the stack.
+/// Refuses a Lark source whose rules, groups and templates could nest deeper than the stack, or that has alternatives
+/// without end.
 fn check_lark(source: &str) -> Result<()> {
-    check_levels(source.bytes().filter(|byte| b":([{".contains(byte)).count())
+    let count = source.bytes().filter(|byte| b":([{|".contains(byte)).count();
+    check_size("rules, groups or alternatives", count, MAX_LEVELS)
 }
 
-fn check_levels(levels: usize) -> Result<()> {
-    if levels > MAX_LEVELS {
-        let text = format!("the grammar has {levels} rules, groups or schemas, expected at most {MAX_LEVELS}");
+fn check_size(what: &str, found: usize, most: usize) -> Result<()> {
+    if found > most {
+        let text = format!("the grammar has {found} {what}, expected at most {most}");
         return Err(Error::new(Status::GrammarLimit, text).at_key("grammar"));
     }
     Ok(())
@@ -111,7 +140,7 @@ pub fn error_of(message: &str) -> Error {
     // What follows is a dump of its state, or a backtrace.
     let end = ["<state>", "<backtrace>", "<non-verbose/>"].iter().filter_map(|mark| message.find(mark)).min();
     let sentence = message[..end.unwrap_or(message.len())].split_whitespace().collect::<Vec<_>>().join(" ");
-    const LIMITS: [&str; 9] = [
+    const LIMITS: [&str; 10] = [
         "too big",
         "too large",
         "too complex",
@@ -119,6 +148,7 @@ pub fn error_of(message: &str) -> Error {
         "too deeply nested",
         "exceeded",
         "exhausted",
+        "; max is ",
         "precomputation failed",
         "_too_complex",
     ];

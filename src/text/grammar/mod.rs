@@ -48,7 +48,7 @@ struct Compiled {
 impl Grammar {
     /// Compiles `source`.
     ///
-    /// Fails with GrammarSyntax when it is not a grammar of its kind or nothing can match it, GrammarLimit when it is
+    /// Fails with GrammarSyntax when it is not a grammar of its kind, GrammarLimit when it is
     /// longer than `MAX_SOURCE_BYTES` or needs more than compiling may cost, ThreadUnavailable (compiling needs a deep
     /// stack, so it has a thread of its own) and OutOfMemory.
     pub fn new(vocabulary: &Arc<GrammarVocabulary>, kind: GrammarKind, source: &str) -> Result<Grammar> {
