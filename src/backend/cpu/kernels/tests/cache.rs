@@ -249,7 +249,7 @@ fn packed_positions_come_back_and_the_others_stay() {
         let blocks: Vec<KvBlock> = (0..LAYERS * 2 * HEADS)
             .map(|index| KvBlock {
                 layer: index / (2 * HEADS),
-                half: if index / HEADS % 2 == 0 { KvHalf::Key } else { KvHalf::Value },
+                half: [KvHalf::Key, KvHalf::Value][index / HEADS % 2],
                 head: index % HEADS,
             })
             .collect();
@@ -328,7 +328,7 @@ fn attention_speed_at_4096_positions_in_every_dtype() {
             let pages = (0..KvGeometry::pages_for(POSITIONS)).map(|_| {
                 let mut page = KvPage::host(&geometry).unwrap();
                 for index in 0..2 * 2 * geometry.heads {
-                    let half = if index % 2 == 0 { KvHalf::Key } else { KvHalf::Value };
+                    let half = [KvHalf::Key, KvHalf::Value][index % 2];
                     let block = KvBlock { layer: 12 + index / 2 % 2, half, head: index / 4 };
                     let row = random.vector(geometry.head_dim);
                     for slot in 0..PAGE_TOKENS {
