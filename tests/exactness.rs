@@ -5,7 +5,8 @@ mod common;
 use common::{Directory, Random, batch, draw_each, load, load_with, session, session_with};
 use gemmoe::backend::KvDtype;
 use gemmoe::backend::cpu::kernels::{Instructions, Kernels};
-use gemmoe::{Model, Sampling, Session, SessionOptions};
+use gemmoe::backend::ops::{Batch, PassLimits, SequenceSlice};
+use gemmoe::{Model, Sampling, Session, SessionOptions, Status};
 use safetensors::Dtype;
 use serde_json::json;
 use std::sync::Arc;
@@ -259,4 +260,32 @@ fn a_session_counts_the_bytes_of_its_dtype_and_takes_the_checkpoints_where_none_
         assert_eq!(session(&model).kv_bytes(), bytes(head_dim * dtype.bytes_per_element()), "{name}");
         assert_eq!(session_with(&model, KvDtype::Int8).kv_bytes(), bytes(head_dim + 4), "{name}");
     }
+}
+
+#[test]
+fn a_pass_refuses_pages_of_mixed_dtypes_and_of_another_model() {
+    let directory = Directory::random(17).to_temporary();
+    let other = Directory::random_with(17, json!({"head_dim": 4})).to_temporary();
+    let (model, other) = (load(directory.path()), load(other.path()));
+    let limits = PassLimits { max_tokens: 4, max_sequences: 1, max_context: 32, logit_rows: 1 };
+    let mut pass = model.backend().new_pass(limits).unwrap();
+    let mut begin = |first: (&Model, KvDtype), second: (&Model, KvDtype)| {
+        let mut pages = [first, second].map(|(model, dtype)| Arc::new(model.backend().new_kv_page(dtype).unwrap()));
+        let slice = SequenceSlice {
+            tokens: &[2],
+            start: 0,
+            pages: &mut pages,
+            wants_logits: false,
+            targets: &[],
+            router: None,
+        };
+        let batch = Batch { sequences: &mut [slice] };
+        pass.begin(&batch).map_err(|error| error.status())
+    };
+    let (own, own_int8, strange) = ((&*model, KvDtype::Bf16), (&*model, KvDtype::Int8), (&*other, KvDtype::Bf16));
+    assert_eq!(begin(own, own), Ok(()));
+    assert_eq!(begin(own_int8, own_int8), Ok(()));
+    assert_eq!(begin(own, own_int8), Err(Status::Internal));
+    assert_eq!(begin(own, strange), Err(Status::Internal));
+    assert_eq!(begin(strange, strange), Err(Status::Internal));
 }

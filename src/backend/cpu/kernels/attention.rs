@@ -54,7 +54,9 @@ unsafe fn attend_to<V: Vector, E: Element + KvElement>(view: &HeadView, scores: 
     let scores = &mut scores[..view.positions];
     let scale = 1.0 / (head_dim as f32).sqrt();
     let block = |half| KvBlock { layer: view.layer, half, head: view.head };
-    for (page, scores) in view.pages.iter().zip(scores.chunks_mut(PAGE_TOKENS)) {
+    for (index, (page, scores)) in view.pages.iter().zip(scores.chunks_mut(PAGE_TOKENS)).enumerate() {
+        // SAFETY: V's instruction set is present by the caller's promise.
+        unsafe { prefetch::<V, E>(view.pages.get(index + 1), block(KvHalf::Key)) };
         // SAFETY: V's instruction set is present by the caller's promise.
         unsafe { dot_products::<V, E>(page.elements(block(KvHalf::Key)), view.query, scores) };
         scores.iter_mut().for_each(|score| *score *= scale);
@@ -69,7 +71,9 @@ unsafe fn attend_to<V: Vector, E: Element + KvElement>(view: &HeadView, scores: 
         sum += *score as f64;
     }
     out.fill(0.0);
-    for (page, weights) in view.pages.iter().zip(scores.chunks_mut(PAGE_TOKENS)) {
+    for (index, (page, weights)) in view.pages.iter().zip(scores.chunks_mut(PAGE_TOKENS)).enumerate() {
+        // SAFETY: V's instruction set is present by the caller's promise.
+        unsafe { prefetch::<V, E>(view.pages.get(index + 1), block(KvHalf::Value)) };
         for (weight, value_scale) in weights.iter_mut().zip(page.scales(block(KvHalf::Value))) {
             *weight *= value_scale;
         }
@@ -78,6 +82,19 @@ unsafe fn attend_to<V: Vector, E: Element + KvElement>(view: &HeadView, scores: 
     }
     let norm = (1.0 / sum) as f32;
     out.iter_mut().for_each(|value| *value *= norm);
+}
+
+/// Asks for a block of the page that comes next: the processor's own prefetching stops at the block's end.
+///
+/// # Safety
+/// The instruction set of V is present.
+#[inline(always)]
+unsafe fn prefetch<V: Vector, E: KvElement>(next: Option<&Arc<KvPage>>, block: KvBlock) {
+    let Some(page) = next else { return };
+    for line in page.elements::<E>(block).chunks(64 / size_of::<E>()) {
+        // SAFETY: V's instruction set is present by the caller's promise.
+        unsafe { V::prefetch(line.as_ptr().cast()) };
+    }
 }
 
 /// `out[row] = rows[row] . query`
@@ -153,18 +170,20 @@ unsafe fn add_scaled_columns<V: Vector, E: Element, const WIDTH: usize>(
     // SAFETY: every access is to LANES elements from `column + i * LANES`, i < WIDTH, of a row: in bounds by the
     // caller's promise.
     unsafe {
+        let (out, mut row) = (out.add(column), rows.add(column));
         let mut sums = [V::zero(); WIDTH];
         for (i, sum) in sums.iter_mut().enumerate() {
-            *sum = V::load_f32(out.add(column + i * LANES));
+            *sum = V::load_f32(out.add(i * LANES));
         }
-        for (row, weight) in weights.iter().enumerate() {
+        for weight in weights {
             let factor = V::splat(*weight);
             for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = factor.mul_add(E::load::<V>(rows.add(row * columns + column + i * LANES)), *sum);
+                *sum = factor.mul_add(E::load::<V>(row.add(i * LANES)), *sum);
             }
+            row = row.wrapping_add(columns);
         }
         for (i, sum) in sums.into_iter().enumerate() {
-            sum.store(out.add(column + i * LANES));
+            sum.store(out.add(i * LANES));
         }
     }
 }

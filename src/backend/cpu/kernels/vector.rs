@@ -28,6 +28,8 @@ pub trait Vector: Copy {
     unsafe fn store(self, to: *mut f32);
     /// `self * factor + addend`, lane by lane.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// Asks for the cache line at an address, which need not be readable.
+    unsafe fn prefetch(from: *const u8);
     /// The sum of all lanes: `((0+4)+(2+6)) + ((1+5)+(3+7))`.
     unsafe fn sum(self) -> f32;
 }
@@ -140,6 +142,8 @@ impl Vector for Portable {
         Portable(lanes)
     }
     #[inline(always)]
+    unsafe fn prefetch(_from: *const u8) {}
+    #[inline(always)]
     unsafe fn sum(self) -> f32 {
         let v = self.0;
         ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
@@ -204,6 +208,11 @@ mod avx2 {
         unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
             // SAFETY: see above the impl.
             Avx2(unsafe { _mm256_fmadd_ps(self.0, factor.0, addend.0) })
+        }
+        #[inline(always)]
+        unsafe fn prefetch(from: *const u8) {
+            // SAFETY: see above the impl; a prefetch does not fault.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
         }
         #[inline(always)]
         unsafe fn sum(self) -> f32 {
