@@ -195,11 +195,7 @@ impl Sequence {
     /// Appends tokens, pending. A window that slides makes room for them; of more than it can keep at once, the first
     /// and the last stay.
     pub fn push(&mut self, tokens: &[u32]) -> Result<()> {
-        let vocab_size = self.model.config().vocab_size;
-        if let Some(at) = tokens.iter().position(|token| *token as usize >= vocab_size) {
-            let text = format!("token {at} of the input is {}, the vocabulary has {vocab_size}", tokens[at]);
-            return Err(Error::new(Status::TokenOutOfRange, text));
-        }
+        self.check_tokens(tokens)?;
         self.follow_grammar(tokens)?;
         let appended = self.append(tokens);
         if appended.is_err()
@@ -208,6 +204,34 @@ impl Sequence {
             state.rewind(tokens.len())?;
         }
         appended
+    }
+
+    /// Makes the session hold exactly `tokens`, the last of them pending where they were not run: what they have in common
+    /// with those it holds keeps its keys and values. Returns how many that are.
+    ///
+    /// So a conversation goes on: all its messages as tokens, of which only the new ones are run. Fails as `push` and
+    /// `rewind` do; when the grammar refuses a token the session holds what was in common.
+    pub fn set_tokens(&mut self, tokens: &[u32]) -> Result<usize> {
+        self.check_tokens(tokens)?;
+        if tokens.len() > self.context_size() && self.options.overflow == Overflow::Fail {
+            let text = format!("{} tokens do not fit in a context of {}", tokens.len(), self.context_size());
+            return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
+        }
+        let common = self.tokens.iter().zip(tokens).take_while(|(held, wanted)| held == wanted).count();
+        self.rewind(common)?;
+        self.push(&tokens[common..])?;
+        Ok(common)
+    }
+
+    fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+        let vocab_size = self.model.config().vocab_size;
+        match tokens.iter().position(|token| *token as usize >= vocab_size) {
+            None => Ok(()),
+            Some(at) => {
+                let text = format!("token {at} of the input is {}, the vocabulary has {vocab_size}", tokens[at]);
+                Err(Error::new(Status::TokenOutOfRange, text))
+            }
+        }
     }
 
     /// Takes all tokens into the grammar, or none.
