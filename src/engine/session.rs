@@ -21,7 +21,7 @@ pub struct Session {
     pub(super) sequence: Sequence,
     /// None for a session that runs only in batches.
     pub(super) pass: Option<Box<dyn Pass>>,
-    flight: Option<Flight>,
+    pub(super) flight: Option<Flight>,
     cancel: Arc<Cancel>,
 }
 
@@ -130,7 +130,7 @@ impl Session {
         Poll::Ready(self.sequence.draw())
     }
 
-    fn check_workspace(&self) -> Result<()> {
+    pub(super) fn check_workspace(&self) -> Result<()> {
         match self.pass {
             Some(_) => Ok(()),
             None => {
