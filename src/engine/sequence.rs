@@ -195,6 +195,11 @@ impl Sequence {
     /// Appends tokens, pending. A window that slides makes room for them; of more than it can keep at once, the first
     /// and the last stay.
     pub fn push(&mut self, tokens: &[u32]) -> Result<()> {
+        self.push_after(tokens).map(drop)
+    }
+
+    /// Does what `push` does, and answers how many of the tokens held before are left in front of the new ones.
+    pub(super) fn push_after(&mut self, tokens: &[u32]) -> Result<usize> {
         let vocab_size = self.model.config().vocab_size;
         if let Some(at) = tokens.iter().position(|token| *token as usize >= vocab_size) {
             let text = format!("token {at} of the input is {}, the vocabulary has {vocab_size}", tokens[at]);
@@ -222,17 +227,17 @@ impl Sequence {
         Ok(())
     }
 
-    fn append(&mut self, tokens: &[u32]) -> Result<()> {
+    fn append(&mut self, tokens: &[u32]) -> Result<usize> {
         let room = self.context_size() - self.tokens.len();
+        let mut held = self.tokens.len();
         if tokens.len() > room {
             match self.options.overflow {
                 Overflow::Fail => {
-                    let held = self.tokens.len();
                     let text =
                         format!("{} tokens do not fit: {held} of {} are used", tokens.len(), self.context_size());
                     return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
                 }
-                Overflow::Slide { keep } => self.slide(keep, tokens)?,
+                Overflow::Slide { keep } => held = self.slide(keep, tokens)?,
             }
         } else {
             self.tokens.extend_from_slice(tokens);
@@ -242,11 +247,12 @@ impl Sequence {
             self.drawn = false;
             self.metrics.note_prompt();
         }
-        Ok(())
+        Ok(held)
     }
 
     /// Appends `tokens` and drops the oldest after the first `keep`, so that of the context past those half is free.
-    fn slide(&mut self, keep: usize, tokens: &[u32]) -> Result<()> {
+    /// Answers how many tokens held before are left.
+    fn slide(&mut self, keep: usize, tokens: &[u32]) -> Result<usize> {
         let tail = ((self.context_size() - keep) / 2).max(1);
         let held = self.tokens.len();
         let drop = held + tokens.len() - keep - tail;
@@ -263,7 +269,7 @@ impl Sequence {
         self.dropped += drop as u64;
         self.ready = false;
         self.epoch += 1;
-        Ok(())
+        Ok(held - held_drop)
     }
 
     /// Keeps the first `token_count` tokens. What follows is bit for bit what a session fed only those would give.
@@ -388,7 +394,7 @@ impl Sequence {
             return Ok(());
         }
         match self.options.overflow {
-            Overflow::Slide { keep } => self.slide(keep, &[]),
+            Overflow::Slide { keep } => self.slide(keep, &[]).map(drop),
             Overflow::Fail => {
                 let text = format!("no room for another token: {} of {0} are used", self.context_size());
                 Err(Error::new(Status::ContextFull, text).at_key("context_size"))

@@ -96,8 +96,7 @@ impl Session {
         let cancel = Arc::clone(&self.cancel);
         let limit = budget.begin(&cancel);
         self.check_workspace()?;
-        let held = self.sequence.tokens().len();
-        self.sequence.push(tokens)?;
+        let held = self.sequence.push_after(tokens)?;
         let result = self.run_pending(&limit);
         if let Poll::Ready(Err(_)) = result {
             self.sequence.drop_pending(held)?;
