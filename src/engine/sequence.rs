@@ -138,7 +138,7 @@ impl Sequence {
         self.options.context_size
     }
 
-    /// Tokens that were dropped because the window slid.
+    /// Tokens that the window dropped before the last ones held; none after a rewind to before them.
     pub fn dropped(&self) -> u64 {
         self.dropped
     }
@@ -301,6 +301,13 @@ impl Sequence {
 
     fn truncate(&mut self, token_count: usize, processed: usize) {
         self.tokens.truncate(token_count);
+        // With all tokens that came after those a window dropped, those are forgotten too: positions, and with them the
+        // random numbers, are again those of a session that was never given them.
+        if let Overflow::Slide { keep } = self.options.overflow
+            && token_count <= keep
+        {
+            self.dropped = 0;
+        }
         self.processed = processed;
         self.ready = false;
         self.drawn = false;
