@@ -435,7 +435,10 @@ impl Sequence {
     /// the first was token `first` of the batch.
     pub(super) fn finish(&mut self, pass: &dyn Pass, sequence: usize, count: usize, first: usize, time: Duration) {
         let tokens = &self.tokens[self.processed..self.processed + count];
-        let position = self.dropped + self.processed as u64;
+        // What was dropped came after the first tokens, which the window keeps.
+        let kept = if let Overflow::Slide { keep } = self.options.overflow { keep } else { 0 };
+        let (dropped, processed) = (self.dropped, self.processed);
+        let position = |index| (processed + index) as u64 + if processed + index < kept { 0 } else { dropped };
         experts::record(pass, first, tokens, position, &mut self.statistics, Some(&mut self.ring));
         self.processed += count;
         let is_last = self.processed == self.tokens.len();
