@@ -260,8 +260,10 @@ impl Sequence {
         let (first, rest) = tokens.split_at(keep.saturating_sub(held).min(tokens.len()));
         let held_drop = held.saturating_sub(keep).min(drop);
         if held_drop > 0 {
-            self.pages.own_from(self.model.backend(), keep.min(self.processed))?;
-            self.processed = self.processed.min(keep);
+            let processed = self.processed.min(keep);
+            // The last token kept too: if those after it are taken back, it is run again for its logits.
+            self.pages.own_from(self.model.backend(), processed.saturating_sub(1), processed)?;
+            self.processed = processed;
             self.tokens.drain(keep..keep + held_drop);
         }
         self.tokens.extend_from_slice(first);
@@ -284,7 +286,7 @@ impl Sequence {
         if token_count < self.tokens.len() {
             // The last token kept becomes pending: its logits are gone, its cache entry will be written again.
             let processed = self.processed.min(token_count.saturating_sub(1));
-            self.pages.own_from(self.model.backend(), processed)?;
+            self.pages.own_from(self.model.backend(), processed, processed)?;
             self.rewind_grammar(self.tokens.len() - token_count)?;
             self.truncate(token_count, processed);
         }
