@@ -14,7 +14,7 @@ use crate::subject::Subject;
 use crate::{LONGEST, MOST_SESSIONS, VOCAB_SIZE};
 
 /// Operations of one program.
-const LENGTH: usize = 24;
+const LENGTH: usize = 40;
 
 /// The sessions of a program, and the batch they may be stepped in.
 struct Program {

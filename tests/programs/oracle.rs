@@ -63,8 +63,8 @@ pub struct Kind {
 pub struct Oracle {
     pub model: Arc<Model>,
     pub canceller: Canceller,
-    shown: HashMap<Vec<u8>, Shown>,
-    states: HashMap<Vec<u8>, Vec<f32>>,
+    shown: HashMap<Vec<u16>, Shown>,
+    states: HashMap<Vec<u16>, Vec<f32>>,
     sampler: Sampler,
 }
 
@@ -91,9 +91,9 @@ impl Oracle {
         session
     }
 
-    fn key(kind: Kind, tokens: &[u32]) -> Vec<u8> {
-        let mut key = vec![kind.kv_dtype as u8, kind.control];
-        key.extend(tokens.iter().map(|token| *token as u8));
+    fn key(kind: Kind, tokens: &[u32]) -> Vec<u16> {
+        let mut key = vec![kind.kv_dtype as u16, u16::from(kind.control)];
+        key.extend(tokens.iter().map(|token| *token as u16));
         key
     }
 
@@ -138,8 +138,20 @@ impl Oracle {
 
     /// What is drawn after `tokens`, before which `dropped` others were dropped.
     pub fn drawn(&mut self, kind: Kind, tokens: &[u32], dropped: u64, sampling: &Sampling, bias: &LogitBias) -> u32 {
-        let logits: Vec<f32> = self.after(kind, tokens).logits.iter().map(|bits| f32::from_bits(*bits)).collect();
-        let counter = dropped + tokens.len() as u64;
-        self.sampler.draw(sampling, Draw { logits: &logits, tokens, counter, bias, allowed: None }).unwrap()
+        let draw = Draw { logits: &[], tokens, counter: dropped + tokens.len() as u64, bias, allowed: None };
+        self.draw(kind, sampling, draw)
+    }
+
+    /// What is drawn under a grammar that allows `allowed`.
+    pub fn drawn_of(&mut self, kind: Kind, tokens: &[u32], sampling: &Sampling, allowed: &[u32]) -> u32 {
+        let bias = LogitBias::default();
+        let draw = Draw { logits: &[], tokens, counter: tokens.len() as u64, bias: &bias, allowed: Some(allowed) };
+        self.draw(kind, sampling, draw)
+    }
+
+    /// The draw, after its tokens' logits.
+    fn draw(&mut self, kind: Kind, sampling: &Sampling, draw: Draw) -> u32 {
+        let logits: Vec<f32> = self.after(kind, draw.tokens).logits.iter().map(|bits| f32::from_bits(*bits)).collect();
+        self.sampler.draw(sampling, Draw { logits: &logits, ..draw }).unwrap()
     }
 }

@@ -186,7 +186,7 @@ impl Subject {
         let index = indices[at];
         assert_eq!(tokens[at], self.tokens[index]);
         let expected = oracle.after(self.kind, &self.tokens[..index + 1]);
-        assert_eq!(experts[at * row..(at + 1) * row], expected.experts.concat());
+        assert_eq!(experts[at * row..(at + 1) * row], expected.experts.concat(), "token {index} of {:?}", self.tokens);
         assert_eq!(bits(&weights[at * row..(at + 1) * row]), expected.weights.concat());
     }
 
