@@ -26,7 +26,8 @@ impl Session {
     /// Appends `tokens`, runs them, and writes the log-probability of each, given all before it, to `out`, in nats.
     ///
     /// The session must hold at least one token, such as BOS, to begin from. Fails with `NoLogits` without one, with
-    /// `ContextFull` (no window slides here), `NotANumber`, `Cancelled` (the tokens are taken back), and as `prefill`.
+    /// `ContextFull` (no window slides here), `NotANumber`, `Cancelled` (the tokens not run are taken back), and as
+    /// `prefill`.
     pub fn score(&mut self, tokens: &[u32], out: &mut [f32]) -> Result<()> {
         let held = self.check_appended(tokens, out.len())?;
         if held == 0 {
@@ -82,6 +83,7 @@ impl Session {
 
     /// Checks what `score` and `embed` have in common; returns how many tokens are held.
     fn check_appended(&self, tokens: &[u32], expected: usize) -> Result<usize> {
+        self.check_workspace()?;
         let held = self.tokens().len();
         if tokens.len() != expected {
             let text = format!("{} tokens, room for {expected} results", tokens.len());
@@ -104,6 +106,8 @@ impl Session {
     ) -> Result<()> {
         let cancel = Arc::clone(self.cancel());
         let limit = Budget::UNLIMITED.begin(&cancel);
+        // The workspace is taken for other passes: one that was left in it cannot go on.
+        self.flight = None;
         if cancel.take() {
             self.drop_pending(held)?;
             return Err(Cancel::error());
