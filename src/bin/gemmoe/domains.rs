@@ -79,7 +79,7 @@ fn name_of(path: &Path) -> String {
     path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-fn parse_prompt(argument: &str) -> Result<(String, String), String> {
+fn parse_prompt(argument: &str) -> std::result::Result<(String, String), String> {
     let (name, text) = argument.split_once('=').ok_or("expected a name, = and a text")?;
     Ok((name.to_owned(), text.to_owned()))
 }

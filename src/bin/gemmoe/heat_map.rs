@@ -32,7 +32,7 @@ pub enum Paint {
 
 /// Dark to bright, black apart: an empty cell must stand out from a dark terminal. The 256 colours are known to more
 /// terminals than the 16 million.
-const COLORS: [u8; 12] = [235, 17, 54, 90, 126, 161, 167, 203, 209, 215, 221, 229];
+const COLORS: [u8; 12] = [235, 17, 54, 90, 126, 161, 197, 203, 209, 215, 221, 229];
 /// From here on black is read better than white.
 const FIRST_BRIGHT: usize = 6;
 const WHITE: u8 = 231;
@@ -147,7 +147,7 @@ impl HeatMap<'_> {
                 (0..steps).map(|step| format!("{} {} %", SHADES[step], value(step))).collect::<Vec<_>>().join("  ")
             }
         };
-        let _ = writeln!(out, "{}: {scale}; used alike all would have {} %", self.measure, percent(self.even));
+        let _ = writeln!(out, "{}: {scale}; all alike would be {} %", self.measure, percent(self.even));
     }
 
     fn largest(&self) -> f64 {
@@ -220,7 +220,7 @@ layer 0  █100 ░ 25 ▓ 75 ·  0           ·  0 ·  0 █100 █100
 layer 1  ▒ 50 ░ 25 ░ 25 █100           ·  0 ·  0 █100 █100
 mean     ▓ 75 ░ 25 ▒ 50 ▒ 50           ·  0 ·  0 █100 █100
 
-share: · 0 %  ░ 25 %  ▒ 50 %  ▓ 75 %  █ 100 %; used alike all would have 50 %
+share: · 0 %  ░ 25 %  ▒ 50 %  ▓ 75 %  █ 100 %; all alike would be 50 %
 ";
         assert_eq!(format!("\n{}", draw(&blocks, 100, Paint::Characters)), expected);
     }

@@ -81,8 +81,8 @@ impl Routes {
         let experts = config.num_local_experts;
         let blocks: Vec<Block> = found.iter().map(|domain| domain.block(experts, self.weights)).collect();
         let (measure, even) = match self.weights {
-            true => ("mean weight for a token", 1.0 / experts as f64),
-            false => ("share of the tokens sent to an expert", config.num_experts_per_tok as f64 / experts as f64),
+            true => ("mean weight", 1.0 / experts as f64),
+            false => ("share of tokens", config.num_experts_per_tok as f64 / experts as f64),
         };
         let map = HeatMap { blocks: &blocks, measure, even };
         anstream::print!("{}", map.draw(terminal_width(), Paint::of_stdout()));
@@ -100,12 +100,9 @@ impl Routes {
             anstream::println!("{name:<width$}  expert {expert} with {most} % {what}{specialisation}; {tokens} tokens");
         }
         if config.num_experts_per_tok < experts {
-            let chosen = match config.num_experts_per_tok {
-                1 => "expert".to_owned(),
-                count => format!("{count} experts"),
-            };
             anstream::println!(
-                "specialisation: 0 where a domain uses all experts alike, 1 where a layer always takes the same {chosen}"
+                "specialisation: 0 where all experts are used alike, 1 where a layer always takes the same {}",
+                config.num_experts_per_tok
             );
         }
     }
