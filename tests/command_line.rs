@@ -23,8 +23,10 @@ fn gemmoe(arguments: &[&str]) -> Output {
 /// Without what the surroundings say about colours.
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gemmoe"));
-    ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"].iter().for_each(|name| drop(command.env_remove(name)));
     command.args(arguments);
+    for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+        command.env_remove(name);
+    }
     command
 }
 
@@ -403,8 +405,7 @@ fn routes_draws_a_heat_map_in_colours_or_characters() {
     let base = ["routes", "--model", demo.to_str().unwrap(), "--text", directory.to_str().unwrap()];
     let plain = text_of(&base);
     assert!(!plain.contains('\x1b'), "{plain}");
-    for part in ["english ", "mathematics ", "layer 3  ", "mean  ", "█100", "share of tokens", "50 %", "german  "]
-    {
+    for part in ["english ", "mathematics ", "layer 3  ", "mean  ", "█100", "share of tokens", "50 %", "german  "] {
         assert!(plain.contains(part), "{part:?} is not in\n{plain}");
     }
     assert!(plain.contains("german       expert 1 with 100 % of the tokens, specialisation 0."), "{plain}");
@@ -505,7 +506,7 @@ fn what_is_wrong_goes_to_stderr_with_the_culprit_in_it() {
         (&["generate", "--model", path, "--tokens", "2", "--context", "513"], "max_position_embeddings is 512"),
         (&["generate", "--model", path, "--tokens", "2", "--context", "8", "--slide", "7"], "keep_tokens is 7"),
         (&["generate", "--model", path, "--tokens", "2", "--regex", "a"], "tokenizer.json"),
-        (&["generate", "--model", demo, "--tokens", "2", "--regex", "("], "grammar"),
+        (&["generate", "--model", demo, "--tokens", "2", "--regex", "("], "invalid regex \"(\""),
         (&["generate", "--model", demo, "--tokens", "2", "--regex", "a", "--grammar", "b"], "cannot be used with"),
         (&["generate", "--model", demo, "--tokens", "2", "--json-schema", "/no/schema"], "/no/schema: cannot be read"),
         (&["plan", "/nonexistent-model"], "/nonexistent-model"),
