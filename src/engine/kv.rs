@@ -27,7 +27,7 @@ impl KvAccount {
     }
 
     /// Takes `bytes`, or fails with `KvLimit` and takes nothing.
-    fn take(&self, bytes: usize) -> Result<()> {
+    pub(super) fn take(&self, bytes: usize) -> Result<()> {
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
             used.checked_add(bytes).filter(|sum| self.limit.is_none_or(|limit| *sum <= limit))
         });

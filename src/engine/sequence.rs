@@ -65,7 +65,7 @@ pub struct Wants<'a> {
 impl Sequence {
     /// A sequence without tokens. Memory for all it can hold is reserved here; `options` are resolved.
     pub(super) fn new(model: Arc<Model>, options: SessionOptions) -> Result<Sequence> {
-        let dtype = options.kv_dtype(&model);
+        let dtype = options.kv_dtype.unwrap_or(model.backend().default_kv_dtype());
         let pages = KvPages::new(model.backend(), model.kv_account(), dtype, options.context_size)?;
         Sequence::with_pages(model, options, pages)
     }

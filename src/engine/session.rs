@@ -53,7 +53,7 @@ impl DerefMut for Session {
 impl Session {
     /// A session without tokens. All memory it will ever need is reserved here.
     pub fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Session> {
-        let options = options.resolve(&model)?;
+        let options = options.resolve(model.config(), model.backend().default_kv_dtype())?;
         let pass = new_pass(&model, &options)?;
         Ok(Session::from_parts(Sequence::new(model, options)?, pass))
     }

@@ -67,7 +67,8 @@ impl Session {
                 format!("the snapshot is of a model with fingerprint {snapshot:016x}, this one has {fingerprint:016x}");
             return Err(Error::new(Status::SnapshotModel, text));
         }
-        let options = read_options(&mut source, options)?.resolve(&model)?;
+        let options = read_options(&mut source, options)?;
+        let options = options.resolve(model.config(), model.backend().default_kv_dtype())?;
         let pass = new_pass(&model, &options)?;
         let mut sequence = Sequence::new(model, options)?;
         read(&mut source, &mut sequence)?;
