@@ -110,7 +110,9 @@ const LARGE: &str = "{% set ns = namespace(s='aaaaaaaaaa', l=['x', 'y']) %}{% fo
     {% set ns.s = ns.s ~ ns.s %}{% endfor %}{% set big = ns.s %}";
 
 /// Templates that would take for ever, all memory or all stack.
-const HOSTILE: [&str; 59] = [
+const HOSTILE: [&str; 60] = [
+    "{% set l = [big, big, big] %}{% macro m(x, y=l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l) %}\
+     {{ y ~ y ~ y ~ y ~ y ~ y ~ y ~ y ~ y ~ y }}{% endmacro %}{{ m(1) }}",
     "{% set ns.x = ns %}{{ ns }}",
     "{% set ns.x = [ns] %}{{ ns }}",
     "{% set ns.x = {'a': ns} %}{{ ns == ns }}",
@@ -187,7 +189,7 @@ fn large_templates() -> Vec<String> {
         fill(&chain("{{", "[", 140, &format!("x{}}}}}", "]".repeat(140)))),
         fill(&chain("{{[", "1,", 250, "x]}}")),
         fill("{%macro m(a)%}{{m}}{%endmacro%}"),
-        format!("{}{}{}", "{%macro m(a)%}".repeat(70), fill("{{a}}{{b}}").split_at(1 << 17).0, "{%endmacro%}".repeat(70)),
+        format!("{}{}{}", "{%macro m(a)%}".repeat(70), "{{a}}{{b}}".repeat(1 << 14), "{%endmacro%}".repeat(70)),
         fill("{%if a%}{%else%}{%endif%}"),
         fill("{# {{ #}\n   {%- set x = 'y' -%}  "),
         format!("{{%if a%}}{}{{%endif%}}", "{%elif a%}x".repeat(250)),

@@ -13,12 +13,7 @@ pub const CHAT_ML: [&str; 2] = ["<|im_start|>", "<|im_end|>"];
 /// `<bos><start_of_turn>user\n{text}<end_of_turn>\n<start_of_turn>model\n{text}<end_of_turn>\n ...`, texts trimmed.
 ///
 /// There are two roles, which take turns; a system message becomes the beginning of the first user's.
-pub fn gemma(
-    tokenizer: &Tokenizer,
-    bos: u32,
-    messages: &[Message],
-    add_generation_prompt: bool,
-) -> Result<Vec<u32>> {
+pub fn gemma(tokenizer: &Tokenizer, bos: u32, messages: &[Message], add_generation_prompt: bool) -> Result<Vec<u32>> {
     let (system, rest) = match messages {
         [first, rest @ ..] if first.role == "system" => (Some(first.text.trim()), rest),
         _ => (None, messages),
@@ -31,7 +26,8 @@ pub fn gemma(
     for (index, message) in rest.iter().enumerate() {
         let (expected, written) = if index % 2 == 0 { ("user", "user") } else { ("assistant", "model") };
         if message.role != expected && message.role != written {
-            let sentence = format!("expected {expected}: user and assistant take turns, a system message may come first");
+            let sentence =
+                format!("expected {expected}: user and assistant take turns, a system message may come first");
             return Err(refuse_role(messages.len() - rest.len() + index, message.role, &sentence));
         }
         let parts = ["\n", system.unwrap_or_default(), "\n\n", message.text.trim()];
@@ -44,12 +40,7 @@ pub fn gemma(
 }
 
 /// `<bos><|im_start|>{role}\n{text}<|im_end|>\n ...`, with any roles and texts as they are.
-pub fn chat_ml(
-    tokenizer: &Tokenizer,
-    bos: u32,
-    messages: &[Message],
-    add_generation_prompt: bool,
-) -> Result<Vec<u32>> {
+pub fn chat_ml(tokenizer: &Tokenizer, bos: u32, messages: &[Message], add_generation_prompt: bool) -> Result<Vec<u32>> {
     let mut turns = Turns::new(tokenizer, CHAT_ML, bos)?;
     for message in messages {
         turns.add(message.role, &["\n", message.text])?;

@@ -17,8 +17,21 @@ const MAX_DEPTH: usize = 32;
 
 /// Filters no chat template needs, whose work the engine does not count before it is done.
 const REMOVED_FILTERS: [&str; 15] = [
-    "attr", "batch", "chain", "format", "groupby", "lines", "max", "min", "pprint", "slice", "sort", "sum", "unique",
-    "urlencode", "zip",
+    "attr",
+    "batch",
+    "chain",
+    "format",
+    "groupby",
+    "lines",
+    "max",
+    "min",
+    "pprint",
+    "slice",
+    "sort",
+    "sum",
+    "unique",
+    "urlencode",
+    "zip",
 ];
 
 /// Gives the environment what Hugging Face's templates expect, within bounds.
@@ -94,7 +107,10 @@ fn copy(state: &State, value: &Value, depth: usize) -> Result<Value, Error> {
         }
         ValueKind::Map => {
             let Some(members) = value.downcast_object_ref::<BTreeMap<Value, Value>>() else {
-                return Err(Error::new(ErrorKind::InvalidOperation, "a namespace or loop cannot be kept inside another value"));
+                return Err(Error::new(
+                    ErrorKind::InvalidOperation,
+                    "a namespace or loop cannot be kept inside another value",
+                ));
             };
             let mut copies = BTreeMap::new();
             for (key, member) in members {
