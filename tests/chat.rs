@@ -20,8 +20,11 @@ const TALK: [Message; 3] = [
     Message { role: "user", text: "<bos>" },
 ];
 
+/// A file's name and text.
+type File<'a> = (&'a str, &'a str);
+
 /// A model directory with a tokenizer and other files.
-fn model(files: &[(&str, &str)]) -> Arc<Model> {
+fn model(files: &[File]) -> Arc<Model> {
     let sizes = json!({"vocab_size": tokenizer_sample::VOCAB_SIZE});
     let directory = Directory::random_with(1, sizes).to_temporary();
     write(directory.path(), "tokenizer.json", &tokenizer_sample::sample().to_string());
@@ -49,7 +52,7 @@ fn the_template_comes_from_its_file_then_from_the_settings_then_from_the_tokeniz
     let settings = ("tokenizer_config.json", settings.as_str());
     let turns = "<bos><start_of_turn>user\nhello<end_of_turn><end_of_turn>\n<start_of_turn>model\nhell<end_of_turn>\n\
         <start_of_turn>user\n<bos><end_of_turn>\n<start_of_turn>model\n";
-    let cases: [(&[(&str, &str)], &str, &str); 3] = [
+    let cases: [(&[File], &str, &str); 3] = [
         (&[jinja, settings], "jinja", "<bos>user:hello<end_of_turn>assistant:helluser:<bos>"),
         (&[settings], "jinja", "s<bos>"),
         (&[("tokenizer_config.json", "{}")], "gemma", turns),
