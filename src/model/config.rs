@@ -1,6 +1,8 @@
 //! config.json: the numbers that give every tensor its shape, checked before anything is sized by them.
 
-use super::json::{UniqueMembers, Value};
+use serde_json::Value;
+
+use super::json::{Bounded, UniqueMembers};
 use crate::error::{Error, Result, Status};
 
 /// The file's name in a model directory.
@@ -120,8 +122,8 @@ impl Config {
 }
 
 fn parse(bytes: &[u8]) -> Result<Vec<(String, Value)>> {
-    match serde_json::from_slice::<UniqueMembers<Value>>(bytes) {
-        Ok(members) => Ok(members.0),
+    match serde_json::from_slice::<UniqueMembers<Bounded>>(bytes) {
+        Ok(members) => Ok(members.0.into_iter().map(|(key, Bounded(value))| (key, value)).collect()),
         Err(error) => Err(Error::new(Status::ConfigSyntax, format!("not a valid JSON object: {error}")).in_file(FILE)),
     }
 }
@@ -149,13 +151,12 @@ struct Keys(Vec<(String, Value)>);
 impl Keys {
     /// The value of a key; null counts as absent, as in the published files.
     fn get(&self, key: &str) -> Option<&Value> {
-        let value = self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value);
-        value.filter(|value| !matches!(value, Value::Null))
+        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value).filter(|value| !value.is_null())
     }
 
     fn check_family(&self) -> Result<()> {
         match self.get("model_type") {
-            Some(Value::Text(name)) if name == "gemmoe" || name == "gemma" => {}
+            Some(Value::String(name)) if name == "gemmoe" || name == "gemma" => {}
             Some(other) => return Err(unsupported("model_type", other, "\"gemmoe\" and \"gemma\"")),
             None => return Err(value_error("model_type", "absent", "\"gemmoe\" or \"gemma\"")),
         }
@@ -168,7 +169,7 @@ impl Keys {
             }
         }
         if self.flag("attention_bias", false)? {
-            return Err(unsupported("attention_bias", &Value::Flag(true), "attention without biases (false)"));
+            return Err(unsupported("attention_bias", &Value::Bool(true), "attention without biases (false)"));
         }
         for key in ["rope_scaling", "sliding_window", "quantization_config"] {
             if let Some(value) = self.get(key) {
@@ -201,7 +202,7 @@ impl Keys {
     fn flag(&self, key: &str, default: bool) -> Result<bool> {
         match self.get(key) {
             None => Ok(default),
-            Some(Value::Flag(flag)) => Ok(*flag),
+            Some(Value::Bool(flag)) => Ok(*flag),
             Some(other) => Err(value_error(key, &shorten(other), "true or false")),
         }
     }
@@ -212,12 +213,11 @@ impl Keys {
 
     /// One token id or a list of them.
     fn tokens(&self, key: &str, default: u32) -> Result<Vec<u32>> {
-        let Some(list @ Value::List(items)) = self.get(key) else { return Ok(vec![self.token(key, default)?]) };
-        let is_id = |id: &f64| id.fract() == 0.0 && (0.0..=u32::MAX as f64).contains(id);
-        let id = |item: &Value| item.as_f64().filter(is_id).map(|id| id as u32);
+        let Some(Value::Array(items)) = self.get(key) else { return Ok(vec![self.token(key, default)?]) };
+        let id = |item: &Value| item.as_u64().and_then(|id| u32::try_from(id).ok());
         match items.iter().map(id).collect::<Option<Vec<u32>>>() {
             Some(ids) if ids.len() <= 256 => Ok(ids),
-            _ => Err(value_error(key, &shorten(list), "a token id or at most 256 of them")),
+            _ => Err(value_error(key, &shorten(&Value::Array(items.clone())), "a token id or at most 256 of them")),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 
 /// The most members of one object, which bounds the memory a file of many short ones takes.
 pub const MAX_MEMBERS: usize = 1 << 18;
@@ -43,60 +44,13 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueMembers<V> {
     }
 }
 
-/// Elements of a list that are kept; of a longer one, the others are passed over.
-const KEPT_ELEMENTS: usize = 257;
+/// Elements of a list, or members of an object, that are kept; of a larger one, the others are passed over.
+const KEPT: usize = 257;
 
-/// A JSON value of a configuration, in memory that a hostile file cannot make large: what is in objects, and all but the
-/// first elements of a list, is passed over.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Value {
-    /// null
-    Null,
-    /// true or false
-    Flag(bool),
-    /// Any number.
-    Number(f64),
-    /// A string.
-    Text(String),
-    /// The first elements of a list.
-    List(Vec<Value>),
-    /// An object.
-    Object,
-}
+/// A JSON value in memory that a hostile file cannot make large: only the first elements of each list and object.
+pub struct Bounded(pub Value);
 
-impl Value {
-    /// The number, if it is one.
-    pub fn as_f64(&self) -> Option<f64> {
-        if let Value::Number(number) = self { Some(*number) } else { None }
-    }
-
-    /// The string, if it is one.
-    pub fn as_str(&self) -> Option<&str> {
-        if let Value::Text(text) = self { Some(text) } else { None }
-    }
-}
-
-impl fmt::Display for Value {
-    /// As JSON, objects as `{...}`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Value::Null => f.write_str("null"),
-            Value::Flag(flag) => write!(f, "{flag}"),
-            Value::Number(number) => write!(f, "{number}"),
-            Value::Text(text) => write!(f, "{text:?}"),
-            Value::Object => f.write_str("{...}"),
-            Value::List(items) => {
-                f.write_str("[")?;
-                for (index, item) in items.iter().enumerate() {
-                    write!(f, "{}{item}", if index > 0 { "," } else { "" })?;
-                }
-                f.write_str("]")
-            }
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Value {
+impl<'de> Deserialize<'de> for Bounded {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Any;
 
@@ -112,43 +66,50 @@ impl<'de> Deserialize<'de> for Value {
             }
 
             fn visit_bool<E>(self, flag: bool) -> Result<Value, E> {
-                Ok(Value::Flag(flag))
+                Ok(flag.into())
             }
 
             fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
-                Ok(Value::Number(number as f64))
+                Ok(number.into())
             }
 
             fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
-                Ok(Value::Number(number as f64))
+                Ok(number.into())
             }
 
             fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
-                Ok(Value::Number(number))
+                Ok(number.into())
             }
 
             fn visit_str<E>(self, text: &str) -> Result<Value, E> {
-                Ok(Value::Text(text.to_owned()))
+                Ok(text.into())
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Value, A::Error> {
                 let mut items = Vec::new();
-                while items.len() < KEPT_ELEMENTS {
-                    match sequence.next_element()? {
-                        Some(item) => items.push(item),
-                        None => return Ok(Value::List(items)),
+                while items.len() < KEPT {
+                    match sequence.next_element::<Bounded>()? {
+                        Some(Bounded(item)) => items.push(item),
+                        None => return Ok(Value::Array(items)),
                     }
                 }
                 while sequence.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Value::List(items))
+                Ok(Value::Array(items))
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+                let mut members = serde_json::Map::new();
+                while members.len() < KEPT {
+                    match map.next_entry::<String, Bounded>()? {
+                        Some((key, Bounded(value))) => drop(members.insert(key, value)),
+                        None => return Ok(Value::Object(members)),
+                    }
+                }
                 while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(Value::Object)
+                Ok(Value::Object(members))
             }
         }
 
-        deserializer.deserialize_any(Any)
+        deserializer.deserialize_any(Any).map(Bounded)
     }
 }
