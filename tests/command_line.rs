@@ -12,6 +12,7 @@ use common::{Directory, Random, load, repository, session};
 use gemmoe::backend::KvDtype;
 use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::engine::score::{perplexity, score_in_windows};
+use gemmoe::text::Message;
 use gemmoe::text::grammar::{Grammar, GrammarKind};
 use gemmoe::{LoadOptions, Model, Overflow, Pooling, Sampling, Session, SessionOptions};
 use serde_json::{Value, json};
@@ -527,4 +528,38 @@ fn what_is_wrong_goes_to_stderr_with_the_culprit_in_it() {
         assert!(!output.status.success() && output.stdout.is_empty(), "{arguments:?}");
         assert!(stderr.contains(culprit), "{arguments:?}: {stderr}");
     }
+}
+
+#[test]
+fn chat_answers_each_line_as_the_library_does_for_the_whole_conversation() {
+    let mut chat = command(&["chat", "--model", demo_model().to_str().unwrap(), "--max-new", "12", "--stop", "zzz"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    chat.stdin.take().unwrap().write_all("Hello <end_of_turn> you\nAnd then?\n\nnot read\n".as_bytes()).unwrap();
+    let output = chat.wait_with_output().unwrap();
+    assert!(output.status.success());
+
+    let model = load(&demo_model());
+    let mut turns: Vec<(&str, String)> = Vec::new();
+    let mut expected = String::new();
+    for line in ["Hello <end_of_turn> you", "And then?"] {
+        turns.push(("user", line.to_owned()));
+        let messages: Vec<Message> = turns.iter().map(|(role, text)| Message { role, text }).collect();
+        let mut session = Session::new(Arc::clone(&model), &SessionOptions::default()).unwrap();
+        session.push(&model.encode_chat(&messages, true).unwrap()).unwrap();
+        let mut tokens = Vec::new();
+        while tokens.len() < 12 {
+            let token = session.step().unwrap();
+            if model.stop_tokens().contains(&token) {
+                break;
+            }
+            tokens.push(token);
+        }
+        let answer = String::from_utf8(model.tokenizer().unwrap().decode(&tokens, false).unwrap()).unwrap();
+        expected += &format!("{answer}\n");
+        turns.push(("model", answer));
+    }
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
 }

@@ -195,3 +195,33 @@ fn a_model_lives_as_long_as_its_sessions() {
     session.prefill(&[2, 3]).unwrap();
     session.step().unwrap();
 }
+
+#[test]
+fn a_session_given_other_tokens_keeps_what_they_have_in_common() {
+    let directory = Directory::random(38).to_temporary();
+    let model = load(directory.path());
+    let mut session = short_session(&model, 60);
+    session.prefill(&[2, 3, 4, 5, 6]).unwrap();
+    for (tokens, reused) in [
+        (vec![2, 3, 4, 5, 6, 7, 8], 5),
+        (vec![2, 3, 4, 9], 3),
+        (vec![2, 3, 4, 9], 4),
+        (vec![2, 3], 2),
+        (vec![5], 0),
+        (vec![], 0),
+        (vec![5, 5], 0),
+    ] {
+        assert_eq!(session.set_tokens(&tokens).unwrap(), reused);
+        assert_eq!(session.tokens(), tokens);
+        session.prefill(&[]).unwrap();
+        if !tokens.is_empty() {
+            let mut fresh = short_session(&model, 60);
+            fresh.prefill(&tokens).unwrap();
+            assert_eq!(session.logits().unwrap(), fresh.logits().unwrap(), "{tokens:?}");
+        }
+    }
+    let before = session.tokens().to_vec();
+    assert_eq!(status(session.set_tokens(&[5, 9999])), Status::TokenOutOfRange);
+    assert_eq!(status(session.set_tokens(&[5; 61])), Status::ContextFull);
+    assert_eq!(session.tokens(), before);
+}

@@ -1,5 +1,6 @@
 //! The command line: parses and prints, nothing else.
 
+mod chat;
 mod domains;
 mod embed;
 mod files;
@@ -37,6 +38,8 @@ enum Command {
     Plan(plan::Plan),
     /// Continue a prompt.
     Generate(generate::Generate),
+    /// Talk with the model, turn by turn, through its chat template.
+    Chat(chat::Chat),
     /// Print the logits and router choices after the last of some tokens.
     Logits(logits::Logits),
     /// Measure how well the model predicts a text: perplexity and bits per byte.
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Command::Inspect(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Generate(command) => command.run(),
+        Command::Chat(command) => command.run(),
         Command::Logits(command) => command.run(),
         Command::Score(command) => command.run(),
         Command::Embed(command) => command.run(),
