@@ -92,7 +92,9 @@ fn sessions(model: &Arc<Model>) -> Vec<(&'static str, Session)> {
     sliding.set_allowed_experts(Some(0), 0b1011).unwrap();
     sliding.set_expert_bias(None, &[0.5, -0.5, 0.0, 1.0]).unwrap();
     sliding.prefill(&random.tokens(40, 300)).unwrap();
-    (0..20).for_each(|_| drop(sliding.step().unwrap()));
+    for _ in 0..20 {
+        sliding.step().unwrap();
+    }
     all.push(("sliding, with every setting", sliding));
 
     let schema = r#"{"type": "object", "properties": {"hello": {"type": "integer"}}, "required": ["hello"]}"#;
@@ -101,7 +103,9 @@ fn sessions(model: &Arc<Model>) -> Vec<(&'static str, Session)> {
     constrained.prefill(&[2, 3, 4]).unwrap();
     constrained.set_grammar(Some(&grammar)).unwrap();
     constrained.set_sampling(Sampling { temperature: 1.0, seed: 7, ..Default::default() }).unwrap();
-    (0..5).for_each(|_| drop(constrained.step().unwrap()));
+    for _ in 0..5 {
+        constrained.step().unwrap();
+    }
     all.push(("constrained", constrained));
     all
 }
@@ -223,7 +227,9 @@ fn options_that_contradict_a_snapshot_are_refused_and_others_taken() {
     let longer = SessionOptions { context_size: 60, overflow: Overflow::Slide { keep: 2 }, ..plain };
     let mut longer = restore(longer).unwrap();
     assert_eq!((longer.context_size(), longer.tokens().len()), (60, 17));
-    (0..100).for_each(|_| drop(longer.step().unwrap()));
+    for _ in 0..100 {
+        longer.step().unwrap();
+    }
     assert!(longer.dropped() > 0);
     assert!(restore(SessionOptions { context_size: 17, ..plain }).unwrap().step().is_err(), "it is full");
 }

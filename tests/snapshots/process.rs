@@ -30,8 +30,8 @@ fn continued(session: &mut Session) -> String {
             (0..2).map(|layer| session.routes(layer).unwrap()).map(|r| (r.experts, r.weights)).collect();
         writeln!(lines, "{token} {logits:x?} {routes:?}").unwrap();
     }
-    writeln!(lines, "{:?} {} {:?}", session.tokens(), session.dropped(), session.is_grammar_complete().unwrap())
-        .unwrap();
+    let is_complete = session.is_grammar_complete().unwrap();
+    writeln!(lines, "{:?} {} {is_complete:?}", session.tokens(), session.dropped()).unwrap();
     lines
 }
 
