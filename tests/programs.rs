@@ -6,7 +6,7 @@ mod common;
 #[path = "common/tokenizer.rs"]
 mod tokenizer_sample;
 
-#[path = "programs/canceller.rs"]
+#[path = "common/canceller.rs"]
 mod canceller;
 #[path = "programs/grammars.rs"]
 mod grammars;
