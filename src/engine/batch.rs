@@ -63,7 +63,7 @@ impl SessionBatch {
         let limits = PassLimits {
             max_tokens: or(options.max_tokens, max_sequences.max(256)),
             max_sequences,
-            max_context: or(options.max_context, longest),
+            max_context: or(options.max_context, longest).min(model.config().max_position_embeddings),
             logit_rows: max_sequences,
         };
         if limits.max_tokens < max_sequences {
@@ -237,11 +237,17 @@ impl SessionBatch {
         Ok(Poll::Ready(()))
     }
 
-    fn check(&self, sessions: &[&mut Session]) -> Result<()> {
-        if sessions.len() > self.limits.max_sequences {
-            let text = format!("{} sessions in a batch made for {}", sessions.len(), self.limits.max_sequences);
+    /// An error if it was made for fewer sessions.
+    pub fn check_count(&self, sessions: usize) -> Result<()> {
+        if sessions > self.limits.max_sequences {
+            let text = format!("{sessions} sessions in a batch made for {}", self.limits.max_sequences);
             return Err(Error::new(Status::InvalidArgument, text).at_key("sessions"));
         }
+        Ok(())
+    }
+
+    fn check(&self, sessions: &[&mut Session]) -> Result<()> {
+        self.check_count(sessions.len())?;
         for (index, session) in sessions.iter().enumerate() {
             if !Arc::ptr_eq(session.model(), &self.model) {
                 let text = format!("session {index} is of another model than the batch");

@@ -83,13 +83,13 @@ impl Session {
     /// Checks what `score` and `embed` have in common; returns how many tokens are held.
     fn check_appended(&self, tokens: &[u32], expected: usize) -> Result<usize> {
         let held = self.tokens().len();
-        if tokens.len() != expected {
-            let text = format!("{} tokens, room for {expected} results", tokens.len());
-            return Err(Error::new(Status::InvalidArgument, text).at_key("tokens"));
-        }
         if tokens.len() > self.context_size() - held {
             let text = format!("{} tokens do not fit: {held} of {} are used", tokens.len(), self.context_size());
             return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
+        }
+        if tokens.len() != expected {
+            let text = format!("{} tokens, room for {expected} results", tokens.len());
+            return Err(Error::new(Status::InvalidArgument, text).at_key("tokens"));
         }
         Ok(held)
     }

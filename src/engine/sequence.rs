@@ -195,6 +195,12 @@ impl Sequence {
     /// Appends tokens, pending. A window that slides makes room for them; of more than it can keep at once, the first
     /// and the last stay.
     pub fn push(&mut self, tokens: &[u32]) -> Result<()> {
+        // Before the tokens are looked at: a length that cannot be is no reason to read so much memory.
+        let (held, room) = (self.tokens.len(), self.context_size() - self.tokens.len());
+        if tokens.len() > room && self.options.overflow == Overflow::Fail {
+            let text = format!("{} tokens do not fit: {held} of {} are used", tokens.len(), self.context_size());
+            return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
+        }
         let vocab_size = self.model.config().vocab_size;
         if let Some(at) = tokens.iter().position(|token| *token as usize >= vocab_size) {
             let text = format!("token {at} of the input is {}, the vocabulary has {vocab_size}", tokens[at]);
@@ -223,19 +229,11 @@ impl Sequence {
     }
 
     fn append(&mut self, tokens: &[u32]) -> Result<()> {
-        let room = self.context_size() - self.tokens.len();
-        if tokens.len() > room {
-            match self.options.overflow {
-                Overflow::Fail => {
-                    let held = self.tokens.len();
-                    let text =
-                        format!("{} tokens do not fit: {held} of {} are used", tokens.len(), self.context_size());
-                    return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
-                }
-                Overflow::Slide { keep } => self.slide(keep, tokens)?,
+        match self.options.overflow {
+            Overflow::Slide { keep } if tokens.len() > self.context_size() - self.tokens.len() => {
+                self.slide(keep, tokens)?
             }
-        } else {
-            self.tokens.extend_from_slice(tokens);
+            _ => self.tokens.extend_from_slice(tokens),
         }
         if !tokens.is_empty() {
             self.ready = false;
