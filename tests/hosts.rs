@@ -98,12 +98,13 @@ impl Workshop {
         std::fs::write(with_tokenizer.path().join("tokenizer.json"), &tokenizer).unwrap();
         let (begin, end) = ("{% for a in range(9000) %}", "{% endfor %}");
         let endless = format!("{}x{}", begin.repeat(5), end.repeat(5));
-        let templates = [&endless, "{% for message in messages %}{{ message", "{{ raise_exception('no') }}"].map(|text| {
-            let directory = model.to_temporary();
-            std::fs::write(directory.path().join("tokenizer.json"), &tokenizer).unwrap();
-            std::fs::write(directory.path().join("chat_template.jinja"), text).unwrap();
-            directory
-        });
+        let templates =
+            [&endless, "{% for message in messages %}{{ message", "{{ raise_exception('no') }}"].map(|text| {
+                let directory = model.to_temporary();
+                std::fs::write(directory.path().join("tokenizer.json"), &tokenizer).unwrap();
+                std::fs::write(directory.path().join("chat_template.jinja"), text).unwrap();
+                directory
+            });
         let broken = model.to_temporary();
         std::fs::write(broken.path().join("model.safetensors"), "no tensors").unwrap();
         Workshop {
@@ -147,6 +148,14 @@ impl Workshop {
             println!("{source} as {way:?}:\n{output}");
         }
     }
+
+    /// Builds a host in every way; what it prints must be the same.
+    fn prints_the_same_every_way(&self, source: &str) -> String {
+        let run = |way| run(Command::new(self.program(source, way)).args(self.arguments(source)));
+        let printed: BTreeSet<String> = ways().into_iter().map(run).collect();
+        assert_eq!(printed.len(), 1, "{source}: {printed:?}");
+        printed.into_iter().next().unwrap()
+    }
 }
 
 #[test]
@@ -167,12 +176,15 @@ fn the_library_prints_nothing_and_survives_forks() {
 
 #[test]
 fn every_way_of_linking_generates_the_same_tokens() {
-    let workshop = Workshop::new();
-    let tokens: BTreeSet<String> = ways()
-        .into_iter()
-        .map(|way| run(Command::new(workshop.program("generate.c", way)).args(workshop.arguments("generate.c"))))
-        .collect();
-    assert_eq!(tokens.len(), 1, "{tokens:?}");
+    let tokens = Workshop::new().prints_the_same_every_way("generate.c");
+    assert_eq!(tokens.split_whitespace().count(), 8, "{tokens}");
+}
+
+#[test]
+fn a_session_gives_the_same_tokens_in_slices_forked_restored_and_in_batches() {
+    let printed = Workshop::new().prints_the_same_every_way("engine.c");
+    assert!(printed.starts_with("simply stepped: "), "{printed}");
+    assert_eq!(printed.lines().filter(|line| line.starts_with("json: {")).count(), 3, "{printed}");
 }
 
 #[test]
@@ -284,7 +296,7 @@ fn the_misuse_hosts_call_every_function_of_the_header() {
     let source: String = MISUSE.iter().copied().chain(["misuse.h", "check.h"]).map(read).collect();
     let declared = declared();
     let missing: Vec<&String> = declared.iter().filter(|name| !source.contains(&format!("{name}("))).collect();
-    assert!(declared.len() >= 67, "{} functions were found in the header", declared.len());
+    assert!(declared.len() >= 62, "{} functions were found in the header", declared.len());
     assert!(missing.is_empty(), "in no host of misuse: {missing:?}");
 }
 
@@ -311,6 +323,9 @@ fn valgrind_finds_no_error_and_no_leak() {
     let sources = [
         ("generate.c", Library::Static),
         ("misuse.c", Library::Shared),
+        ("misuse_text.c", Library::Shared),
+        ("misuse_session.c", Library::Shared),
+        ("engine.c", Library::Shared),
         (CHAT, Library::Shared),
         (CHAT, Library::Static),
     ];
@@ -318,6 +333,10 @@ fn valgrind_finds_no_error_and_no_leak() {
         let program = workshop.program(source, (Language::C99, library));
         let mut command = Command::new("valgrind");
         command.args(["-q", "--error-exitcode=99", "--leak-check=full", "--errors-for-leak-kinds=definite"]);
-        run(command.arg(program).args(workshop.arguments(source)));
+        command.arg(program).args(workshop.arguments(source));
+        if source == "engine.c" {
+            command.arg("5");
+        }
+        run(&mut command);
     }
 }
