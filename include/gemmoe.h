@@ -9,7 +9,8 @@
  * Status and errors. Every call that can fail returns a gemmoe_status and writes its outputs only on success. The last
  * parameter, `error_out`, may be NULL; else it receives NULL on success and a gemmoe_error owned by the host otherwise.
  * "Handle errors" below are NULL_ARGUMENT, STALE_HANDLE, WRONG_HANDLE_TYPE, FORKED and POISONED; any call may also
- * return INTERNAL, after a defect of the library was caught.
+ * return INTERNAL, after a defect of the library was caught. An array that is misaligned or longer than memory can be is
+ * INVALID_ARGUMENT.
  *
  * Ownership. What a function hands out through `*_out` as a gemmoe_ object belongs to the host, which destroys it with the
  * function of its type. Objects keep what they need alive: destroy them in any order. "Borrowed" memory belongs to the
@@ -1285,7 +1286,7 @@ gemmoe_status gemmoe_session_fork(const struct gemmoe_session *session,
                                   struct gemmoe_error **error_out);
 
 /**
- * Fills in what the session holds. Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, BUSY.
+ * Fills in what the session holds. Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, GRAMMAR_LIMIT, BUSY.
  * One thread at a time. Since 0.1.
  */
 gemmoe_status gemmoe_session_get_info(const struct gemmoe_session *session,
@@ -1334,8 +1335,9 @@ gemmoe_status gemmoe_session_set_sampling(struct gemmoe_session *session,
 /**
  * Appends tokens without running them: the next prefill, step or batch step will. This is how a host with a sampler of its
  * own continues: it reads the logits and pushes the token it chose. Under a grammar the tokens must follow it.
- * Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE, CONTEXT_FULL, GRAMMAR_VIOLATION, BUSY; nothing was appended
- * then. One thread at a time. Since 0.1.
+ * Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE, CONTEXT_FULL, GRAMMAR_VIOLATION, GRAMMAR_LIMIT, OUT_OF_MEMORY,
+ * KV_LIMIT (a window that slides into pages shared with a fork), BUSY; nothing was appended then.
+ * One thread at a time. Since 0.1.
  */
 gemmoe_status gemmoe_session_push(struct gemmoe_session *session,
                                   const uint32_t *tokens,
@@ -1360,9 +1362,9 @@ gemmoe_status gemmoe_session_set_tokens(struct gemmoe_session *session,
  * Appends tokens and runs them through the model, so that the logits after the last are ready. With `token_count` 0 it
  * runs what is pending: so logits are had after a rewind, after a token that was drawn, or after NEED_MORE, with which
  * the session holds all the tokens, those not run yet pending. `budget` may be NULL.
- * Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, TOKEN_OUT_OF_RANGE and CONTEXT_FULL (nothing was appended),
- * GRAMMAR_VIOLATION, CANCELLED (of this call's tokens those run so far are kept, the others as if never given;
- * gemmoe_session_get_info tells), INVALID_ARGUMENT (a session for batches only), BUSY. One thread at a time. Since 0.1.
+ * Errors: handle errors, STRUCT_SIZE, INVALID_ARGUMENT (a session for batches only), what gemmoe_session_push returns
+ * (nothing was appended), CANCELLED (of this call's tokens those run so far are kept, the others as if never given;
+ * gemmoe_session_get_info tells). One thread at a time. Since 0.1.
  */
 gemmoe_status gemmoe_session_prefill(struct gemmoe_session *session,
                                      const uint32_t *tokens,
@@ -1374,7 +1376,9 @@ gemmoe_status gemmoe_session_prefill(struct gemmoe_session *session,
  * Produces one token: runs what is pending, draws the next token, appends it and gives it out. Stop tokens are drawn
  * like others: ask gemmoe_model_is_stop_token. `budget` may be NULL; with NEED_MORE nothing was drawn, and the next step
  * goes on where this one stopped, inside a matrix if need be, and gives the same token as without a budget.
- * Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, NO_LOGITS (no tokens yet), CONTEXT_FULL, NOT_A_NUMBER, GRAMMAR_LIMIT,
+ * Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, NO_LOGITS (no tokens yet), CONTEXT_FULL, GRAMMAR_LIMIT, NOT_A_NUMBER
+ * (no logit is finite: the model's, or because logit_bias and the grammar leave no token), OUT_OF_MEMORY and KV_LIMIT (with
+ * a grammar, or a window that slides into pages shared with a fork),
  * CANCELLED (the next step goes on where this one stopped), INVALID_ARGUMENT (a session for batches only), BUSY.
  * One thread at a time. Since 0.1.
  */
@@ -1387,9 +1391,8 @@ gemmoe_status gemmoe_session_step(struct gemmoe_session *session,
  * Appends tokens, runs them, and writes the natural logarithm of the probability of each, given all before it, to
  * `log_probabilities`, `token_count` of them. Their mean, negated and raised to e, is the perplexity. The session must hold
  * at least one token, such as BOS, to begin from; no window slides here.
- * Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE, CONTEXT_FULL, NO_LOGITS (no token to begin from),
- * NOT_A_NUMBER, CANCELLED (the tokens not run are taken back), INVALID_ARGUMENT (a session for batches only),
- * OUT_OF_MEMORY, BUSY. One thread at a time. Since 0.1.
+ * Errors: handle errors, what gemmoe_session_push returns, NO_LOGITS (no token to begin from), NOT_A_NUMBER, CANCELLED
+ * (the tokens not run are taken back), INVALID_ARGUMENT (a session for batches only). One thread at a time. Since 0.1.
  */
 gemmoe_status gemmoe_session_score(struct gemmoe_session *session,
                                    const uint32_t *tokens,
@@ -1400,9 +1403,8 @@ gemmoe_status gemmoe_session_score(struct gemmoe_session *session,
 /**
  * Appends tokens, runs them, and writes their hidden states after the final norm, pooled as `pooling` (GEMMOE_POOLING_)
  * says, to `values`; `value_count` must be hidden_size.
- * Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE, CONTEXT_FULL, CANCELLED (the tokens not run are taken back),
- * INVALID_ARGUMENT (no tokens, another `value_count`, no such pooling, a session for batches only), OUT_OF_MEMORY, BUSY.
- * One thread at a time. Since 0.1.
+ * Errors: handle errors, what gemmoe_session_push returns, CANCELLED (the tokens not run are taken back), INVALID_ARGUMENT
+ * (no tokens, another `value_count`, no such pooling, a session for batches only). One thread at a time. Since 0.1.
  */
 gemmoe_status gemmoe_session_embed(struct gemmoe_session *session,
                                    const uint32_t *tokens,
@@ -1447,7 +1449,7 @@ gemmoe_status gemmoe_session_tokens(const struct gemmoe_session *session,
  * Keeps the first `token_count` tokens. What follows is bit for bit what a session given only those would produce. If
  * tokens were given up, the last one kept is pending and its logits are not ready before the next prefill or step.
  * Errors: handle errors, INVALID_ARGUMENT (more than it holds), KV_LIMIT and OUT_OF_MEMORY (only where pages are shared
- * with a fork), BUSY; nothing has changed then. One thread at a time. Since 0.1.
+ * with a fork), GRAMMAR_LIMIT, BUSY; nothing has changed then. One thread at a time. Since 0.1.
  */
 gemmoe_status gemmoe_session_rewind(struct gemmoe_session *session,
                                     size_t token_count,

@@ -42,6 +42,9 @@ fn is_installed(program: &str) -> bool {
     Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
+/// Hosts that do everything wrong.
+const MISUSE: [&str; 3] = ["misuse.c", "misuse_text.c", "misuse_session.c"];
+
 /// The example beside the hosts of the tests.
 const CHAT: &str = "../../examples/c/chat.c";
 
@@ -81,6 +84,8 @@ struct Workshop {
     with_tokenizer: TempDir,
     without_tokenizer: TempDir,
     broken: TempDir,
+    /// With a chat template that never ends, that is cut off, that refuses everything.
+    templates: [TempDir; 3],
     programs: TempDir,
 }
 
@@ -90,13 +95,23 @@ impl Workshop {
         let model = Directory::random_with(1, sizes);
         let with_tokenizer = model.to_temporary();
         let tokenizer = tokenizer_sample::sample().to_string();
-        std::fs::write(with_tokenizer.path().join("tokenizer.json"), tokenizer).unwrap();
+        std::fs::write(with_tokenizer.path().join("tokenizer.json"), &tokenizer).unwrap();
+        let (begin, end) = ("{% for a in range(9000) %}", "{% endfor %}");
+        let endless = format!("{}x{}", begin.repeat(5), end.repeat(5));
+        let templates =
+            [&endless, "{% for message in messages %}{{ message", "{{ raise_exception('no') }}"].map(|text| {
+                let directory = model.to_temporary();
+                std::fs::write(directory.path().join("tokenizer.json"), &tokenizer).unwrap();
+                std::fs::write(directory.path().join("chat_template.jinja"), text).unwrap();
+                directory
+            });
         let broken = model.to_temporary();
         std::fs::write(broken.path().join("model.safetensors"), "no tensors").unwrap();
         Workshop {
             with_tokenizer,
             without_tokenizer: model.to_temporary(),
             broken,
+            templates,
             programs: tempfile::tempdir().unwrap(),
         }
     }
@@ -112,7 +127,10 @@ impl Workshop {
     fn arguments(&self, source: &str) -> Vec<PathBuf> {
         let model = self.with_tokenizer.path().to_path_buf();
         match source {
-            "misuse.c" => vec![model, self.without_tokenizer.path().to_path_buf()],
+            "misuse_text.c" => {
+                let others = [&self.without_tokenizer].into_iter().chain(&self.templates);
+                std::iter::once(model).chain(others.map(|directory| directory.path().to_path_buf())).collect()
+            }
             "threads.c" => vec![model, PathBuf::from("60")],
             "guest.c" => vec![model, self.broken.path().to_path_buf(), self.programs.path().join("caught")],
             CHAT => [repository().join("examples/demo-model").to_str().unwrap(), "The reason", "12", "0.7"]
@@ -130,11 +148,20 @@ impl Workshop {
             println!("{source} as {way:?}:\n{output}");
         }
     }
+
+    /// Builds a host in every way; what it prints must be the same.
+    fn prints_the_same_every_way(&self, source: &str) -> String {
+        let run = |way| run(Command::new(self.program(source, way)).args(self.arguments(source)));
+        let printed: BTreeSet<String> = ways().into_iter().map(run).collect();
+        assert_eq!(printed.len(), 1, "{source}: {printed:?}");
+        printed.into_iter().next().unwrap()
+    }
 }
 
 #[test]
 fn every_wrong_argument_gets_its_documented_status_and_harms_nothing() {
-    Workshop::new().run_every_way("misuse.c");
+    let workshop = Workshop::new();
+    MISUSE.iter().for_each(|source| workshop.run_every_way(source));
 }
 
 #[test]
@@ -149,12 +176,15 @@ fn the_library_prints_nothing_and_survives_forks() {
 
 #[test]
 fn every_way_of_linking_generates_the_same_tokens() {
-    let workshop = Workshop::new();
-    let tokens: BTreeSet<String> = ways()
-        .into_iter()
-        .map(|way| run(Command::new(workshop.program("generate.c", way)).args(workshop.arguments("generate.c"))))
-        .collect();
-    assert_eq!(tokens.len(), 1, "{tokens:?}");
+    let tokens = Workshop::new().prints_the_same_every_way("generate.c");
+    assert_eq!(tokens.split_whitespace().count(), 8, "{tokens}");
+}
+
+#[test]
+fn a_session_gives_the_same_tokens_in_slices_forked_restored_and_in_batches() {
+    let printed = Workshop::new().prints_the_same_every_way("engine.c");
+    assert!(printed.starts_with("simply stepped: "), "{printed}");
+    assert_eq!(printed.lines().filter(|line| line.starts_with("json: {")).count(), 3, "{printed}");
 }
 
 #[test]
@@ -264,13 +294,13 @@ fn declared() -> BTreeSet<String> {
 }
 
 #[test]
-fn the_misuse_host_calls_every_function_of_the_header() {
-    let source = std::fs::read_to_string(repository().join("tests/hosts/misuse.c")).unwrap();
-    let check = std::fs::read_to_string(repository().join("tests/hosts/check.h")).unwrap();
-    let missing: Vec<String> =
-        declared().into_iter().filter(|name| !(source.clone() + &check).contains(&format!("{name}("))).collect();
-    assert!(declared().len() >= 40, "{} functions were found in the header", declared().len());
-    assert!(missing.is_empty(), "not in misuse.c: {missing:?}");
+fn the_misuse_hosts_call_every_function_of_the_header() {
+    let read = |name: &str| std::fs::read_to_string(repository().join("tests/hosts").join(name)).unwrap();
+    let source: String = MISUSE.iter().copied().chain(["misuse.h", "check.h"]).map(read).collect();
+    let declared = declared();
+    let missing: Vec<&String> = declared.iter().filter(|name| !source.contains(&format!("{name}("))).collect();
+    assert!(declared.len() >= 62, "{} functions were found in the header", declared.len());
+    assert!(missing.is_empty(), "in no host of misuse: {missing:?}");
 }
 
 #[test]
@@ -296,6 +326,9 @@ fn valgrind_finds_no_error_and_no_leak() {
     let sources = [
         ("generate.c", Library::Static),
         ("misuse.c", Library::Shared),
+        ("misuse_text.c", Library::Shared),
+        ("misuse_session.c", Library::Shared),
+        ("engine.c", Library::Shared),
         (CHAT, Library::Shared),
         (CHAT, Library::Static),
     ];
@@ -303,6 +336,10 @@ fn valgrind_finds_no_error_and_no_leak() {
         let program = workshop.program(source, (Language::C99, library));
         let mut command = Command::new("valgrind");
         command.args(["-q", "--error-exitcode=99", "--leak-check=full", "--errors-for-leak-kinds=definite"]);
-        run(command.arg(program).args(workshop.arguments(source)));
+        command.arg(program).args(workshop.arguments(source));
+        if source == "engine.c" {
+            command.arg("5");
+        }
+        run(&mut command);
     }
 }

@@ -47,6 +47,16 @@ pub struct SessionBatch {
     cancel: Arc<Cancel>,
 }
 
+/// Draws for the sessions whose tokens are all run, as far as the budget goes.
+fn draw_ready(sessions: &mut [&mut Session], results: &mut [Poll<Result<u32>>], limit: &Limit) {
+    for (session, result) in sessions.iter_mut().zip(results) {
+        if result.is_pending() && session.pending() == 0 && !limit.is_spent() {
+            *result = Poll::Ready(session.draw());
+            limit.note_work();
+        }
+    }
+}
+
 /// A session's part in a pass.
 struct Member {
     stamp: (u64, u64, usize),
@@ -63,7 +73,7 @@ impl SessionBatch {
         let limits = PassLimits {
             max_tokens: or(options.max_tokens, max_sequences.max(256)),
             max_sequences,
-            max_context: or(options.max_context, longest),
+            max_context: or(options.max_context, longest).min(model.config().max_position_embeddings),
             logit_rows: max_sequences,
         };
         if limits.max_tokens < max_sequences {
@@ -137,6 +147,11 @@ impl SessionBatch {
             let ready = if cancelled { Err(Cancel::error()) } else { session.prepare_step() };
             results.push(ready.map_or_else(|error| Poll::Ready(Err(error)), |()| Poll::Pending));
         }
+        // Whoever waits only for a draw, since the last step's budget was spent, does not wait for others' prompts.
+        draw_ready(sessions, results, &limit);
+        if limit.is_spent() {
+            return Ok(());
+        }
         let place = match self.flight.take() {
             Some(place) if self.can_go_on(sessions) => place,
             _ => {
@@ -147,12 +162,7 @@ impl SessionBatch {
         if !self.members.is_empty() && self.run(place, sessions, &limit)?.is_pending() {
             return Ok(());
         }
-        for (session, result) in sessions.iter_mut().zip(results) {
-            if result.is_pending() && session.pending() == 0 && !limit.is_spent() {
-                *result = Poll::Ready(session.draw());
-                limit.note_work();
-            }
-        }
+        draw_ready(sessions, results, &limit);
         Ok(())
     }
 
@@ -237,11 +247,17 @@ impl SessionBatch {
         Ok(Poll::Ready(()))
     }
 
-    fn check(&self, sessions: &[&mut Session]) -> Result<()> {
-        if sessions.len() > self.limits.max_sequences {
-            let text = format!("{} sessions in a batch made for {}", sessions.len(), self.limits.max_sequences);
+    /// An error if it was made for fewer sessions.
+    pub fn check_count(&self, sessions: usize) -> Result<()> {
+        if sessions > self.limits.max_sequences {
+            let text = format!("{sessions} sessions in a batch made for {}", self.limits.max_sequences);
             return Err(Error::new(Status::InvalidArgument, text).at_key("sessions"));
         }
+        Ok(())
+    }
+
+    fn check(&self, sessions: &[&mut Session]) -> Result<()> {
+        self.check_count(sessions.len())?;
         for (index, session) in sessions.iter().enumerate() {
             if !Arc::ptr_eq(session.model(), &self.model) {
                 let text = format!("session {index} is of another model than the batch");

@@ -132,13 +132,13 @@ pub struct RouteRing {
     /// Entries that were overwritten before they were fetched, since the last fetch.
     lost: u64,
     /// `[capacity]`
-    positions: Vec<u64>,
+    positions: Buffer<u64>,
     /// `[capacity]`
-    tokens: Vec<u32>,
+    tokens: Buffer<u32>,
     /// `[capacity, layers, top_k]`
-    experts: Vec<u32>,
+    experts: Buffer<u32>,
     /// `[capacity, layers, top_k]`
-    weights: Vec<f32>,
+    weights: Buffer<f32>,
 }
 
 /// Arrays that fetched routes are written to, for the same number of tokens each.
@@ -165,10 +165,10 @@ impl RouteRing {
             count: 0,
             first: 0,
             lost: 0,
-            positions: try_vec(what, capacity, 0)?,
-            tokens: try_vec(what, capacity, 0)?,
-            experts: try_vec(what, elements, 0)?,
-            weights: try_vec(what, elements, 0.0)?,
+            positions: Buffer::zeroed(what, capacity)?,
+            tokens: Buffer::zeroed(what, capacity)?,
+            experts: Buffer::zeroed(what, elements)?,
+            weights: Buffer::zeroed(what, elements)?,
         })
     }
 

@@ -85,13 +85,13 @@ impl Session {
     fn check_appended(&self, tokens: &[u32], expected: usize) -> Result<usize> {
         self.check_workspace()?;
         let held = self.tokens().len();
-        if tokens.len() != expected {
-            let text = format!("{} tokens, room for {expected} results", tokens.len());
-            return Err(Error::new(Status::InvalidArgument, text).at_key("tokens"));
-        }
         if tokens.len() > self.context_size() - held {
             let text = format!("{} tokens do not fit: {held} of {} are used", tokens.len(), self.context_size());
             return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
+        }
+        if tokens.len() != expected {
+            let text = format!("{} tokens, room for {expected} results", tokens.len());
+            return Err(Error::new(Status::InvalidArgument, text).at_key("tokens"));
         }
         Ok(held)
     }

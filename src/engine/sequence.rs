@@ -200,6 +200,7 @@ impl Sequence {
 
     /// Does what `push` does, and answers how many of the tokens held before are left in front of the new ones.
     pub(super) fn push_after(&mut self, tokens: &[u32]) -> Result<usize> {
+        self.check_room(tokens.len(), self.tokens.len())?;
         self.check_tokens(tokens)?;
         self.follow_grammar(tokens)?;
         let appended = self.append(tokens);
@@ -217,15 +218,22 @@ impl Sequence {
     /// So a conversation goes on: all its messages as tokens, of which only the new ones are run. Fails as `push` and
     /// `rewind` do; when the grammar refuses a token the session holds what was in common.
     pub fn set_tokens(&mut self, tokens: &[u32]) -> Result<usize> {
+        self.check_room(tokens.len(), 0)?;
         self.check_tokens(tokens)?;
-        if tokens.len() > self.context_size() && self.options.overflow == Overflow::Fail {
-            let text = format!("{} tokens do not fit in a context of {}", tokens.len(), self.context_size());
-            return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
-        }
         let common = self.tokens.iter().zip(tokens).take_while(|(held, wanted)| held == wanted).count();
         self.rewind(common)?;
         self.push(&tokens[common..])?;
         Ok(common)
+    }
+
+    /// Fails where `count` tokens do not fit after `held` and the window does not slide. Before the tokens are looked at:
+    /// a length that cannot be is no reason to read so much memory.
+    fn check_room(&self, count: usize, held: usize) -> Result<()> {
+        if count > self.context_size() - held && self.options.overflow == Overflow::Fail {
+            let text = format!("{count} tokens do not fit: {held} of {} are used", self.context_size());
+            return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
+        }
+        Ok(())
     }
 
     fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
@@ -252,19 +260,10 @@ impl Sequence {
     }
 
     fn append(&mut self, tokens: &[u32]) -> Result<usize> {
-        let room = self.context_size() - self.tokens.len();
         let mut held = self.tokens.len();
-        if tokens.len() > room {
-            match self.options.overflow {
-                Overflow::Fail => {
-                    let text =
-                        format!("{} tokens do not fit: {held} of {} are used", tokens.len(), self.context_size());
-                    return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
-                }
-                Overflow::Slide { keep } => held = self.slide(keep, tokens)?,
-            }
-        } else {
-            self.tokens.extend_from_slice(tokens);
+        match self.options.overflow {
+            Overflow::Slide { keep } if tokens.len() > self.context_size() - held => held = self.slide(keep, tokens)?,
+            _ => self.tokens.extend_from_slice(tokens),
         }
         if !tokens.is_empty() {
             self.ready = false;

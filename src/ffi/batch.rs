@@ -183,12 +183,14 @@ pub unsafe extern "C" fn gemmoe_batch_step(
     unsafe {
         guard(error_out, || {
             let batch = find(batch)?;
-            let sessions = slice(sessions, session_count, "sessions")?;
             let budget = budget::read(budget)?;
-            let statuses = slice_mut(statuses, session_count, "statuses")?;
-            let tokens = slice_mut(tokens, session_count, "tokens")?;
-            let errors = if errors.is_null() { &mut [] } else { slice_mut(errors, session_count, "errors")? };
             batch.with(|workplace| {
+                // Before the arrays are read: a count that cannot be is no reason to read so much memory.
+                workplace.batch.check_count(session_count)?;
+                let sessions = slice(sessions, session_count, "sessions")?;
+                let statuses = slice_mut(statuses, session_count, "statuses")?;
+                let tokens = slice_mut(tokens, session_count, "tokens")?;
+                let errors = if errors.is_null() { &mut [] } else { slice_mut(errors, session_count, "errors")? };
                 workplace.step(sessions, &budget, &mut |index, result: Poll<Result<u32>>| {
                     let (status, error) = match result {
                         Poll::Pending => (Status::NeedMore, None),

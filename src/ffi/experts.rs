@@ -136,6 +136,8 @@ pub unsafe extern "C" fn gemmoe_session_expert_statistics(
     unsafe {
         guard(error_out, || {
             let session = find(session)?;
+            // Before anything is written.
+            slice_mut(weight_sums, capacity, "weight_sums")?;
             session.with(|session| {
                 let statistics = session.expert_statistics();
                 copy_out(statistics.counts(), counts, capacity, count_out, "counts")?;

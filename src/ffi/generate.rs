@@ -11,7 +11,7 @@ use super::structs::{self, Versioned, check_reserved};
 use crate::engine::sample::LogitBias;
 use crate::engine::{Pooling, Sampling};
 use crate::error::{Error, Result, Status};
-use crate::memory::try_with_capacity;
+use crate::memory::{try_vec, try_with_capacity};
 
 /// How gemmoe_session_step draws. Initialise with GEMMOE_SAMPLING_INIT, which is greedy. The order: logit_bias; then
 /// repetition_penalty, frequency_penalty and presence_penalty, over the last penalty_window tokens; then the session's
@@ -80,9 +80,11 @@ pub unsafe extern "C" fn gemmoe_session_set_sampling(
             check_reserved(&sampling.reserved, "sampling")?;
             check_reserved(&[sampling.reserved0 as u64], "sampling")?;
             let count = usize::try_from(sampling.logit_bias_count).unwrap_or(usize::MAX);
-            let tokens = slice(sampling.logit_bias_tokens, count, "logit_bias_tokens")?;
-            let values = slice(sampling.logit_bias_values, count, "logit_bias_values")?;
             session.with(|session| {
+                // Before the arrays are read: a count that cannot be is no reason to read so much memory.
+                LogitBias::check_count(count, session.model().config().vocab_size)?;
+                let tokens = slice(sampling.logit_bias_tokens, count, "logit_bias_tokens")?;
+                let values = slice(sampling.logit_bias_values, count, "logit_bias_values")?;
                 let mut pairs = try_with_capacity("a logit bias", count)?;
                 pairs.extend(tokens.iter().copied().zip(values.iter().copied()));
                 let bias = LogitBias::new(&pairs, session.model().config().vocab_size)?;
@@ -120,8 +122,9 @@ impl GemmoeSampling {
 
 /// Appends tokens without running them: the next prefill, step or batch step will. This is how a host with a sampler of its
 /// own continues: it reads the logits and pushes the token it chose. Under a grammar the tokens must follow it.
-/// Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE, CONTEXT_FULL, GRAMMAR_VIOLATION, BUSY; nothing was appended
-/// then. One thread at a time. Since 0.1.
+/// Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE, CONTEXT_FULL, GRAMMAR_VIOLATION, GRAMMAR_LIMIT, OUT_OF_MEMORY,
+/// KV_LIMIT (a window that slides into pages shared with a fork), BUSY; nothing was appended then.
+/// One thread at a time. Since 0.1.
 ///
 /// # Safety
 /// Pointers are NULL or good for what is said above.
@@ -176,9 +179,9 @@ pub unsafe extern "C" fn gemmoe_session_set_tokens(
 /// Appends tokens and runs them through the model, so that the logits after the last are ready. With `token_count` 0 it
 /// runs what is pending: so logits are had after a rewind, after a token that was drawn, or after NEED_MORE, with which
 /// the session holds all the tokens, those not run yet pending. `budget` may be NULL.
-/// Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, TOKEN_OUT_OF_RANGE and CONTEXT_FULL (nothing was appended),
-/// GRAMMAR_VIOLATION, CANCELLED (of this call's tokens those run so far are kept, the others as if never given;
-/// gemmoe_session_get_info tells), INVALID_ARGUMENT (a session for batches only), BUSY. One thread at a time. Since 0.1.
+/// Errors: handle errors, STRUCT_SIZE, INVALID_ARGUMENT (a session for batches only), what gemmoe_session_push returns
+/// (nothing was appended), CANCELLED (of this call's tokens those run so far are kept, the others as if never given;
+/// gemmoe_session_get_info tells). One thread at a time. Since 0.1.
 ///
 /// # Safety
 /// Pointers are NULL or good for what is said above.
@@ -204,7 +207,9 @@ pub unsafe extern "C" fn gemmoe_session_prefill(
 /// Produces one token: runs what is pending, draws the next token, appends it and gives it out. Stop tokens are drawn
 /// like others: ask gemmoe_model_is_stop_token. `budget` may be NULL; with NEED_MORE nothing was drawn, and the next step
 /// goes on where this one stopped, inside a matrix if need be, and gives the same token as without a budget.
-/// Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, NO_LOGITS (no tokens yet), CONTEXT_FULL, NOT_A_NUMBER, GRAMMAR_LIMIT,
+/// Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, NO_LOGITS (no tokens yet), CONTEXT_FULL, GRAMMAR_LIMIT, NOT_A_NUMBER
+/// (no logit is finite: the model's, or because logit_bias and the grammar leave no token), OUT_OF_MEMORY and KV_LIMIT (with
+/// a grammar, or a window that slides into pages shared with a fork),
 /// CANCELLED (the next step goes on where this one stopped), INVALID_ARGUMENT (a session for batches only), BUSY.
 /// One thread at a time. Since 0.1.
 ///
@@ -232,9 +237,8 @@ pub unsafe extern "C" fn gemmoe_session_step(
 /// Appends tokens, runs them, and writes the natural logarithm of the probability of each, given all before it, to
 /// `log_probabilities`, `token_count` of them. Their mean, negated and raised to e, is the perplexity. The session must hold
 /// at least one token, such as BOS, to begin from; no window slides here.
-/// Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE, CONTEXT_FULL, NO_LOGITS (no token to begin from),
-/// NOT_A_NUMBER, CANCELLED (the tokens not run are taken back), INVALID_ARGUMENT (a session for batches only),
-/// OUT_OF_MEMORY, BUSY. One thread at a time. Since 0.1.
+/// Errors: handle errors, what gemmoe_session_push returns, NO_LOGITS (no token to begin from), NOT_A_NUMBER, CANCELLED
+/// (the tokens not run are taken back), INVALID_ARGUMENT (a session for batches only). One thread at a time. Since 0.1.
 ///
 /// # Safety
 /// Pointers are NULL or good for what is said above.
@@ -252,7 +256,13 @@ pub unsafe extern "C" fn gemmoe_session_score(
             let session = find(session)?;
             let tokens = slice(tokens, token_count, "tokens")?;
             let log_probabilities = slice_mut(log_probabilities, token_count, "log_probabilities")?;
-            session.with(|session| session.score(tokens, log_probabilities))
+            session.with(|session| {
+                // Written on success only; more than fit are refused by `score`.
+                let mut scores = try_vec("log-probabilities", token_count.min(session.context_size()), 0f32)?;
+                session.score(tokens, &mut scores)?;
+                log_probabilities.copy_from_slice(&scores);
+                Ok(())
+            })
         })
     }
 }
@@ -264,9 +274,8 @@ pub const GEMMOE_POOLING_LAST: u32 = 1;
 
 /// Appends tokens, runs them, and writes their hidden states after the final norm, pooled as `pooling` (GEMMOE_POOLING_)
 /// says, to `values`; `value_count` must be hidden_size.
-/// Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE, CONTEXT_FULL, CANCELLED (the tokens not run are taken back),
-/// INVALID_ARGUMENT (no tokens, another `value_count`, no such pooling, a session for batches only), OUT_OF_MEMORY, BUSY.
-/// One thread at a time. Since 0.1.
+/// Errors: handle errors, what gemmoe_session_push returns, CANCELLED (the tokens not run are taken back), INVALID_ARGUMENT
+/// (no tokens, another `value_count`, no such pooling, a session for batches only). One thread at a time. Since 0.1.
 ///
 /// # Safety
 /// Pointers are NULL or good for what is said above.
@@ -387,7 +396,7 @@ pub unsafe extern "C" fn gemmoe_session_tokens(
 /// Keeps the first `token_count` tokens. What follows is bit for bit what a session given only those would produce. If
 /// tokens were given up, the last one kept is pending and its logits are not ready before the next prefill or step.
 /// Errors: handle errors, INVALID_ARGUMENT (more than it holds), KV_LIMIT and OUT_OF_MEMORY (only where pages are shared
-/// with a fork), BUSY; nothing has changed then. One thread at a time. Since 0.1.
+/// with a fork), GRAMMAR_LIMIT, BUSY; nothing has changed then. One thread at a time. Since 0.1.
 ///
 /// # Safety
 /// Pointers are NULL or good for what is said above.

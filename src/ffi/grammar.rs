@@ -11,7 +11,7 @@ use super::model::{GemmoeModel, ModelObject};
 use super::session::{GemmoeSession, find};
 use crate::engine::Session;
 use crate::error::{Error, Result, Status};
-use crate::text::grammar::{Grammar, GrammarKind};
+use crate::text::grammar::{Grammar, GrammarKind, check_source_bytes};
 
 /// gemmoe_grammar_create kind: a JSON schema; the output is one JSON value that it describes.
 pub const GEMMOE_GRAMMAR_JSON_SCHEMA: u32 = 1;
@@ -87,6 +87,8 @@ pub unsafe extern "C" fn gemmoe_grammar_create(
                     return Err(Error::new(Status::InvalidArgument, text).at_key("kind"));
                 }
             };
+            // Before the source is read: a length that cannot be is no reason to read so much memory.
+            check_source_bytes(source_bytes)?;
             let source = text(source, source_bytes, "source")?;
             let grammar = model.with(|model| Grammar::new(model.grammar_vocabulary()?, kind, source))?;
             grammar_out.set(handles::insert(GrammarObject { grammar })?);

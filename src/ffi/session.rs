@@ -257,7 +257,7 @@ pub unsafe extern "C" fn gemmoe_session_fork(
     }
 }
 
-/// Fills in what the session holds. Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, BUSY.
+/// Fills in what the session holds. Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, GRAMMAR_LIMIT, BUSY.
 /// One thread at a time. Since 0.1.
 ///
 /// # Safety

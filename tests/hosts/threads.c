@@ -1,4 +1,5 @@
-/* Many threads: one session used by two, many sessions of one model, and a prefill cancelled at any moment.
+/* Many threads: one session used by two, sessions shared by batches and forked meanwhile, many sessions of one model, and a
+ * prefill cancelled at any moment.
  * argv[1] is a model; argv[2] how many prefills are cancelled. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -93,6 +94,152 @@ static void one_session_takes_one_thread(void) {
     generate_once(model, again);
     CHECK(memcmp(tokens, again, sizeof tokens) == 0);
     RETURNS(GEMMOE_STATUS_OK, gemmoe_session_destroy(session));
+}
+
+/* ---- Batches that share sessions, forks and cancels meanwhile: OK, NEED_MORE, BUSY, CANCELLED, nothing else. ---- */
+
+#define SHARED 4
+#define STORM_ROUNDS 60
+
+struct storm {
+    gemmoe_session *sessions[SHARED];
+    /* One that two threads step, one for the third. */
+    gemmoe_batch *batches[2];
+};
+
+struct storm_thread {
+    struct storm *storm;
+    unsigned index;
+    /* By status, OK to NEED_MORE. */
+    unsigned seen[16];
+};
+
+static int see(struct storm_thread *thread, int32_t status) {
+    CHECK(status == GEMMOE_STATUS_OK || status == GEMMOE_STATUS_NEED_MORE || status == GEMMOE_STATUS_BUSY ||
+          status == GEMMOE_STATUS_CANCELLED);
+    thread->seen[status]++;
+    return status == GEMMOE_STATUS_OK;
+}
+
+static void *step_batches(void *argument) {
+    struct storm_thread *thread = (struct storm_thread *)argument;
+    struct storm *storm = thread->storm;
+    gemmoe_batch *batch = storm->batches[thread->index / 2];
+    gemmoe_batch_info info = GEMMOE_BATCH_INFO_INIT;
+    gemmoe_budget budget = GEMMOE_BUDGET_INIT;
+    unsigned round, index;
+    budget.max_us = 50;
+    for (round = 0; round < STORM_ROUNDS; round++) {
+        gemmoe_session *sessions[SHARED];
+        int32_t statuses[SHARED];
+        uint32_t tokens[SHARED];
+        /* Each in another order, one of them twice. */
+        for (index = 0; index < SHARED; index++) sessions[index] = storm->sessions[(index + thread->index) % SHARED];
+        if (round % 4 == 0) sessions[1] = sessions[0];
+        if (see(thread, gemmoe_batch_step(batch, sessions, SHARED, round % 2 == 0 ? NULL : &budget, statuses, tokens, NULL,
+                                          NULL))) {
+            for (index = 0; index < SHARED; index++) see(thread, statuses[index]);
+            CHECK(round % 4 != 0 || statuses[0] != GEMMOE_STATUS_OK || statuses[1] == GEMMOE_STATUS_BUSY);
+        }
+        see(thread, gemmoe_batch_get_info(batch, &info, NULL));
+        see(thread, gemmoe_session_push(sessions[round % SHARED], prompt, 3, NULL));
+    }
+    return NULL;
+}
+
+/* Forks what the batches step, and checks that the fork is a session like any other: what it draws is what a session given
+ * its tokens draws. */
+static void *fork_and_step(void *argument) {
+    struct storm_thread *thread = (struct storm_thread *)argument;
+    gemmoe_error *error = NULL;
+    gemmoe_session *fresh = make_session(model, 2048, CHUNK);
+    unsigned round;
+    for (round = 0; round < STORM_ROUNDS; round++) {
+        gemmoe_session *fork = NULL;
+        const uint32_t *tokens = NULL;
+        uint32_t drawn, expected;
+        size_t count = 0;
+        if (!see(thread, gemmoe_session_fork(thread->storm->sessions[round % SHARED], &fork, NULL))) {
+            CHECK(fork == NULL);
+            continue;
+        }
+        SUCCEEDS(gemmoe_session_tokens(fork, &tokens, &count, &error));
+        SUCCEEDS(gemmoe_session_rewind(fresh, 0, &error));
+        SUCCEEDS(gemmoe_session_prefill(fresh, tokens, count, NULL, &error));
+        generate(fork, &drawn, 1);
+        generate(fresh, &expected, 1);
+        CHECK(drawn == expected);
+        RETURNS(GEMMOE_STATUS_OK, gemmoe_session_destroy(fork));
+    }
+    RETURNS(GEMMOE_STATUS_OK, gemmoe_session_destroy(fresh));
+    return NULL;
+}
+
+static void *cancel_and_look(void *argument) {
+    struct storm_thread *thread = (struct storm_thread *)argument;
+    struct storm *storm = thread->storm;
+    gemmoe_session_metrics metrics = GEMMOE_SESSION_METRICS_INIT;
+    unsigned round;
+    for (round = 0; round < STORM_ROUNDS; round++) {
+        struct timespec pause = {0, 50000};
+        gemmoe_session *session = storm->sessions[round % SHARED];
+        if (round % 3 == 0) CHECK(gemmoe_session_cancel(session) == GEMMOE_STATUS_OK);
+        if (round % 7 == 0) CHECK(gemmoe_batch_cancel(storm->batches[round % 2]) == GEMMOE_STATUS_OK);
+        nanosleep(&pause, NULL);
+        see(thread, gemmoe_session_get_metrics(session, &metrics, NULL));
+        see(thread, gemmoe_session_rewind(session, 1, NULL));
+    }
+    return NULL;
+}
+
+static void batches_share_sessions(void) {
+    static void *(*const tasks[5])(void *) = {step_batches, step_batches, step_batches, fork_and_step, cancel_and_look};
+    struct storm storm;
+    struct storm_thread threads[5];
+    pthread_t handles[5];
+    gemmoe_error *error = NULL;
+    uint32_t expected[DRAWN], tokens[DRAWN];
+    unsigned index, status, sum[16];
+    memset(sum, 0, sizeof sum);
+    generate_once(model, expected);
+    for (index = 0; index < SHARED; index++) {
+        storm.sessions[index] = make_session(model, 2048, CHUNK);
+        SUCCEEDS(gemmoe_session_prefill(storm.sessions[index], prompt + index, 5, NULL, &error));
+    }
+    for (index = 0; index < 2; index++) SUCCEEDS(gemmoe_batch_create(model, NULL, &storm.batches[index], &error));
+    for (index = 0; index < 5; index++) {
+        memset(&threads[index], 0, sizeof threads[index]);
+        threads[index].storm = &storm;
+        threads[index].index = index;
+        CHECK(pthread_create(&handles[index], NULL, tasks[index], &threads[index]) == 0);
+    }
+    for (index = 0; index < 5; index++) {
+        CHECK(pthread_join(handles[index], NULL) == 0);
+        for (status = 0; status < 16; status++) sum[status] += threads[index].seen[status];
+    }
+    printf("batches, forks and cancels: %u OK, %u NEED_MORE, %u BUSY, %u CANCELLED\n", sum[GEMMOE_STATUS_OK],
+           sum[GEMMOE_STATUS_NEED_MORE], sum[GEMMOE_STATUS_BUSY], sum[GEMMOE_STATUS_CANCELLED]);
+    CHECK(sum[GEMMOE_STATUS_OK] > 0 && sum[GEMMOE_STATUS_BUSY] > 0);
+    /* Every one of them is as good as new. */
+    for (index = 0; index < 2; index++) {
+        RETURNS(GEMMOE_STATUS_OK, gemmoe_batch_clear_cancel(storm.batches[index]));
+    }
+    for (index = 0; index < SHARED; index++) {
+        gemmoe_session *session = storm.sessions[index];
+        uint32_t drawn = 0;
+        RETURNS(GEMMOE_STATUS_OK, gemmoe_session_clear_cancel(session));
+        SUCCEEDS(gemmoe_session_rewind(session, 0, &error));
+        SUCCEEDS(gemmoe_session_prefill(session, prompt, 5, NULL, &error));
+        generate(session, tokens, DRAWN / 2);
+        for (drawn = DRAWN / 2; drawn < DRAWN; drawn++) {
+            int32_t one = GEMMOE_STATUS_NEED_MORE;
+            SUCCEEDS(gemmoe_batch_step(storm.batches[index % 2], &session, 1, NULL, &one, &tokens[drawn], NULL, &error));
+            CHECK(one == GEMMOE_STATUS_OK);
+        }
+        CHECK(memcmp(tokens, expected, sizeof tokens) == 0);
+        RETURNS(GEMMOE_STATUS_OK, gemmoe_session_destroy(session));
+    }
+    for (index = 0; index < 2; index++) RETURNS(GEMMOE_STATUS_OK, gemmoe_batch_destroy(storm.batches[index]));
 }
 
 /* ---- Many sessions, each on its thread: the tokens of each alone. ---- */
@@ -249,6 +396,7 @@ int main(int argc, char **argv) {
     for (index = 0; index < PROMPT; index++) prompt[index] = prompt_token(index);
     model = load_model(argv[1]);
     one_session_takes_one_thread();
+    batches_share_sessions();
     sessions_do_not_disturb_each_other();
     a_cancelled_prefill_goes_on_as_if_nothing_had_been((unsigned)atoi(argv[2]));
     a_session_may_be_destroyed_while_it_works();

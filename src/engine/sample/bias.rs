@@ -17,9 +17,7 @@ impl LogitBias {
     /// is NaN or positive infinity, or there are more pairs than tokens; and with OutOfMemory.
     pub fn new(pairs: &[(u32, f32)], vocab_size: usize) -> Result<LogitBias> {
         let refuse = |text: String| Err(Error::new(Status::SamplingValue, text).at_key("logit_bias"));
-        if pairs.len() > vocab_size {
-            return refuse(format!("logit_bias has {} entries, the vocabulary {vocab_size} tokens", pairs.len()));
-        }
+        LogitBias::check_count(pairs.len(), vocab_size)?;
         for (token, bias) in pairs {
             if *token as usize >= vocab_size {
                 return refuse(format!("logit_bias names token {token}, the vocabulary has {vocab_size}"));
@@ -35,6 +33,15 @@ impl LogitBias {
             return refuse(format!("logit_bias names token {} twice", twice[0].0));
         }
         Ok(LogitBias { pairs: sorted })
+    }
+
+    /// An error if so many tokens cannot each have one.
+    pub fn check_count(count: usize, vocab_size: usize) -> Result<()> {
+        if count > vocab_size {
+            let text = format!("logit_bias has {count} entries, the vocabulary {vocab_size} tokens");
+            return Err(Error::new(Status::SamplingValue, text).at_key("logit_bias"));
+        }
+        Ok(())
     }
 
     /// The pairs, rising by token.

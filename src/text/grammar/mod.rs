@@ -22,6 +22,15 @@ pub use vocabulary::GrammarVocabulary;
 /// The longest source, in bytes.
 pub const MAX_SOURCE_BYTES: usize = 1 << 20;
 
+/// An error if a source is longer than that.
+pub fn check_source_bytes(bytes: usize) -> Result<()> {
+    if bytes > MAX_SOURCE_BYTES {
+        let text = format!("a grammar of {bytes} bytes, expected at most {MAX_SOURCE_BYTES}");
+        return Err(Error::new(Status::GrammarLimit, text).at_key("grammar"));
+    }
+    Ok(())
+}
+
 /// The language a grammar is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GrammarKind {
@@ -52,10 +61,7 @@ impl Grammar {
     /// longer than `MAX_SOURCE_BYTES` or needs more than compiling may cost, ThreadUnavailable (compiling needs a deep
     /// stack, so it has a thread of its own) and OutOfMemory.
     pub fn new(vocabulary: &Arc<GrammarVocabulary>, kind: GrammarKind, source: &str) -> Result<Grammar> {
-        if source.len() > MAX_SOURCE_BYTES {
-            let text = format!("a grammar of {} bytes, expected at most {MAX_SOURCE_BYTES}", source.len());
-            return Err(Error::new(Status::GrammarLimit, text).at_key("grammar"));
-        }
+        check_source_bytes(source.len())?;
         let mut kept = String::new();
         kept.try_reserve_exact(source.len()).map_err(|_| Error::out_of_memory("a grammar", source.len()))?;
         kept.push_str(source);
