@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --bench batching` (or `make batching`). A pass reads each expert that any of its tokens goes to once,
 //! so together they need fewer bytes per token until all experts are read anyway; then arithmetic is the limit.
-//! Rounds go through all numbers of sessions in turn; `GEMMOE_BENCH_ROUNDS` changes how many there are.
+//! Rounds go through all numbers of sessions in turn; `GEMMOE_BENCH_ROUNDS` changes how many there are,
+//! `GEMMOE_BENCH_MODEL` picks one model, `demo` or `slice`.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -12,6 +13,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use common::figures::{median, median_heading, median_row};
+use common::process::processor_time;
 use common::slice::{ATTENTION, EXPERT, HEAD, LAYERS, TOP_K};
 use common::{models, roof};
 use gemmoe::{BatchOptions, Budget, Model, Session, SessionBatch, SessionOptions};
@@ -24,7 +26,10 @@ const CONTEXT: usize = 128;
 #[derive(Default)]
 struct Figures {
     rates: Vec<f64>,
+    /// Tokens per second against those of one session in the same round.
     ratios: Vec<f64>,
+    /// The same of tokens per second of processor time, which a busy machine disturbs less.
+    processor_ratios: Vec<f64>,
     touched: Vec<f64>,
     /// Of the time that the slower of the two roofs allows, in percent.
     shares: Vec<f64>,
@@ -34,13 +39,18 @@ fn main() {
     if common::is_test() {
         return;
     }
-    let demo = models::demo();
-    println!("{}", demo.backend().device_name());
-    let figures = measure(&demo, 64, 9, &mut |_, _, _| 0.0);
-    print("demo", &figures);
-    if std::env::var("GEMMOE_BENCH_MODEL").as_deref() == Ok("demo") {
-        return;
+    println!("{} threads", models::threads());
+    if common::wants("demo") {
+        // Its weights fit the caches: no roof of memory says anything about it.
+        let figures = measure(&models::demo(), 64, 9, &mut |_, _, _| f64::NAN);
+        print("demo", &figures);
     }
+    if common::wants("slice") {
+        slice();
+    }
+}
+
+fn slice() {
     let (mut bandwidth, mut arithmetic) = (vec![], vec![]);
     let figures = measure(&models::slice(), 4, 7, &mut |sessions, touched, seconds| {
         if sessions == SIZES[0] {
@@ -60,8 +70,8 @@ fn main() {
 
 fn print(name: &str, figures: &[Figures]) {
     println!(
-        "{name:<14} {:>9} {:>22} {:>22} {:>9} {:>8}",
-        "sessions", "tokens/s", "ratio to one", "experts", "of roof"
+        "{name:<14} {:>9} {:>24} {:>20} {:>20} {:>8} {:>8}",
+        "sessions", "tokens/s", "ratio to one", "by processor time", "experts", "of roof"
     );
     let range = |values: &[f64]| {
         let (low, high) = values.iter().fold((f64::MAX, f64::MIN), |(low, high), v| (v.min(low), v.max(high)));
@@ -69,12 +79,13 @@ fn print(name: &str, figures: &[Figures]) {
     };
     for (sessions, figures) in SIZES.iter().zip(figures) {
         println!(
-            "{:<14} {sessions:>9} {:>22} {:>22} {:>9.2} {:>6.0} %",
+            "{:<14} {sessions:>9} {:>24} {:>20} {:>20} {:>8.2} {:>8}",
             "",
             range(&figures.rates),
             range(&figures.ratios),
+            range(&figures.processor_ratios),
             median(&figures.touched),
-            median(&figures.shares)
+            if figures.shares[0].is_nan() { "-".into() } else { format!("{:.0} %", median(&figures.shares)) }
         );
     }
 }
@@ -100,27 +111,30 @@ fn measure(
 
     let mut figures: Vec<Figures> = SIZES.iter().map(|_| Figures::default()).collect();
     for round in 0..=common::rounds(rounds) {
-        let mut one = 0.0;
+        let (mut one, mut one_processor) = (0.0, 0.0);
         for (count, figures) in SIZES.iter().zip(&mut figures) {
             let sessions = &mut sessions[..*count];
             // The token after the opening, of every session the same in every round.
             sessions.iter_mut().for_each(|session| session.rewind(OPENING + 1).unwrap());
             run(&mut batch, sessions);
             let mut touched = 0.0;
-            let started = Instant::now();
+            let (started, processor_before) = (Instant::now(), processor_time());
             for _ in 0..steps {
                 run(&mut batch, sessions);
                 touched += batch.touched_experts();
             }
             let seconds = started.elapsed().as_secs_f64() / steps as f64;
-            let (rate, touched) = (*count as f64 / seconds, touched / steps as f64);
+            let processor_seconds = (processor_time() - processor_before).as_secs_f64() / steps as f64;
+            let (rate, processor_rate) = (*count as f64 / seconds, *count as f64 / processor_seconds);
+            let touched = touched / steps as f64;
             if *count == SIZES[0] {
-                one = rate;
+                (one, one_processor) = (rate, processor_rate);
             }
             let share = share(*count, touched, seconds);
             if round > 0 {
                 figures.rates.push(rate);
                 figures.ratios.push(rate / one);
+                figures.processor_ratios.push(processor_rate / one_processor);
                 figures.touched.push(touched);
                 figures.shares.push(share);
             }

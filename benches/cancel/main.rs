@@ -1,7 +1,7 @@
 //! How long a cancel takes: from the request on another thread to the return of the call it stops.
 //!
 //! `cargo bench --bench cancel` (or `make cancel`): 2,000 cancels at random moments of decode and of prefill, on the demo
-//! model and on the slice. `GEMMOE_BENCH_CANCELS` changes their number. The bound: each thread ends the item it is at,
+//! model and on the slice. `GEMMOE_BENCH_CANCELS` changes their number, `GEMMOE_BENCH_MODEL` picks one model. The bound: each thread ends the item it is at,
 //! about 100 us of one core where weights are read, half a millisecond where many tokens share them.
 
 #[path = "../common/mod.rs"]
@@ -12,6 +12,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use common::figures::{microseconds, percentile_heading, percentile_row};
+use common::process::preemptions;
 use common::{Random, models, setting};
 use gemmoe::{Budget, Model, Result, Session, Status};
 
@@ -26,16 +27,14 @@ fn main() {
         return;
     }
     let cancels = setting("GEMMOE_BENCH_CANCELS", 2000);
-    let demo = models::demo();
-    println!("{}", demo.backend().device_name());
+    println!("{} threads", models::threads());
     percentile_heading("request to return, us");
-    measure("demo", &demo, cancels);
-    if std::env::var("GEMMOE_BENCH_MODEL").as_deref() == Ok("demo") {
-        return;
+    if common::wants("demo") {
+        measure("demo", &models::demo(), cancels);
     }
-    let slice = models::slice();
-    percentile_heading("request to return, us");
-    measure("slice", &slice, cancels);
+    if common::wants("slice") {
+        measure("slice", &models::slice(), cancels);
+    }
 }
 
 fn measure(name: &str, model: &Arc<Model>, cancels: usize) {
@@ -52,7 +51,7 @@ fn measure(name: &str, model: &Arc<Model>, cancels: usize) {
         },
         |session| session.step().map(drop),
     );
-    percentile_row(&format!("{name}, decode"), &decode);
+    print(&format!("{name}, decode"), &decode);
     session.rewind(0).unwrap();
     // The prompt is pending before the call that is cancelled, which so takes none of it back.
     let prefill = latencies(
@@ -69,25 +68,41 @@ fn measure(name: &str, model: &Arc<Model>, cancels: usize) {
             std::task::Poll::Pending => unreachable!("there is no budget"),
         },
     );
-    percentile_row(&format!("{name}, prefill"), &prefill);
+    print(&format!("{name}, prefill"), &prefill);
 }
 
-/// Calls `work` until it is cancelled, `cancels` times; microseconds from each request to the return.
+/// From one request to the return of the call it stopped.
+struct Latency {
+    microseconds: f64,
+    /// Whether the system took a processor away from the process meanwhile.
+    preempted: bool,
+}
+
+fn print(name: &str, latencies: &[Latency]) {
+    let all: Vec<f64> = latencies.iter().map(|latency| latency.microseconds).collect();
+    let left_alone = latencies.iter().filter(|latency| !latency.preempted);
+    let left_alone: Vec<f64> = left_alone.map(|latency| latency.microseconds).collect();
+    percentile_row(name, &all);
+    percentile_row("  without preempted calls", &left_alone);
+}
+
+/// Calls `work` until it is cancelled, `cancels` times.
 fn latencies(
     session: &mut Session,
     cancels: usize,
     prepare: impl Fn(&mut Session),
     work: impl Fn(&mut Session) -> Result<()>,
-) -> Vec<f64> {
+) -> Vec<Latency> {
     let cancel = Arc::clone(session.cancel());
     let (start, starts) = channel::<Duration>();
-    let (requested, requests) = channel::<Instant>();
+    let (requested, requests) = channel::<(Instant, i64)>();
     let canceller = std::thread::spawn(move || {
         for wait in starts {
             std::thread::sleep(wait);
-            let now = Instant::now();
+            // Waking up may itself have taken a processor from the library.
+            let (now, preempted) = (Instant::now(), preemptions());
             cancel.request();
-            requested.send(now).unwrap();
+            requested.send((now, preempted)).unwrap();
         }
     });
     let mut random = Random::new(2);
@@ -99,8 +114,11 @@ fn latencies(
             let Err(error) = work(session) else { continue };
             let returned = Instant::now();
             assert_eq!(error.status(), Status::Cancelled);
+            let preempted = preemptions();
+            let (requested, before) = requests.recv().unwrap();
             // A request between two calls stops the next at its beginning.
-            break microseconds(returned - requests.recv().unwrap().max(called));
+            let microseconds = microseconds(returned - requested.max(called));
+            break Latency { microseconds, preempted: preempted != before };
         }
     });
     let times = times.collect();

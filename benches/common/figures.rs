@@ -20,23 +20,23 @@ pub fn percentile(sorted: &[f64], share: f64) -> f64 {
 }
 
 pub fn median_heading() {
-    println!("{:<34} {:>9} {:>9} {:>9}", "", "median", "lowest", "highest");
+    println!("{:<42} {:>9} {:>9} {:>9}", "", "median", "lowest", "highest");
 }
 
 pub fn median_row(name: &str, values: &[f64], scale: f64) {
     let sorted: Vec<f64> = sorted(values).iter().map(|value| value * scale).collect();
     let (low, high) = (sorted[0], sorted[sorted.len() - 1]);
-    println!("{name:<34} {:>9.2} {low:>9.2} {high:>9.2}", sorted[sorted.len() / 2]);
+    println!("{name:<42} {:>9.2} {low:>9.2} {high:>9.2}", sorted[sorted.len() / 2]);
 }
 
 const SHARES: [f64; 4] = [0.5, 0.9, 0.99, 0.999];
 
 pub fn percentile_heading(unit: &str) {
-    println!("{unit:<34} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}", "p50", "p90", "p99", "p99.9", "max", "count");
+    println!("{unit:<42} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}", "p50", "p90", "p99", "p99.9", "max", "count");
 }
 
 pub fn percentile_row(name: &str, values: &[f64]) {
-    print!("{name:<34}");
+    print!("{name:<42}");
     if values.is_empty() {
         return println!(" none");
     }

@@ -3,6 +3,7 @@
 
 pub mod figures;
 pub mod models;
+pub mod process;
 pub mod roof;
 pub mod slice;
 
@@ -14,6 +15,11 @@ pub fn is_test() -> bool {
 /// A number the user may set.
 pub fn setting(variable: &str, default: usize) -> usize {
     std::env::var(variable).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
+/// Whether a model is to be measured: `GEMMOE_BENCH_MODEL` picks one, `demo` or `slice`.
+pub fn wants(model: &str) -> bool {
+    std::env::var("GEMMOE_BENCH_MODEL").map_or(true, |wanted| wanted == model)
 }
 
 /// Measured rounds; the first one, which warms up, comes on top.

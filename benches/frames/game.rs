@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use gemmoe::{Budget, Model};
 
 use crate::common::models;
-use crate::preemption;
+use crate::common::process::preemptions;
 
 /// Bytes of its own that the host goes through in a frame.
 const HOST_BYTES: usize = 1 << 20;
@@ -58,11 +58,11 @@ impl<'a> Game<'a> {
     }
 
     fn timed<T>(&self, frames: &mut Frames, call: impl FnOnce(&Budget) -> T) -> T {
-        let before = preemption::count();
+        let before = preemptions();
         let started = Instant::now();
         let result = call(&Budget::of_time(self.budget));
         let time = started.elapsed();
-        frames.calls.push(Call { time, preempted: preemption::count() != before });
+        frames.calls.push(Call { time, preempted: preemptions() != before });
         result
     }
 

@@ -2,13 +2,12 @@
 //!
 //! `cargo bench --bench frames` (or `make frames`) plays 10,000 frames of decode and of prefill on the demo model and on
 //! the slice, compares what comes out with a run in one piece, and fails if it differs. `GEMMOE_BENCH_FRAMES` changes the
-//! number of frames, `GEMMOE_BENCH_BUDGET_US` the budget, `GEMMOE_BENCH_MODEL=demo` leaves the slice out.
+//! number of frames, `GEMMOE_BENCH_BUDGET_US` the budget, `GEMMOE_BENCH_MODEL` picks one model, `demo` or `slice`.
 
 #[path = "../common/mod.rs"]
 mod common;
 mod game;
 mod overhead;
-mod preemption;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,12 +23,15 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let budget = Duration::from_micros(setting("GEMMOE_BENCH_BUDGET_US", 2000) as u64);
-    let demo = models::demo();
-    println!("{}, budgets of {} us but where told", demo.backend().device_name(), budget.as_micros());
-    let mut same = play("demo", &demo, budget, 512, 16);
-    // A token of the demo model takes less than the usual budget.
-    same &= play("demo, budget 100 us", &demo, Duration::from_micros(100), 512, 16);
-    if std::env::var("GEMMOE_BENCH_MODEL").as_deref() != Ok("demo") {
+    println!("{} threads, budgets of {} us but where told", models::threads(), budget.as_micros());
+    let mut same = true;
+    if common::wants("demo") {
+        let demo = models::demo();
+        same &= play("demo", &demo, budget, 512, 16);
+        // A token of the demo model takes less than the usual budget.
+        same &= play("demo, budget 100 us", &demo, Duration::from_micros(100), 512, 16);
+    }
+    if common::wants("slice") {
         same &= play("slice", &models::slice(), budget, 512, 2);
     }
     if same { ExitCode::SUCCESS } else { ExitCode::FAILURE }
