@@ -24,6 +24,8 @@ pub trait Vector: Copy {
     unsafe fn load_f16(from: *const f16) -> Self;
     /// Loads signed bytes, widened exactly.
     unsafe fn load_i8(from: *const i8) -> Self;
+    /// Asks for a line of memory to be brought near; `from` may be any address.
+    unsafe fn prefetch(from: *const u8);
     /// Stores f32.
     unsafe fn store(self, to: *mut f32);
     /// `self * factor + addend`, lane by lane.
@@ -128,6 +130,8 @@ impl Vector for Portable {
         Portable(unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(Element::widen))
     }
     #[inline(always)]
+    unsafe fn prefetch(_from: *const u8) {}
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: see above the impl.
         unsafe { to.cast::<[f32; LANES]>().write_unaligned(self.0) };
@@ -198,6 +202,12 @@ mod avx2 {
         unsafe fn load_i8(from: *const i8) -> Self {
             // SAFETY: see above the impl. The load is of eight bytes.
             Avx2(unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) })
+        }
+        #[inline(always)]
+        unsafe fn prefetch(from: *const u8) {
+            // SAFETY: see above the impl; a prefetch reads nothing. Into the second cache: in the first, it would push
+            // out what the tile at hand is still being computed from.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) };
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
