@@ -107,7 +107,7 @@ impl<'a> Game<'a> {
         loop {
             session.rewind(0).unwrap();
             let mut tokens = &self.prompt[..];
-            while let Poll::Pending = self.timed(&mut frames, |budget| session.prefill_within(tokens, budget)) {
+            while self.timed(&mut frames, |budget| session.prefill_within(tokens, budget)).is_pending() {
                 tokens = &[];
                 host.work();
                 if frames.calls.len() >= self.frames {

@@ -93,7 +93,7 @@ unsafe fn prefetch<V: Vector, E: KvElement>(next: Option<&Arc<KvPage>>, block: K
     let Some(page) = next else { return };
     for line in page.elements::<E>(block).chunks(64 / size_of::<E>()) {
         // SAFETY: V's instruction set is present by the caller's promise.
-        unsafe { V::prefetch(line.as_ptr().cast()) };
+        unsafe { V::prefetch_near(line.as_ptr().cast()) };
     }
 }
 

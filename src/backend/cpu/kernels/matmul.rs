@@ -135,7 +135,7 @@ pub unsafe fn tile<V: Vector, E: Element, const R: usize, const T: usize>(
         let mut column = 0;
         while column < whole {
             for line in 0..lines {
-                V::prefetch(ahead.from.wrapping_add(line * MEMORY_LINE));
+                V::prefetch_far(ahead.from.wrapping_add(line * MEMORY_LINE));
             }
             ahead.from = ahead.from.wrapping_add(ahead.step);
             let mut inputs = [V::zero(); T];
