@@ -118,7 +118,12 @@ fn no_weights_make_a_step_panic_or_hang() {
                 let directory = directory.to_temporary();
                 let model = load(directory.path());
                 for kv_dtype in KvDtype::ALL {
-                    let options = SessionOptions { context_size: 32, prefill_chunk: 5, kv_dtype: Some(kv_dtype) };
+                    let options = SessionOptions {
+                        context_size: 32,
+                        prefill_chunk: 5,
+                        kv_dtype: Some(kv_dtype),
+                        ..Default::default()
+                    };
                     let mut session = Session::new(Arc::clone(&model), &options).unwrap();
                     session.prefill(&[2, 3, 4, 5, 6, 7, 8]).unwrap();
                     for temperature in [0.0, 0.8] {
