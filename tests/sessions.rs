@@ -507,7 +507,7 @@ fn a_budget_of_nothing_gets_on_by_one_piece_a_call_and_gives_the_same() {
         let mut session = session(&model);
         let mut calls = 1;
         let mut given = &tokens[..];
-        while let Poll::Pending = session.prefill_within(given, &budget).map(Result::unwrap) {
+        while session.prefill_within(given, &budget).map(Result::unwrap).is_pending() {
             given = &[];
             calls += 1;
             assert!(calls < 1000, "{budget:?} gets on");
