@@ -245,12 +245,16 @@ fn whenever_a_call_is_cancelled_the_session_says_what_it_holds_and_goes_on_right
 #[test]
 fn a_pass_of_many_pieces_goes_on_after_any_cancel_and_gives_the_same_bits() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    // Wide, with many tokens: adding to the residual stream is several pieces, of which none may run twice.
-    let changes = json!({"hidden_size": 1024, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 50});
+    // Wide and otherwise small: much of the time goes into adding to the residual stream, in many pieces of which none may
+    // run twice.
+    let changes = json!({
+        "hidden_size": 4096, "intermediate_size": 1, "num_hidden_layers": 3, "num_attention_heads": 1,
+        "num_key_value_heads": 1, "head_dim": 2, "num_local_experts": 2, "num_experts_per_tok": 1, "vocab_size": 50
+    });
     let directory = Directory::random_with(83, changes).to_temporary();
     let model = load(directory.path());
-    let tokens = Random::new(83).tokens(400, 50);
-    let options = SessionOptions { context_size: 401, prefill_chunk: 400, ..Default::default() };
+    let tokens = Random::new(83).tokens(200, 50);
+    let options = SessionOptions { context_size: 201, prefill_chunk: 200, ..Default::default() };
     let mut session = Session::new(Arc::clone(&model), &options).unwrap();
     let started = Instant::now();
     session.prefill(&tokens).unwrap();
@@ -258,7 +262,7 @@ fn a_pass_of_many_pieces_goes_on_after_any_cancel_and_gives_the_same_bits() {
     let expected = bits(session.logits().unwrap());
     let canceller = Canceller::start();
     let (mut random, mut stops) = (Random::new(84), 0);
-    for _ in 0..40 {
+    for _ in 0..60 {
         session.rewind(0).unwrap();
         session.push(&tokens).unwrap();
         let cancel = Arc::clone(session.cancel());
@@ -272,5 +276,30 @@ fn a_pass_of_many_pieces_goes_on_after_any_cancel_and_gives_the_same_bits() {
         }
         assert_eq!(bits(session.logits().unwrap()), expected);
     }
-    assert!(stops > 40, "{stops}");
+    assert!(stops > 100, "{stops}");
+}
+
+#[test]
+fn a_suspended_pass_whose_workspace_a_cancelled_score_took_is_not_gone_on_with() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let directory = Directory::random_with(85, json!({"num_hidden_layers": 4})).to_temporary();
+    let model = load(directory.path());
+    let text = Random::new(85).tokens(16, 97);
+    let mut session = session(&model);
+    let started = Instant::now();
+    session.prefill(&text).unwrap();
+    let (usual, expected) = (started.elapsed(), bits(session.logits().unwrap()));
+    let canceller = Canceller::start();
+    let mut random = Random::new(86);
+    let mut stops = 0;
+    for round in 0..300 {
+        session.rewind(0).unwrap();
+        assert!(session.prefill_within(&text, &Budget::of_layers(1 + round % 4)).is_pending());
+        let cancel = Arc::clone(session.cancel());
+        let after = usual.mul_f64(random.below(1 << 20) as f64 / f64::from(1 << 20));
+        stops += stopped(canceller.timed(&cancel, after, || session.score(&[], &mut [])).0) as usize;
+        session.prefill(&[]).unwrap();
+        assert_eq!(bits(session.logits().unwrap()), expected);
+    }
+    assert!(stops > 30, "{stops}");
 }

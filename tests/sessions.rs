@@ -586,3 +586,32 @@ fn a_budget_of_layers_ends_after_so_many_and_the_head_is_one() {
         assert_eq!(calls, if 6 % layers == 0 { expected + 1 } else { expected }, "{layers} layers a call");
     }
 }
+
+#[test]
+fn a_pass_suspended_under_other_experts_is_begun_anew() {
+    let directory = Directory::random(56).to_temporary();
+    let model = load(directory.path());
+    let tokens = Random::new(56).tokens(20, 97);
+    let restrict = |session: &mut Session, by_mask: bool| match by_mask {
+        true => session.set_allowed_experts(None, 0b0110).unwrap(),
+        false => session.set_expert_bias(Some(0), &[0.0, 3.0, -3.0, 1.0]).unwrap(),
+    };
+    for by_mask in [true, false] {
+        let mut fresh = session(&model);
+        restrict(&mut fresh, by_mask);
+        fresh.prefill(&tokens).unwrap();
+        let mut alone = session(&model);
+        assert!(alone.prefill_within(&tokens, &Budget::of_layers(1)).is_pending());
+        restrict(&mut alone, by_mask);
+        alone.prefill(&[]).unwrap();
+        assert_eq!(alone.logits().unwrap(), fresh.logits().unwrap());
+
+        let mut member = session(&model);
+        member.push(&tokens).unwrap();
+        let (mut batch, mut results) = (batch(&model, 1, 64, 256), Vec::new());
+        batch.step(&mut [&mut member], &Budget::of_layers(1), &mut results).unwrap();
+        restrict(&mut member, by_mask);
+        draw_each(&mut batch, &mut [&mut member])[0].as_ref().unwrap();
+        assert_eq!(member.logits().unwrap(), fresh.logits().unwrap());
+    }
+}

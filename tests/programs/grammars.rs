@@ -67,7 +67,12 @@ fn run(model: &Arc<Model>, oracle: &mut Oracle, grammars: &[Grammar], seed: u64)
                 if count < MOST_SESSIONS { subjects.push(fork) } else { subjects[at] = fork }
             }
             10 if count > 1 => drop(subjects.swap_remove(at)),
-            10..=11 => subject.rewind(&mut random),
+            10..=11 => {
+                if random.below(2) == 0 {
+                    subject.look_ahead(oracle);
+                }
+                subject.rewind(&mut random);
+            }
             12 => subject.restore(&mut random),
             13..=14 => subject.push(&mut random),
             _ => {
@@ -150,6 +155,17 @@ impl Subject {
                 Poll::Ready(Err(error)) => {
                     assert!(error.status() == Status::ContextFull && self.tokens.len() == CONTEXT, "{error}");
                 }
+            }
+        }
+    }
+
+    /// Steps with the least budget, until it has found out what may follow and drawn nothing yet.
+    fn look_ahead(&mut self, oracle: &mut Oracle) {
+        while !self.session.grammar().unwrap().knows_mask() {
+            match self.session.step_within(&Budget::of_layers(0)) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(token)) => self.drew(token, oracle),
+                Poll::Ready(Err(error)) => return assert_eq!(error.status(), Status::ContextFull),
             }
         }
     }

@@ -32,14 +32,13 @@ pub fn shown(session: &Session) -> Option<Shown> {
 
 /// Which experts may be chosen: 0 is all, the others are masks and biases that a test chose once.
 pub type Control = u8;
-/// How many there are.
+/// How many there are. Each but the first can be set where none was before.
 pub const CONTROLS: usize = 4;
 
 pub fn set_control(session: &mut Session, control: Control) {
     let experts = session.model().config().num_local_experts;
-    session.clear_expert_control();
     match control {
-        0 => {}
+        0 => session.clear_expert_control(),
         1 => session.set_allowed_experts(Some(1), 0b101).unwrap(),
         2 => {
             let bias: Vec<f32> = (0..experts).map(|expert| expert as f32 * 1.5 - 2.0).collect();

@@ -63,6 +63,9 @@ impl Subject {
     }
 
     pub fn change_control(&mut self, control: u8) {
+        if self.kind.control != 0 {
+            set_control(&mut self.session, 0);
+        }
         set_control(&mut self.session, control);
         self.kind.control = control;
     }

@@ -141,6 +141,10 @@ fn absurd_fields_are_refused_in_bounded_memory() {
         // A session of the model's longest context, and no more. Other tests of the file run beside this one.
         assert!(peak < 64 << 20, "{part:?} at {at}: {peak} bytes");
     }
+    // More tokens run than there are, and keys and values for all of them.
+    let mut more = [&bytes[..bytes.len() - 8], &[0; 64]].concat();
+    more[PROCESSED..PROCESSED + 4].copy_from_slice(&number(3));
+    assert_eq!(status_of(&model, &sealed(more)), Status::SnapshotDamaged);
     // With a window that slides by itself it is a good snapshot.
     assert_eq!(status_of(&model, &forged(&bytes, OVERFLOW, &number(1))), Status::Ok);
     assert_eq!(status_of(&model, &forged(&bytes, KEEP, &number(99))), Status::Ok, "unused without sliding");
