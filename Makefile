@@ -7,7 +7,7 @@ LIB := target/release
 DEMO := examples/demo-model
 SYSTEM_LIBS := -lpthread -ldl -lm
 
-.PHONY: help lib cli demo test bench header check clean
+.PHONY: help lib cli demo test bench frames batching cancel header check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,15 @@ test: ## all tests
 
 bench: ## tokens/s of a slice of the real geometry beside the machine's roofs (4.1 GB of disk and memory)
 	$(CARGO) bench --locked --bench slice
+
+frames: ## how late calls with a time budget return, in a simulated game loop
+	$(CARGO) bench --locked --bench frames
+
+batching: ## tokens/s of 1 to 16 sessions in one batch
+	$(CARGO) bench --locked --bench batching
+
+cancel: ## how long a cancel takes
+	$(CARGO) bench --locked --bench cancel
 
 header: ## write include/gemmoe.h anew from src/ffi
 	GEMMOE_WRITE_HEADER=1 $(CARGO) test --locked --test header

@@ -735,6 +735,57 @@ typedef struct gemmoe_session_info {
 } gemmoe_session_info;
 
 /**
+ * Memory of a model and of each of its sessions, on the device the load options choose. Initialise with
+ * GEMMOE_MEMORY_PLAN_INIT.
+ */
+typedef struct gemmoe_memory_plan {
+    /**
+     * sizeof(gemmoe_memory_plan)
+     */
+    uint32_t struct_size;
+    /**
+     * Tokens a session can hold, the default filled in.
+     */
+    uint32_t context_size;
+    /**
+     * One of GEMMOE_KV_F32 to GEMMOE_KV_INT8, the default filled in.
+     */
+    uint32_t kv_dtype;
+    /**
+     * Must not be relied on.
+     */
+    uint32_t reserved0;
+    /**
+     * Bytes of weights: what gemmoe_model_get_info says after loading.
+     */
+    uint64_t weight_bytes;
+    /**
+     * Bytes of experts among them.
+     */
+    uint64_t expert_bytes;
+    /**
+     * Bytes of the tokenizer in host memory, about; 0 if there is none.
+     */
+    uint64_t tokenizer_bytes;
+    /**
+     * Bytes of keys and values of one token.
+     */
+    uint64_t kv_bytes_per_token;
+    /**
+     * Bytes of keys and values of one session: what gemmoe_session_get_info will say.
+     */
+    uint64_t kv_bytes;
+    /**
+     * Bytes of workspace of one session: what gemmoe_session_get_info will say.
+     */
+    uint64_t workspace_bytes;
+    /**
+     * Must not be relied on.
+     */
+    uint64_t reserved[4];
+} gemmoe_memory_plan;
+
+/**
  * How gemmoe_session_step draws. Initialise with GEMMOE_SAMPLING_INIT, which is greedy. The order: logit_bias; then
  * repetition_penalty, frequency_penalty and presence_penalty, over the last penalty_window tokens; then the session's
  * grammar; then the filters top_k, top_p, min_p on the untempered distribution; then temperature shapes what is left and one
@@ -1262,6 +1313,18 @@ gemmoe_status gemmoe_session_clear_cancel(const struct gemmoe_session *session);
 gemmoe_status gemmoe_session_destroy(struct gemmoe_session *session);
 
 /**
+ * Tells what gemmoe_model_load and gemmoe_session_create with these options would take, from the headers of the weight files
+ * alone. Both options may be NULL.
+ * Errors: NULL_ARGUMENT, STRUCT_SIZE, INVALID_ARGUMENT, KV_LIMIT, and everything that can be wrong with a model directory,
+ * as gemmoe_load_wait. Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_plan_memory(const char *directory,
+                                 const struct gemmoe_load_options *load_options,
+                                 const struct gemmoe_session_options *session_options,
+                                 struct gemmoe_memory_plan *plan_out,
+                                 struct gemmoe_error **error_out);
+
+/**
  * Sets how tokens are drawn from now on. Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, SAMPLING_VALUE, OUT_OF_MEMORY,
  * BUSY; the settings are then as before. One thread at a time. Since 0.1.
  */
@@ -1280,6 +1343,20 @@ gemmoe_status gemmoe_session_push(struct gemmoe_session *session,
                                   const uint32_t *tokens,
                                   size_t token_count,
                                   struct gemmoe_error **error_out);
+
+/**
+ * Makes the session hold exactly `tokens`: what they have in common with those it holds keeps its keys and values, the rest
+ * is pushed. So a conversation goes on: gemmoe_chat_tokenize all its messages, set the tokens, and only the new ones are
+ * run. `reused_out` may be NULL, else it receives how many tokens were in common.
+ * Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE and CONTEXT_FULL (nothing has changed), GRAMMAR_VIOLATION (the
+ * session holds what was in common), KV_LIMIT and OUT_OF_MEMORY (only where pages are shared with a fork), BUSY.
+ * One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_session_set_tokens(struct gemmoe_session *session,
+                                        const uint32_t *tokens,
+                                        size_t token_count,
+                                        size_t *reused_out,
+                                        struct gemmoe_error **error_out);
 
 /**
  * Appends tokens and runs them through the model, so that the logits after the last are ready. With `token_count` 0 it
@@ -1587,6 +1664,7 @@ gemmoe_status gemmoe_batch_destroy(struct gemmoe_batch *batch);
 #define GEMMOE_MESSAGE_INIT { sizeof(gemmoe_message), 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_SESSION_OPTIONS_INIT { sizeof(gemmoe_session_options), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_SESSION_INFO_INIT { sizeof(gemmoe_session_info), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_MEMORY_PLAN_INIT { sizeof(gemmoe_memory_plan), 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_BUDGET_INIT { sizeof(gemmoe_budget), 0, 0, { 0, 0 } }
 #define GEMMOE_SAMPLING_INIT \
     { sizeof(gemmoe_sampling), 0.0f, 0, 1.0f, 0.0f, 1.0f, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }

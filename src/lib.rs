@@ -17,7 +17,8 @@ pub mod text;
 
 pub use engine::sample::LogitBias;
 pub use engine::{
-    BatchOptions, Budget, LoadOptions, Model, Overflow, Pooling, Sampling, Session, SessionBatch, SessionOptions,
+    BatchOptions, Budget, LoadOptions, MemoryPlan, Model, Overflow, Pooling, Sampling, Session, SessionBatch,
+    SessionOptions,
 };
 pub use error::{Error, Result, Status};
 pub use model::Progress;

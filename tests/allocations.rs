@@ -1,68 +1,222 @@
 //! What the steady decode loop allocates: nothing. And what a model leaves behind: nothing either.
 
 mod common;
+#[path = "common/counting.rs"]
+mod counting;
+#[path = "common/tokenizer.rs"]
+mod tokenizer_sample;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
-use common::{Directory, load_with};
+use common::{Directory, batch, load_with};
+use counting::{allocations, live_bytes};
 use gemmoe::backend::cpu::kernels::Instructions;
-use gemmoe::{Sampling, Session, SessionOptions};
+use gemmoe::engine::experts::RouteArrays;
+use gemmoe::text::grammar::{Grammar, GrammarKind};
+use gemmoe::{Budget, LogitBias, Model, Overflow, Sampling, Session, SessionOptions};
+use serde_json::json;
 
-/// Counts allocations and live bytes of all threads.
-struct Counting;
+/// Allocations are counted over the whole process: the tests of this file take turns.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-static LIVE_BYTES: AtomicIsize = AtomicIsize::new(0);
+/// Runs `work` once to begin with, then again and counts what that allocates.
+fn allocated(mut work: impl FnMut()) -> usize {
+    work();
+    // A thread's own beginning allocates; on a busy machine it may come late.
+    std::thread::sleep(Duration::from_millis(20));
+    let before = allocations();
+    work();
+    allocations() - before
+}
 
-// SAFETY: every call is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        LIVE_BYTES.fetch_add(layout.size() as isize, Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
+fn session(model: &Arc<Model>, options: SessionOptions) -> Session {
+    let options = SessionOptions { context_size: 256, prefill_chunk: 16, ..options };
+    Session::new(Arc::clone(model), &options).unwrap()
+}
 
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        LIVE_BYTES.fetch_sub(layout.size() as isize, Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(block, layout) }
+/// Every setting there is, used.
+fn every_setting() -> Sampling {
+    Sampling {
+        temperature: 0.9,
+        top_k: 40,
+        top_p: 0.9,
+        min_p: 0.01,
+        repetition_penalty: 1.2,
+        presence_penalty: 0.1,
+        frequency_penalty: 0.1,
+        penalty_window: 30,
+        seed: 1,
     }
 }
 
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
 #[test]
 fn a_step_allocates_nothing_and_a_dropped_model_leaves_nothing() {
+    let _turn = turn();
     let directory = Directory::random(71).to_temporary();
     let round = || {
         let model = load_with(directory.path(), 3, Instructions::Detect);
-        let options = SessionOptions { context_size: 256, prefill_chunk: 16, ..Default::default() };
-        let mut session = Session::new(Arc::clone(&model), &options).unwrap();
-        for temperature in [0.0, 0.9] {
-            let sampling = Sampling { temperature, top_k: 40, top_p: 0.9, min_p: 0.01, seed: 1, ..Default::default() };
-            session.rewind(0).unwrap();
+        let mut session = session(&model, SessionOptions::default());
+        for sampling in [Sampling::default(), every_setting()] {
             session.set_sampling(sampling).unwrap();
-            session.prefill(&[2; 40]).unwrap();
-            session.step().unwrap();
-            // A thread's own beginning allocates; on a busy machine it may come late.
-            std::thread::sleep(Duration::from_millis(20));
-            let before = ALLOCATIONS.load(Ordering::Relaxed);
-            for _ in 0..50 {
+            let count = allocated(|| {
+                session.rewind(0).unwrap();
+                session.prefill(&[2; 40]).unwrap();
+                for _ in 0..50 {
+                    session.step().unwrap();
+                }
+                session.prefill(&[3; 20]).unwrap();
+                session.rewind(60).unwrap();
                 session.step().unwrap();
-            }
-            session.prefill(&[3; 20]).unwrap();
-            session.rewind(60).unwrap();
-            session.step().unwrap();
-            assert_eq!(ALLOCATIONS.load(Ordering::Relaxed), before);
+            });
+            assert_eq!(count, 0, "{sampling:?}");
         }
     };
     round();
-    let before = LIVE_BYTES.load(Ordering::Relaxed);
+    let before = live_bytes();
     (0..8).for_each(|_| round());
-    assert_eq!(LIVE_BYTES.load(Ordering::Relaxed), before);
+    assert_eq!(live_bytes(), before);
+}
+
+#[test]
+fn no_way_of_sampling_allocates() {
+    let _turn = turn();
+    let directory = Directory::random(72).to_temporary();
+    let mut session = session(&load_with(directory.path(), 2, Instructions::Detect), SessionOptions::default());
+    let plain = Sampling { temperature: 0.8, ..Default::default() };
+    let every = every_setting();
+    let ways = [
+        Sampling { top_k: every.top_k, ..plain },
+        Sampling { top_k: 1, ..plain },
+        Sampling { top_p: every.top_p, ..plain },
+        Sampling { min_p: every.min_p, ..plain },
+        Sampling { repetition_penalty: every.repetition_penalty, ..plain },
+        Sampling { presence_penalty: every.presence_penalty, temperature: 0.0, ..plain },
+        Sampling { frequency_penalty: every.frequency_penalty, penalty_window: 3, ..plain },
+        every,
+    ];
+    for biased in [false, true] {
+        let pairs: &[(u32, f32)] = if biased { &[(3, f32::NEG_INFINITY), (50, 2.0)] } else { &[] };
+        session.set_logit_bias(LogitBias::new(pairs, 97).unwrap());
+        for sampling in ways {
+            let count = allocated(|| {
+                session.rewind(0).unwrap();
+                session.prefill(&[2, 3, 4]).unwrap();
+                session.set_sampling(sampling).unwrap();
+                for _ in 0..30 {
+                    session.step().unwrap();
+                }
+            });
+            assert_eq!(count, 0, "{sampling:?}, biased: {biased}");
+        }
+    }
+}
+
+#[test]
+fn steps_within_budgets_allocate_nothing() {
+    let _turn = turn();
+    let directory = Directory::random(73).to_temporary();
+    let mut session = session(&load_with(directory.path(), 2, Instructions::Detect), SessionOptions::default());
+    for budget in [Budget::of_layers(1), Budget::of_time(Duration::ZERO), Budget::of_time(Duration::from_micros(50))] {
+        let count = allocated(|| {
+            session.rewind(0).unwrap();
+            session.push(&[2; 40]).unwrap();
+            let mut drawn = 0;
+            while drawn < 20 {
+                if let Poll::Ready(token) = session.step_within(&budget) {
+                    token.unwrap();
+                    drawn += 1;
+                }
+            }
+        });
+        assert_eq!(count, 0, "{budget:?}");
+    }
+}
+
+#[test]
+fn steps_of_a_batch_and_of_forks_allocate_nothing() {
+    let _turn = turn();
+    let directory = Directory::random(74).to_temporary();
+    let model = load_with(directory.path(), 2, Instructions::Detect);
+    let mut first = session(&model, SessionOptions::default());
+    first.set_sampling(every_setting()).unwrap();
+    first.prefill(&[2; 40]).unwrap();
+    let mut fork = first.fork().unwrap();
+    let mut second = fork.fork().unwrap();
+    second.set_sampling(Sampling { seed: 2, ..every_setting() }).unwrap();
+    let mut batch = batch(&model, 3, 16, 256);
+    let mut results = Vec::with_capacity(3);
+    for budget in [Budget::UNLIMITED, Budget::of_layers(1)] {
+        let count = allocated(|| {
+            // As far as the last page that is shared, and not into it.
+            for session in [&mut first, &mut fork, &mut second] {
+                session.rewind(40).unwrap();
+            }
+            second.push(&[5; 30]).unwrap();
+            for _ in 0..60 {
+                batch.step(&mut [&mut first, &mut fork, &mut second], &budget, &mut results).unwrap();
+                results.drain(..).for_each(|result| assert!(!matches!(result, Poll::Ready(Err(_)))));
+            }
+            for _ in 0..20 {
+                fork.step().unwrap();
+                second.step().unwrap();
+            }
+        });
+        assert_eq!(count, 0, "{budget:?}");
+    }
+}
+
+#[test]
+fn windows_that_slide_and_routes_that_are_fetched_allocate_nothing() {
+    let _turn = turn();
+    let directory = Directory::random(75).to_temporary();
+    let model = load_with(directory.path(), 2, Instructions::Detect);
+    let options = SessionOptions { overflow: Overflow::Slide { keep: 5 }, route_capacity: 20, ..Default::default() };
+    let options = SessionOptions { context_size: 40, prefill_chunk: 16, ..options };
+    let mut session = Session::new(Arc::clone(&model), &options).unwrap();
+    session.set_sampling(every_setting()).unwrap();
+    session.prefill(&[2; 90]).unwrap();
+    let (mut positions, mut tokens, mut experts, mut weights) = ([0; 8], [0; 8], [0; 8 * 4], [0.0; 8 * 4]);
+    let mut fetched = 0;
+    let count = allocated(|| {
+        for _ in 0..150 {
+            session.step().unwrap();
+            let mut arrays = RouteArrays {
+                positions: &mut positions,
+                tokens: &mut tokens,
+                experts: &mut experts,
+                weights: &mut weights,
+            };
+            fetched += session.fetch_routes(&mut arrays).0;
+        }
+    });
+    assert!(session.dropped() > 200 && fetched >= 300, "{} dropped, {fetched} fetched", session.dropped());
+    assert_eq!(count, 0);
+}
+
+#[test]
+fn a_step_under_a_grammar_allocates_and_only_until_it_is_lifted() {
+    let _turn = turn();
+    let directory = Directory::random_with(76, json!({"vocab_size": tokenizer_sample::VOCAB_SIZE})).to_temporary();
+    std::fs::write(directory.path().join("tokenizer.json"), tokenizer_sample::sample().to_string()).unwrap();
+    let model = load_with(directory.path(), 2, Instructions::Detect);
+    let mut session = session(&model, SessionOptions::default());
+    session.set_sampling(every_setting()).unwrap();
+    let grammar = Grammar::new(model.grammar_vocabulary().unwrap(), GrammarKind::Regex, "(hello )*").unwrap();
+    let mut steps = |is_constrained: bool| {
+        session.rewind(0).unwrap();
+        session.set_grammar(None).unwrap();
+        session.prefill(&[2]).unwrap();
+        session.set_grammar(is_constrained.then_some(&grammar)).unwrap();
+        for _ in 0..30 {
+            session.step().unwrap();
+        }
+    };
+    // The parser's states are found as it goes and kept by it: a host that may not allocate does without a grammar.
+    assert!(allocated(|| steps(true)) > 0);
+    assert_eq!(allocated(|| steps(false)), 0);
 }

@@ -20,8 +20,11 @@ const TALK: [Message; 3] = [
     Message { role: "user", text: "<bos>" },
 ];
 
+/// A file's name and text.
+type File<'a> = (&'a str, &'a str);
+
 /// A model directory with a tokenizer and other files.
-fn model(files: &[(&str, &str)]) -> Arc<Model> {
+fn model(files: &[File]) -> Arc<Model> {
     let sizes = json!({"vocab_size": tokenizer_sample::VOCAB_SIZE});
     let directory = Directory::random_with(1, sizes).to_temporary();
     write(directory.path(), "tokenizer.json", &tokenizer_sample::sample().to_string());
@@ -49,7 +52,7 @@ fn the_template_comes_from_its_file_then_from_the_settings_then_from_the_tokeniz
     let settings = ("tokenizer_config.json", settings.as_str());
     let turns = "<bos><start_of_turn>user\nhello<end_of_turn><end_of_turn>\n<start_of_turn>model\nhell<end_of_turn>\n\
         <start_of_turn>user\n<bos><end_of_turn>\n<start_of_turn>model\n";
-    let cases: [(&[(&str, &str)], &str, &str); 3] = [
+    let cases: [(&[File], &str, &str); 3] = [
         (&[jinja, settings], "jinja", "<bos>user:hello<end_of_turn>assistant:helluser:<bos>"),
         (&[settings], "jinja", "s<bos>"),
         (&[("tokenizer_config.json", "{}")], "gemma", turns),
@@ -110,7 +113,9 @@ const LARGE: &str = "{% set ns = namespace(s='aaaaaaaaaa', l=['x', 'y']) %}{% fo
     {% set ns.s = ns.s ~ ns.s %}{% endfor %}{% set big = ns.s %}";
 
 /// Templates that would take for ever, all memory or all stack.
-const HOSTILE: [&str; 59] = [
+const HOSTILE: [&str; 60] = [
+    "{% set l = [big, big, big] %}{% macro m(x, y=l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l+l) %}\
+     {{ y ~ y ~ y ~ y ~ y ~ y ~ y ~ y ~ y ~ y }}{% endmacro %}{{ m(1) }}",
     "{% set ns.x = ns %}{{ ns }}",
     "{% set ns.x = [ns] %}{{ ns }}",
     "{% set ns.x = {'a': ns} %}{{ ns == ns }}",
@@ -187,12 +192,7 @@ fn large_templates() -> Vec<String> {
         fill(&chain("{{", "[", 140, &format!("x{}}}}}", "]".repeat(140)))),
         fill(&chain("{{[", "1,", 250, "x]}}")),
         fill("{%macro m(a)%}{{m}}{%endmacro%}"),
-        format!(
-            "{}{}{}",
-            "{%macro m(a)%}".repeat(70),
-            fill("{{a}}{{b}}").split_at(1 << 17).0,
-            "{%endmacro%}".repeat(70)
-        ),
+        format!("{}{}{}", "{%macro m(a)%}".repeat(70), "{{a}}{{b}}".repeat(1 << 14), "{%endmacro%}".repeat(70)),
         fill("{%if a%}{%else%}{%endif%}"),
         fill("{# {{ #}\n   {%- set x = 'y' -%}  "),
         format!("{{%if a%}}{}{{%endif%}}", "{%elif a%}x".repeat(250)),

@@ -3,13 +3,47 @@
 
 mod common;
 
-use std::process::{Command, Output};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
 use common::{Directory, Random, load, repository, session};
+use gemmoe::backend::KvDtype;
+use gemmoe::backend::cpu::CpuOptions;
+use gemmoe::engine::score::{perplexity, score_in_windows};
+use gemmoe::text::Message;
+use gemmoe::text::grammar::{Grammar, GrammarKind};
+use gemmoe::{LoadOptions, Model, Overflow, Pooling, Sampling, Session, SessionOptions};
 use serde_json::{Value, json};
 
 fn gemmoe(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_gemmoe")).args(arguments).output().unwrap()
+    command(arguments).output().unwrap()
+}
+
+/// Without what the surroundings say about colours.
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gemmoe"));
+    command.args(arguments);
+    for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn demo_model() -> PathBuf {
+    repository().join("examples/demo-model")
+}
+
+fn text_of(arguments: &[&str]) -> String {
+    let output = gemmoe(arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The numbers of a JSON array.
+fn floats(value: &Value) -> Vec<f32> {
+    value.as_array().unwrap().iter().map(|value| value.as_f64().unwrap() as f32).collect()
 }
 
 fn json_of(arguments: &[&str]) -> Value {
@@ -30,9 +64,7 @@ fn logits_prints_the_last_positions_logits_and_experts() {
     let found = json_of(&["logits", "--model", path, "--tokens", &list(&tokens), "--json"]);
     let mut session = session(&load(directory.path()));
     session.prefill(&tokens).unwrap();
-    let logits: Vec<f32> =
-        found["logits"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap() as f32).collect();
-    assert_eq!(logits, session.logits().unwrap());
+    assert_eq!(floats(&found["logits"]), session.logits().unwrap());
     let experts: Vec<&[u32]> = (0..2).map(|layer| session.routes(layer).unwrap().experts).collect();
     assert_eq!(found["experts"], json!(experts));
     assert_eq!(found.as_object().unwrap().len(), 2);
@@ -95,17 +127,400 @@ fn inspect_tells_what_is_in_a_directory() {
     assert!(String::from_utf8(text.stdout).unwrap().contains("4 a layer, each token goes to 2"));
 }
 
+/// What the library draws with these settings, as the command line's JSON has it.
+fn drawn(model: &Arc<Model>, prompt: &[u32], max_new: usize, options: SessionOptions, sampling: Sampling) -> Value {
+    let mut session = Session::new(Arc::clone(model), &options).unwrap();
+    session.set_sampling(sampling).unwrap();
+    session.prefill(prompt).unwrap();
+    json!((0..max_new).map(|_| session.step().unwrap()).collect::<Vec<_>>())
+}
+
+#[test]
+fn every_setting_of_generate_reaches_the_session() {
+    let directory = Directory::random(31).to_temporary();
+    let path = directory.path().to_str().unwrap();
+    let model = load(directory.path());
+    let plain = Sampling { temperature: 1.5, seed: 3, ..Sampling::default() };
+    let room = SessionOptions { context_size: 38, ..Default::default() };
+    let slide = SessionOptions { context_size: 12, overflow: Overflow::Slide { keep: 2 }, ..room };
+    let rows: Vec<(&[&str], SessionOptions, Sampling)> = vec![
+        (&[], room, plain),
+        (&["--top-k", "7"], room, Sampling { top_k: 7, ..plain }),
+        (&["--top-p", "0.5"], room, Sampling { top_p: 0.5, ..plain }),
+        (&["--min-p", "0.3"], room, Sampling { min_p: 0.3, ..plain }),
+        (&["--repetition-penalty", "3"], room, Sampling { repetition_penalty: 3.0, ..plain }),
+        (&["--presence-penalty", "-1.5"], room, Sampling { presence_penalty: -1.5, ..plain }),
+        (&["--frequency-penalty", "1.9"], room, Sampling { frequency_penalty: 1.9, ..plain }),
+        (
+            &["--frequency-penalty", "1.9", "--penalty-window", "4"],
+            room,
+            Sampling { frequency_penalty: 1.9, penalty_window: 4, ..plain },
+        ),
+        (&["--kv", "int8"], SessionOptions { kv_dtype: Some(KvDtype::Int8), ..room }, plain),
+        (&["--context", "12", "--slide", "2"], slide, plain),
+    ];
+    let mut seen = Vec::new();
+    for (arguments, options, sampling) in rows {
+        let base = ["generate", "--model", path, "--tokens", "2,17,5,17,60,17,3,4", "--max-new", "30", "--json"];
+        let base = [&base[..], &["--ignore-eos", "--temperature", "1.5", "--seed", "3"], arguments].concat();
+        let found = json_of(&base)["tokens"].clone();
+        assert_eq!(found, drawn(&model, &[2, 17, 5, 17, 60, 17, 3, 4], 30, options, sampling), "{arguments:?}");
+        assert!(!seen.contains(&found), "{arguments:?} changes nothing");
+        seen.push(found);
+    }
+}
+
+#[test]
+fn generate_stops_where_the_context_it_was_given_is_full() {
+    let directory = Directory::random(32).to_temporary();
+    let path = directory.path().to_str().unwrap();
+    let base = ["generate", "--model", path, "--tokens", "2,17,5", "--ignore-eos", "--json", "--context", "8"];
+    let output = gemmoe(&base);
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["tokens"].as_array().unwrap().len(), 5);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("the context of 8 tokens is full"));
+}
+
+#[test]
+fn generate_keeps_to_a_grammar_from_the_first_new_token_on() {
+    let demo = demo_model();
+    let files = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = files.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let schema = file("schema.json", r#"{"enum": ["left", "right"]}"#);
+    let lark = file("grammar.lark", "start: \"yes\" | \"no, never\"");
+    let model = load(&demo);
+    let rows: [(&str, &str, GrammarKind, &str, &[&str]); 3] = [
+        (
+            "--json-schema",
+            &schema,
+            GrammarKind::JsonSchema,
+            r#"{"enum": ["left", "right"]}"#,
+            &["\"left\"", "\"right\""],
+        ),
+        ("--regex", "(red|green) [0-9]", GrammarKind::Regex, "(red|green) [0-9]", &["red ", "green "]),
+        ("--grammar", &lark, GrammarKind::Lark, "start: \"yes\" | \"no, never\"", &["yes", "no, never"]),
+    ];
+    for (option, value, kind, source, outputs) in rows {
+        let base = ["generate", "--model", demo.to_str().unwrap(), "--prompt", "The reason", "--json", option, value];
+        let found = json_of(&base);
+        let text = found["text"].as_str().unwrap();
+        assert!(outputs.iter().any(|output| text.starts_with(output)), "{option}: {text:?}");
+        let mut session = session(&model);
+        session.prefill(&model.encode("The reason", true, false).unwrap()).unwrap();
+        let grammar = Grammar::new(model.grammar_vocabulary().unwrap(), kind, source).unwrap();
+        session.set_grammar(Some(&grammar)).unwrap();
+        let expected: Vec<u32> =
+            (0..found["tokens"].as_array().unwrap().len()).map(|_| session.step().unwrap()).collect();
+        assert_eq!(found["tokens"], json!(expected), "{option}");
+        assert_eq!(session.is_grammar_complete().unwrap(), Some(true), "{option}");
+    }
+    let cut =
+        ["generate", "--model", demo.to_str().unwrap(), "--prompt", "x", "--regex", "[a-z]{90}", "--max-new", "2"];
+    assert!(String::from_utf8(gemmoe(&cut).stderr).unwrap().contains("ends before the grammar does"));
+}
+
+#[test]
+fn plan_prints_what_the_library_plans() {
+    let directory = Directory::random(33).to_temporary();
+    let path = directory.path().to_str().unwrap();
+    let options = ["--context", "40", "--chunk", "9", "--kv", "f16", "--sessions", "3", "--threads", "2"];
+    let arguments = [&["plan", path][..], &options].concat();
+    let load = LoadOptions { cpu: CpuOptions { threads: 2, ..Default::default() }, ..Default::default() };
+    let session =
+        SessionOptions { context_size: 40, prefill_chunk: 9, kv_dtype: Some(KvDtype::F16), ..Default::default() };
+    let plan = Model::plan(directory.path(), &load, &session).unwrap();
+    let mut found = json_of(&[&arguments[..], &["--json"]].concat());
+    let free = found.as_object_mut().unwrap().remove("free_bytes").unwrap();
+    let fits = found.as_object_mut().unwrap().remove("fits").unwrap();
+    let expected = json!({
+        "device": plan.device_name,
+        "weight_bytes": plan.weight_bytes,
+        "expert_bytes": plan.expert_bytes,
+        "tokenizer_bytes": 0,
+        "context_size": 40,
+        "kv_dtype": "f16",
+        "kv_bytes_per_token": plan.kv_bytes_per_token,
+        "kv_bytes": plan.kv_bytes,
+        "workspace_bytes": plan.workspace_bytes,
+        "sessions": 3,
+        "total_bytes": plan.total_bytes(3),
+    });
+    assert_eq!(found, expected);
+    let text = text_of(&arguments);
+    assert!(text.contains("a session of 40 tokens") && text.contains("with 3 sessions"), "{text}");
+    assert!(text.contains(&plan.device_name), "{text}");
+    if cfg!(target_os = "linux") {
+        assert!(free.as_u64().unwrap() > 1 << 20);
+        assert_eq!(fits, true);
+        assert!(text.contains("It fits: "), "{text}");
+        let far_too_many = u64::MAX.to_string();
+        let text = text_of(&["plan", path, "--sessions", &far_too_many]);
+        assert!(text.contains("It does not fit: "), "{text}");
+    }
+    assert_eq!(json_of(&["plan", path, "--json"])["context_size"], 512);
+}
+
+#[test]
+fn score_prints_the_librarys_perplexity() {
+    let demo = demo_model();
+    let (model, demo) = (load(&demo), demo.to_str().unwrap().to_owned());
+    let text = "The reason for this is that the state is not a thing. Die Option wird gesetzt: ünd return None";
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("text.txt");
+    std::fs::write(&file, text).unwrap();
+    let file = file.to_str().unwrap();
+    let tokens = model.encode(text, true, false).unwrap();
+    for (arguments, context_size, kv_dtype) in
+        [(&[][..], 200, None), (&["--context", "9", "--kv", "f32"], 9, Some(KvDtype::F32))]
+    {
+        let options = SessionOptions { context_size, kv_dtype, ..Default::default() };
+        let expected = perplexity(&model, &tokens, &options, &mut |_| ()).unwrap();
+        let mut scores = Vec::new();
+        score_in_windows(&model, &tokens, &options, &mut |part| scores.extend_from_slice(part)).unwrap();
+        let base = [&["score", "--model", &demo, file, "--json"][..], arguments].concat();
+        let found = json_of(&base);
+        assert_eq!(found["perplexity"].as_f64().unwrap(), expected.value(), "{arguments:?}");
+        assert_eq!(found["nats"].as_f64().unwrap(), expected.nats);
+        assert_eq!(found["tokens"], tokens.len() - 1);
+        assert_eq!(found["bytes"], text.len());
+        assert_eq!(found["bits_per_byte"].as_f64().unwrap(), expected.nats / 2f64.ln() / text.len() as f64);
+        assert!(found["seconds"].as_f64().unwrap() > 0.0);
+        assert_eq!(found.as_object().unwrap().len(), 6);
+        let found = json_of(&[&base[..], &["--per-token"]].concat());
+        assert_eq!(found["token_ids"], json!(&tokens[1..]));
+        assert_eq!(floats(&found["log_probabilities"]), scores);
+    }
+    let lines = text_of(&["score", "--model", &demo, file, "--per-token"]);
+    assert_eq!(lines.lines().count(), tokens.len());
+    assert!(!lines.contains('\x1b') && lines.lines().last().unwrap().ends_with('"'), "{lines}");
+    let colored = text_of(&["score", "--model", &demo, file, "--per-token", "--color", "always"]);
+    assert!(colored.contains("\x1b[3") && !colored.contains("NaN"), "{colored}");
+    let plain = text_of(&["score", "--model", &demo, file]);
+    for part in ["perplexity ", "bits per byte ", "tokens/s"] {
+        assert!(plain.contains(part), "{plain}");
+    }
+}
+
+#[test]
+fn score_reads_what_is_piped_in() {
+    let demo = demo_model();
+    let arguments = ["score", "--model", demo.to_str().unwrap(), "-", "--json"];
+    let mut child = command(&arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"The state").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["bytes"], 9);
+}
+
+#[test]
+fn embed_prints_the_pooled_states_of_the_text_without_bos() {
+    let demo = demo_model();
+    let model = load(&demo);
+    let demo = demo.to_str().unwrap();
+    let tokens = model.encode("The reason", false, false).unwrap();
+    for (arguments, pooling) in
+        [(&[][..], Pooling::Mean), (&["--pooling", "mean"], Pooling::Mean), (&["--pooling", "last"], Pooling::Last)]
+    {
+        let mut expected = vec![0.0; model.config().hidden_size];
+        let mut session = session(&model);
+        session.prefill(&[model.config().bos_token_id]).unwrap();
+        session.embed(&tokens, pooling, &mut expected).unwrap();
+        let found = json_of(&[&["embed", "--model", demo, "--text", "The reason"][..], arguments].concat());
+        assert_eq!(floats(&found["embedding"]), expected, "{arguments:?}");
+        assert_eq!(found["tokens"], tokens.len());
+    }
+    let mut expected = vec![0.0; model.config().hidden_size];
+    session(&model).embed(&[5, 6], Pooling::Mean, &mut expected).unwrap();
+    assert_eq!(floats(&json_of(&["embed", "--model", demo, "--tokens", "5,6"])["embedding"]), expected);
+}
+
+/// Counts and weights of a text that is run in windows of `context` tokens, each begun by BOS.
+fn routed(model: &Arc<Model>, text: &str, most: usize, context: usize) -> Value {
+    let mut tokens = model.encode(text, true, false).unwrap();
+    tokens.truncate(most);
+    let options = SessionOptions { context_size: context, ..Default::default() };
+    let mut session = Session::new(Arc::clone(model), &options).unwrap();
+    let mut count = 0;
+    for window in tokens[1..].chunks(context - 1) {
+        session.rewind(0).unwrap();
+        session.prefill(&[tokens[0]]).unwrap();
+        session.prefill(window).unwrap();
+        count += 1 + window.len();
+    }
+    let statistics = session.expert_statistics();
+    let experts = model.config().num_local_experts;
+    json!({
+        "tokens": count,
+        "counts": statistics.counts().chunks(experts).collect::<Vec<_>>(),
+        "weight_sums": statistics.weight_sums().chunks(experts).collect::<Vec<_>>(),
+    })
+}
+
+#[test]
+fn routes_prints_counts_and_weights_of_each_domain() {
+    let demo = demo_model();
+    let model = load(&demo);
+    let domains = demo.join("domains");
+    let (demo, directory) = (demo.to_str().unwrap(), domains.to_str().unwrap());
+    let python = format!("code={}", domains.join("python.txt").display());
+    let base = ["routes", "--model", demo, "--json", "--text", directory, "--text", &python];
+    let limits = ["--prompt", "said=The state = we", "--tokens", "150", "--context", "64"];
+    let found = json_of(&[&base[..], &limits].concat());
+    assert_eq!((&found["num_local_experts"], &found["num_experts_per_tok"]), (&json!(4), &json!(2)));
+    let read = |name: &str| std::fs::read_to_string(domains.join(name)).unwrap();
+    let expected = [
+        ("english", read("english.txt")),
+        ("german", read("german.txt")),
+        ("mathematics", read("mathematics.txt")),
+        ("python", read("python.txt")),
+        ("code", read("python.txt")),
+        ("said", "The state = we".to_owned()),
+    ];
+    let found = found["domains"].as_array().unwrap();
+    assert_eq!(found.len(), expected.len());
+    for (found, (name, text)) in found.iter().zip(&expected) {
+        assert_eq!(found["name"], *name);
+        let expected = routed(&model, text, 150, 64);
+        for key in ["tokens", "counts", "weight_sums"] {
+            assert_eq!(found[key], expected[key], "{name}: {key}");
+        }
+        let specialisation = found["specialisation"].as_f64().unwrap();
+        assert!((0.0..=1.0).contains(&specialisation), "{specialisation}");
+    }
+    // Each domain has an expert of its own: the model was made so.
+    let favourite = |domain: &Value| {
+        let count = |expert: usize| domain["counts"][0][expert].as_u64().unwrap();
+        (0..4).max_by_key(|expert| count(*expert)).unwrap()
+    };
+    assert_eq!(found[..4].iter().map(favourite).collect::<Vec<_>>(), [0, 1, 3, 2]);
+}
+
+#[test]
+fn routes_draws_a_heat_map_in_colours_or_characters() {
+    let demo = demo_model();
+    let directory = demo.join("domains");
+    let base = ["routes", "--model", demo.to_str().unwrap(), "--text", directory.to_str().unwrap()];
+    let plain = text_of(&base);
+    assert!(!plain.contains('\x1b'), "{plain}");
+    for part in ["english ", "mathematics ", "layer 3  ", "mean  ", "█100", "share of tokens", "50 %", "german  "] {
+        assert!(plain.contains(part), "{part:?} is not in\n{plain}");
+    }
+    assert!(plain.contains("german       expert 1 with 100 % of the tokens, specialisation 0."), "{plain}");
+    assert_eq!(text_of(&[&base[..], &["--color", "never"]].concat()), plain);
+    let always = [&base[..], &["--color", "always"]].concat();
+    let colored = text_of(&always);
+    assert!(colored.contains("\x1b[48;5;229m") && !colored.contains('█'), "{colored}");
+    let surrounded = |surroundings: &[(&str, &str)]| {
+        let output = command(&base).envs(surroundings.iter().copied()).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(surrounded(&[("CLICOLOR_FORCE", "1")]), colored);
+    assert_eq!(surrounded(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]), plain);
+    let weights = text_of(&[&base[..], &["--weights"]].concat());
+    assert!(weights.contains("mean weight") && weights.contains("25 %") && weights != plain, "{weights}");
+}
+
+#[test]
+fn a_dense_model_has_routes_without_specialisation() {
+    let shape = json!({"num_local_experts": 2, "num_experts_per_tok": 2, "vocab_size": 4096});
+    let directory = Directory::random_with(34, shape).to_temporary();
+    std::fs::copy(demo_model().join("tokenizer.json"), directory.path().join("tokenizer.json")).unwrap();
+    let base = ["routes", "--model", directory.path().to_str().unwrap(), "--prompt", "all=x y", "--context", "2"];
+    assert_eq!(json_of(&[&base[..], &["--json"]].concat())["domains"][0]["specialisation"], Value::Null);
+    assert!(text_of(&base).contains("expert 0 with 100 % of the tokens; "));
+}
+
+#[test]
+fn help_lists_every_command_and_every_option() {
+    let commands: [(&str, &[&str]); 7] = [
+        ("inspect", &["DIR", "--follow-links", "--json"]),
+        ("plan", &["DIR", "--context", "--chunk", "--kv", "--sessions", "--threads", "--follow-links", "--json"]),
+        (
+            "generate",
+            &[
+                "--prompt",
+                "--tokens",
+                "--max-new",
+                "--temperature",
+                "--top-k",
+                "--top-p",
+                "--min-p",
+                "--repetition-penalty",
+                "--presence-penalty",
+                "--frequency-penalty",
+                "--penalty-window",
+                "--seed",
+                "--json-schema",
+                "--regex",
+                "--grammar",
+                "--context",
+                "--kv",
+                "--slide",
+                "--ignore-eos",
+                "--json",
+            ],
+        ),
+        ("logits", &["--model", "--tokens", "--json"]),
+        ("score", &["FILE", "--context", "--kv", "--per-token", "--color", "--json"]),
+        ("embed", &["--text", "--tokens", "--pooling", "mean", "last"]),
+        ("routes", &["--text", "--prompt", "--tokens", "--context", "--kv", "--weights", "--color", "--json"]),
+    ];
+    let all = text_of(&["--help"]);
+    for (name, options) in commands {
+        assert!(all.contains(&format!("\n  {name} ")), "{name} is not in\n{all}");
+        let help = text_of(&[name, "--help"]);
+        for option in options {
+            assert!(help.contains(option), "{option} is not in\n{help}");
+        }
+        // Every option is explained.
+        let lines: Vec<&str> = help.lines().collect();
+        let bare = lines.iter().enumerate().find(|(at, line)| {
+            line.trim_start().starts_with("--") && !line.trim_start().contains("  ") && {
+                lines.get(at + 1).is_none_or(|next| next.trim().is_empty() || next.trim_start().starts_with('-'))
+            }
+        });
+        assert_eq!(bare, None, "{name}");
+    }
+}
+
 #[test]
 fn what_is_wrong_goes_to_stderr_with_the_culprit_in_it() {
     let directory = Directory::random(25).to_temporary();
     let path = directory.path().to_str().unwrap();
-    let cases: [(&[&str], &str); 6] = [
+    let demo = demo_model();
+    let demo = demo.to_str().unwrap();
+    let binary = directory.path().join("model.safetensors");
+    let binary = binary.to_str().unwrap();
+    let cases: [(&[&str], &str); 25] = [
         (&["inspect", "/nonexistent-model"], "/nonexistent-model"),
         (&["generate", "--model", path, "--prompt", "hello"], "tokenizer.json"),
         (&["generate", "--model", path, "--tokens", "2,97"], "token 1 of the input is 97, the vocabulary has 97"),
         (&["generate", "--model", path, "--tokens", "2,x"], "\"x\" is not a token id"),
         (&["generate", "--model", path, "--tokens", "2", "--temperature", "-1"], "temperature"),
         (&["generate", "--model", path], "--prompt"),
+        (&["generate", "--model", path, "--tokens", "2", "--repetition-penalty", "0"], "repetition_penalty"),
+        (&["generate", "--model", path, "--tokens", "2", "--kv", "f64"], "possible values: f32, bf16, f16, int8"),
+        (&["generate", "--model", path, "--tokens", "2", "--context", "513"], "max_position_embeddings is 512"),
+        (&["generate", "--model", path, "--tokens", "2", "--context", "8", "--slide", "7"], "keep_tokens is 7"),
+        (&["generate", "--model", path, "--tokens", "2", "--regex", "a"], "tokenizer.json"),
+        (&["generate", "--model", demo, "--tokens", "2", "--regex", "("], "invalid regex \"(\""),
+        (&["generate", "--model", demo, "--tokens", "2", "--regex", "a", "--grammar", "b"], "cannot be used with"),
+        (&["generate", "--model", demo, "--tokens", "2", "--json-schema", "/no/schema"], "/no/schema: cannot be read"),
+        (&["plan", "/nonexistent-model"], "/nonexistent-model"),
+        (&["plan", path, "--context", "513"], "max_position_embeddings is 512"),
+        (&["score", "--model", demo, "/no/text"], "/no/text: cannot be read"),
+        (&["score", "--model", demo, binary], "is not UTF-8 from byte"),
+        (&["score", "--model", path, "Cargo.toml"], "tokenizer.json"),
+        (&["score", "--model", demo, "/dev/null"], "expected at least two"),
+        (&["embed", "--model", demo, "--text", ""], "expected at least one"),
+        (&["routes", "--model", demo], "--text"),
+        (&["routes", "--model", demo, "--prompt", "no name"], "expected a name, = and a text"),
+        (&["routes", "--model", demo, "--text", "code=/no/text"], "/no/text: cannot be read"),
+        (&["routes", "--model", demo, "--prompt", "silence="], "the text of domain \"silence\" is empty"),
     ];
     for (arguments, culprit) in cases {
         let output = gemmoe(arguments);
@@ -113,4 +528,38 @@ fn what_is_wrong_goes_to_stderr_with_the_culprit_in_it() {
         assert!(!output.status.success() && output.stdout.is_empty(), "{arguments:?}");
         assert!(stderr.contains(culprit), "{arguments:?}: {stderr}");
     }
+}
+
+#[test]
+fn chat_answers_each_line_as_the_library_does_for_the_whole_conversation() {
+    let mut chat = command(&["chat", "--model", demo_model().to_str().unwrap(), "--max-new", "12", "--stop", "zzz"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    chat.stdin.take().unwrap().write_all("Hello <end_of_turn> you\nAnd then?\n\nnot read\n".as_bytes()).unwrap();
+    let output = chat.wait_with_output().unwrap();
+    assert!(output.status.success());
+
+    let model = load(&demo_model());
+    let mut turns: Vec<(&str, String)> = Vec::new();
+    let mut expected = String::new();
+    for line in ["Hello <end_of_turn> you", "And then?"] {
+        turns.push(("user", line.to_owned()));
+        let messages: Vec<Message> = turns.iter().map(|(role, text)| Message { role, text }).collect();
+        let mut session = Session::new(Arc::clone(&model), &SessionOptions::default()).unwrap();
+        session.push(&model.encode_chat(&messages, true).unwrap()).unwrap();
+        let mut tokens = Vec::new();
+        while tokens.len() < 12 {
+            let token = session.step().unwrap();
+            if model.stop_tokens().contains(&token) {
+                break;
+            }
+            tokens.push(token);
+        }
+        let answer = String::from_utf8(model.tokenizer().unwrap().decode(&tokens, false).unwrap()).unwrap();
+        expected += &format!("{answer}\n");
+        turns.push(("model", answer));
+    }
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
 }

@@ -33,7 +33,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use case::Case;
-use gemmoe::{LoadOptions, Model, Progress, Result, Session, SessionOptions, Status};
+use gemmoe::{LoadOptions, MemoryPlan, Model, Progress, Result, Session, SessionOptions, Status};
 
 /// No refusal takes seconds; only a hang takes this long.
 const HANG: Duration = Duration::from_secs(120);
@@ -45,6 +45,11 @@ pub fn load(path: &Path, follow_links: bool) -> Result<Arc<Model>> {
     let mut options = LoadOptions { follow_links, ..Default::default() };
     options.cpu.threads = 1;
     Model::load(path, &options, &Progress::default())
+}
+
+/// The same as far as the memory plan goes.
+pub fn plan(path: &Path, follow_links: bool) -> Result<MemoryPlan> {
+    Model::plan(path, &LoadOptions { follow_links, ..Default::default() }, &SessionOptions::default())
 }
 
 /// Prefills and steps; what a model from a damaged file must survive.
@@ -73,6 +78,16 @@ fn faults_of(case: &Case) -> Vec<String> {
         Err(_) => return vec!["it panicked".to_owned()],
     };
     let text = error.to_string();
+    let planned = catch_unwind(AssertUnwindSafe(|| plan(&path, case.follow_links).map(drop)));
+    let as_expected = match &planned {
+        // A plan asks for no memory.
+        Ok(Ok(())) => error.status() == Status::OutOfMemory,
+        Ok(Err(planned)) => *planned == error,
+        Err(_) => false,
+    };
+    if !as_expected {
+        faults.push(format!("its memory plan gives {planned:?}, loading {error:?}"));
+    }
     let mut check = |right: bool, fault: String| {
         if !right {
             faults.push(fault);

@@ -254,6 +254,9 @@ fn structs_have_one_layout_in_c_and_in_rust() {
     layout!(lines, GemmoeSessionInfo, "gemmoe_session_info", struct_size: u32, context_size: u32, token_count: u32,
         pending_count: u32, kv_dtype: u32, grammar_state: u32, dropped_count: u64, kv_bytes: u64,
         workspace_bytes: u64, reserved: [u64; 4]);
+    layout!(lines, GemmoeMemoryPlan, "gemmoe_memory_plan", struct_size: u32, context_size: u32, kv_dtype: u32,
+        reserved0: u32, weight_bytes: u64, expert_bytes: u64, tokenizer_bytes: u64, kv_bytes_per_token: u64,
+        kv_bytes: u64, workspace_bytes: u64, reserved: [u64; 4]);
     layout!(lines, GemmoeBudget, "gemmoe_budget", struct_size: u32, max_layers: u32, max_us: u64, reserved: [u64; 2]);
     layout!(lines, GemmoeSampling, "gemmoe_sampling", struct_size: u32, temperature: f32, top_k: u32, top_p: f32,
         min_p: f32, repetition_penalty: f32, frequency_penalty: f32, presence_penalty: f32, penalty_window: u32,

@@ -33,6 +33,15 @@ impl KvDtype {
     /// All of them.
     pub const ALL: [KvDtype; 4] = [KvDtype::F32, KvDtype::Bf16, KvDtype::F16, KvDtype::Int8];
 
+    /// The default for a model whose embedding has this dtype, one that weights can have.
+    pub fn of_weights(dtype: safetensors::Dtype) -> KvDtype {
+        match dtype {
+            safetensors::Dtype::BF16 => KvDtype::Bf16,
+            safetensors::Dtype::F16 => KvDtype::F16,
+            _ => KvDtype::F32,
+        }
+    }
+
     /// Its name, for people.
     pub fn name(self) -> &'static str {
         match self {

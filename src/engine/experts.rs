@@ -210,12 +210,12 @@ impl RouteRing {
 }
 
 /// Takes the routes of `tokens`, tokens `first..` of the pass's last batch, into the statistics and the ring.
-/// `position` is the first one's.
+/// `position` tells the position of each of `tokens`.
 pub fn record(
     pass: &dyn Pass,
     first: usize,
     tokens: &[u32],
-    position: u64,
+    position: impl Fn(usize) -> u64,
     statistics: &mut ExpertStatistics,
     ring: Option<&mut RouteRing>,
 ) {
@@ -228,7 +228,7 @@ pub fn record(
     }
     let Some(ring) = ring.filter(|ring| ring.capacity > 0) else { return };
     for (index, token) in tokens.iter().enumerate() {
-        let at = ring.add(position + index as u64, *token);
+        let at = ring.add(position(index), *token);
         for layer in 0..layers {
             let routes = pass.routes(layer, first + index);
             let top_k = routes.experts.len();

@@ -27,7 +27,7 @@ impl KvAccount {
     }
 
     /// Takes `bytes`, or fails with `KvLimit` and takes nothing.
-    fn take(&self, bytes: usize) -> Result<()> {
+    pub(super) fn take(&self, bytes: usize) -> Result<()> {
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
             used.checked_add(bytes).filter(|sum| self.limit.is_none_or(|limit| *sum <= limit))
         });
@@ -79,9 +79,9 @@ impl KvPages {
         Ok(table)
     }
 
-    /// Makes every page that holds a position from `position` on this sequence's alone, keeping what it holds before.
-    /// Fails with `KvLimit` or `OutOfMemory`, having changed nothing.
-    pub fn own_from(&mut self, backend: &dyn Backend, position: usize) -> Result<()> {
+    /// Makes every page that holds a position from `position` on this sequence's alone, keeping the first `held` positions:
+    /// up to `position`, or one more. Fails with `KvLimit` or `OutOfMemory`, having changed nothing.
+    pub fn own_from(&mut self, backend: &dyn Backend, position: usize, held: usize) -> Result<()> {
         let first = position / PAGE_TOKENS;
         let is_shared = |page: &mut Arc<KvPage>| Arc::get_mut(page).is_none();
         let shared = self.pages[first..].iter_mut().map(is_shared).filter(|shared| *shared).count();
@@ -97,7 +97,7 @@ impl KvPages {
                 && let Some(page) = fresh.pages.pop()
             {
                 let old = std::mem::replace(&mut self.pages[at], page);
-                if at == first && !position.is_multiple_of(PAGE_TOKENS) {
+                if held > at * PAGE_TOKENS {
                     self.copy_page(at, &old);
                 }
                 self.release(old);

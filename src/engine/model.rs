@@ -27,6 +27,13 @@ pub struct LoadOptions {
     pub kv_limit_bytes: usize,
 }
 
+impl LoadOptions {
+    /// An account with the limit for keys and values.
+    pub(super) fn kv_account(&self) -> KvAccount {
+        KvAccount::new((self.kv_limit_bytes > 0).then_some(self.kv_limit_bytes))
+    }
+}
+
 /// Immutable; usable from any thread.
 pub struct Model {
     config: Config,
@@ -60,7 +67,7 @@ impl Model {
             tokenizer,
             chat_template,
             backend,
-            kv: Arc::new(KvAccount::new((options.kv_limit_bytes > 0).then_some(options.kv_limit_bytes))),
+            kv: Arc::new(options.kv_account()),
             fingerprint: OnceLock::new(),
             grammar_vocabulary: OnceLock::new(),
         }))

@@ -1,8 +1,8 @@
 //! What a host chooses when it makes a session.
 
-use super::model::Model;
 use crate::backend::kv::{KvDtype, KvGeometry, PAGE_TOKENS};
 use crate::error::{Error, Result, Status};
+use crate::model::Config;
 
 /// Tokens a prompt is cut into where the host does not say.
 pub const DEFAULT_PREFILL_CHUNK: usize = 256;
@@ -46,16 +46,13 @@ pub struct SessionOptions {
 }
 
 impl SessionOptions {
-    /// How keys and values are stored, the default filled in.
-    pub fn kv_dtype(&self, model: &Model) -> KvDtype {
-        self.kv_dtype.unwrap_or(model.backend().default_kv_dtype())
-    }
-
-    /// The options with defaults filled in, or an error naming the one that is out of range.
-    pub fn resolve(&self, model: &Model) -> Result<SessionOptions> {
+    /// The options with defaults filled in, `default_dtype` being the model's for keys and values; or an error naming the
+    /// one that is out of range.
+    pub fn resolve(&self, config: &Config, default_dtype: KvDtype) -> Result<SessionOptions> {
         let invalid = |key: &str, text: String| Err(Error::new(Status::InvalidArgument, text).at_key(key));
-        let longest = model.config().max_position_embeddings;
-        let page_bytes = KvGeometry::of(model.config(), self.kv_dtype(model)).page_bytes();
+        let longest = config.max_position_embeddings;
+        let kv_dtype = self.kv_dtype.unwrap_or(default_dtype);
+        let page_bytes = KvGeometry::of(config, kv_dtype).page_bytes();
         let limit = if self.kv_limit_bytes == 0 { usize::MAX } else { self.kv_limit_bytes };
         let affordable = (limit / page_bytes).saturating_mul(PAGE_TOKENS);
         let context_size = match self.context_size {
@@ -78,6 +75,7 @@ impl SessionOptions {
             return invalid("keep_tokens", text);
         }
         let chunk = if self.prefill_chunk == 0 { DEFAULT_PREFILL_CHUNK } else { self.prefill_chunk };
-        Ok(SessionOptions { context_size, prefill_chunk: chunk.min(context_size), ..*self })
+        let prefill_chunk = chunk.min(context_size);
+        Ok(SessionOptions { context_size, prefill_chunk, kv_dtype: Some(kv_dtype), ..*self })
     }
 }

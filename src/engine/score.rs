@@ -26,7 +26,8 @@ impl Session {
     /// Appends `tokens`, runs them, and writes the log-probability of each, given all before it, to `out`, in nats.
     ///
     /// The session must hold at least one token, such as BOS, to begin from. Fails with `NoLogits` without one, with
-    /// `ContextFull` (no window slides here), `NotANumber`, `Cancelled` (the tokens are taken back), and as `prefill`.
+    /// `ContextFull` (no window slides here), `NotANumber`, `Cancelled` (the tokens not run are taken back), and as
+    /// `prefill`.
     pub fn score(&mut self, tokens: &[u32], out: &mut [f32]) -> Result<()> {
         let held = self.check_appended(tokens, out.len())?;
         if held == 0 {
@@ -82,6 +83,7 @@ impl Session {
 
     /// Checks what `score` and `embed` have in common; returns how many tokens are held.
     fn check_appended(&self, tokens: &[u32], expected: usize) -> Result<usize> {
+        self.check_workspace()?;
         let held = self.tokens().len();
         if tokens.len() > self.context_size() - held {
             let text = format!("{} tokens do not fit: {held} of {} are used", tokens.len(), self.context_size());
@@ -104,6 +106,8 @@ impl Session {
     ) -> Result<()> {
         let cancel = Arc::clone(self.cancel());
         let limit = Budget::UNLIMITED.begin(&cancel);
+        // The workspace is taken for other passes: one that was left in it cannot go on.
+        self.flight = None;
         if cancel.take() {
             self.drop_pending(held)?;
             return Err(Cancel::error());
@@ -148,21 +152,43 @@ pub struct Perplexity {
 }
 
 impl Perplexity {
+    /// Counts the log-probabilities of more tokens.
+    pub fn add(&mut self, scores: &[f32]) {
+        self.nats -= scores.iter().map(|score| *score as f64).sum::<f64>();
+        self.tokens += scores.len();
+    }
+
     /// `e^(nats / tokens)`
     pub fn value(&self) -> f64 {
         (self.nats / self.tokens.max(1) as f64).exp()
     }
 }
 
-/// The perplexity of `tokens`, which begin with BOS, in windows of `options.context_size`: each begins with the text's
-/// first token and then half of the window before it, which is not counted again. `progress` is told how many tokens are
-/// done.
+/// The perplexity of `tokens`, which begin with BOS, in the windows of [`score_in_windows`]. `progress` is told how many
+/// tokens are done.
 pub fn perplexity(
     model: &Arc<Model>,
     tokens: &[u32],
     options: &SessionOptions,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Perplexity> {
+    let mut found = Perplexity::default();
+    score_in_windows(model, tokens, options, &mut |scores| {
+        found.add(scores);
+        progress(found.tokens);
+    })?;
+    Ok(found)
+}
+
+/// The log-probability of each of `tokens` after the first, BOS, in windows of `options.context_size`: each begins with
+/// the text's first token and then half of the window before it, which is not scored again. `see` is shown the scores
+/// part by part.
+pub fn score_in_windows(
+    model: &Arc<Model>,
+    tokens: &[u32],
+    options: &SessionOptions,
+    see: &mut dyn FnMut(&[f32]),
+) -> Result<()> {
     let Some((first, text)) = tokens.split_first().filter(|(_, text)| !text.is_empty()) else {
         let text = format!("{} tokens, expected at least two, of which the first is only given", tokens.len());
         return Err(Error::new(Status::InvalidArgument, text).at_key("tokens"));
@@ -174,7 +200,7 @@ pub fn perplexity(
         return Err(Error::new(Status::InvalidArgument, text).at_key("context_size"));
     }
     let mut scores = try_vec("log-probabilities", window.min(text.len()), 0f32)?;
-    let (mut found, mut done) = (Perplexity::default(), 0);
+    let mut done = 0;
     while done < text.len() {
         let context = if done == 0 { 0 } else { window / 2 };
         let part = &text[done..(done + window - context).min(text.len())];
@@ -182,10 +208,8 @@ pub fn perplexity(
         session.push(&[*first])?;
         session.push(&text[done - context..done])?;
         session.score(part, &mut scores[..part.len()])?;
-        found.nats -= scores[..part.len()].iter().map(|score| *score as f64).sum::<f64>();
-        found.tokens += part.len();
         done += part.len();
-        progress(done);
+        see(&scores[..part.len()]);
     }
-    Ok(found)
+    Ok(())
 }

@@ -65,7 +65,7 @@ pub struct Wants<'a> {
 impl Sequence {
     /// A sequence without tokens. Memory for all it can hold is reserved here; `options` are resolved.
     pub(super) fn new(model: Arc<Model>, options: SessionOptions) -> Result<Sequence> {
-        let dtype = options.kv_dtype(&model);
+        let dtype = options.kv_dtype.unwrap_or(model.backend().default_kv_dtype());
         let pages = KvPages::new(model.backend(), model.kv_account(), dtype, options.context_size)?;
         Sequence::with_pages(model, options, pages)
     }
@@ -138,7 +138,7 @@ impl Sequence {
         self.options.context_size
     }
 
-    /// Tokens that were dropped because the window slid.
+    /// Tokens that the window dropped before the last ones held; none after a rewind to before them.
     pub fn dropped(&self) -> u64 {
         self.dropped
     }
@@ -195,17 +195,13 @@ impl Sequence {
     /// Appends tokens, pending. A window that slides makes room for them; of more than it can keep at once, the first
     /// and the last stay.
     pub fn push(&mut self, tokens: &[u32]) -> Result<()> {
-        // Before the tokens are looked at: a length that cannot be is no reason to read so much memory.
-        let (held, room) = (self.tokens.len(), self.context_size() - self.tokens.len());
-        if tokens.len() > room && self.options.overflow == Overflow::Fail {
-            let text = format!("{} tokens do not fit: {held} of {} are used", tokens.len(), self.context_size());
-            return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
-        }
-        let vocab_size = self.model.config().vocab_size;
-        if let Some(at) = tokens.iter().position(|token| *token as usize >= vocab_size) {
-            let text = format!("token {at} of the input is {}, the vocabulary has {vocab_size}", tokens[at]);
-            return Err(Error::new(Status::TokenOutOfRange, text));
-        }
+        self.push_after(tokens).map(drop)
+    }
+
+    /// Does what `push` does, and answers how many of the tokens held before are left in front of the new ones.
+    pub(super) fn push_after(&mut self, tokens: &[u32]) -> Result<usize> {
+        self.check_room(tokens.len(), self.tokens.len())?;
+        self.check_tokens(tokens)?;
         self.follow_grammar(tokens)?;
         let appended = self.append(tokens);
         if appended.is_err()
@@ -214,6 +210,41 @@ impl Sequence {
             state.rewind(tokens.len())?;
         }
         appended
+    }
+
+    /// Makes the session hold exactly `tokens`, the last of them pending where they were not run: what they have in common
+    /// with those it holds keeps its keys and values. Returns how many that are.
+    ///
+    /// So a conversation goes on: all its messages as tokens, of which only the new ones are run. Fails as `push` and
+    /// `rewind` do; when the grammar refuses a token the session holds what was in common.
+    pub fn set_tokens(&mut self, tokens: &[u32]) -> Result<usize> {
+        self.check_room(tokens.len(), 0)?;
+        self.check_tokens(tokens)?;
+        let common = self.tokens.iter().zip(tokens).take_while(|(held, wanted)| held == wanted).count();
+        self.rewind(common)?;
+        self.push(&tokens[common..])?;
+        Ok(common)
+    }
+
+    /// Fails where `count` tokens do not fit after `held` and the window does not slide. Before the tokens are looked at:
+    /// a length that cannot be is no reason to read so much memory.
+    fn check_room(&self, count: usize, held: usize) -> Result<()> {
+        if count > self.context_size() - held && self.options.overflow == Overflow::Fail {
+            let text = format!("{count} tokens do not fit: {held} of {} are used", self.context_size());
+            return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
+        }
+        Ok(())
+    }
+
+    fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+        let vocab_size = self.model.config().vocab_size;
+        match tokens.iter().position(|token| *token as usize >= vocab_size) {
+            None => Ok(()),
+            Some(at) => {
+                let text = format!("token {at} of the input is {}, the vocabulary has {vocab_size}", tokens[at]);
+                Err(Error::new(Status::TokenOutOfRange, text))
+            }
+        }
     }
 
     /// Takes all tokens into the grammar, or none.
@@ -228,11 +259,10 @@ impl Sequence {
         Ok(())
     }
 
-    fn append(&mut self, tokens: &[u32]) -> Result<()> {
+    fn append(&mut self, tokens: &[u32]) -> Result<usize> {
+        let mut held = self.tokens.len();
         match self.options.overflow {
-            Overflow::Slide { keep } if tokens.len() > self.context_size() - self.tokens.len() => {
-                self.slide(keep, tokens)?
-            }
+            Overflow::Slide { keep } if tokens.len() > self.context_size() - held => held = self.slide(keep, tokens)?,
             _ => self.tokens.extend_from_slice(tokens),
         }
         if !tokens.is_empty() {
@@ -240,11 +270,12 @@ impl Sequence {
             self.drawn = false;
             self.metrics.note_prompt();
         }
-        Ok(())
+        Ok(held)
     }
 
     /// Appends `tokens` and drops the oldest after the first `keep`, so that of the context past those half is free.
-    fn slide(&mut self, keep: usize, tokens: &[u32]) -> Result<()> {
+    /// Answers how many tokens held before are left.
+    fn slide(&mut self, keep: usize, tokens: &[u32]) -> Result<usize> {
         let tail = ((self.context_size() - keep) / 2).max(1);
         let held = self.tokens.len();
         let drop = held + tokens.len() - keep - tail;
@@ -252,8 +283,10 @@ impl Sequence {
         let (first, rest) = tokens.split_at(keep.saturating_sub(held).min(tokens.len()));
         let held_drop = held.saturating_sub(keep).min(drop);
         if held_drop > 0 {
-            self.pages.own_from(self.model.backend(), keep.min(self.processed))?;
-            self.processed = self.processed.min(keep);
+            let processed = self.processed.min(keep);
+            // The last token kept too: if those after it are taken back, it is run again for its logits.
+            self.pages.own_from(self.model.backend(), processed.saturating_sub(1), processed)?;
+            self.processed = processed;
             self.tokens.drain(keep..keep + held_drop);
         }
         self.tokens.extend_from_slice(first);
@@ -261,7 +294,7 @@ impl Sequence {
         self.dropped += drop as u64;
         self.ready = false;
         self.epoch += 1;
-        Ok(())
+        Ok(held - held_drop)
     }
 
     /// Keeps the first `token_count` tokens. What follows is bit for bit what a session fed only those would give.
@@ -276,7 +309,7 @@ impl Sequence {
         if token_count < self.tokens.len() {
             // The last token kept becomes pending: its logits are gone, its cache entry will be written again.
             let processed = self.processed.min(token_count.saturating_sub(1));
-            self.pages.own_from(self.model.backend(), processed)?;
+            self.pages.own_from(self.model.backend(), processed, processed)?;
             self.rewind_grammar(self.tokens.len() - token_count)?;
             self.truncate(token_count, processed);
         }
@@ -293,6 +326,13 @@ impl Sequence {
 
     fn truncate(&mut self, token_count: usize, processed: usize) {
         self.tokens.truncate(token_count);
+        // With all tokens that came after those a window dropped, those are forgotten too: positions, and with them the
+        // random numbers, are again those of a session that was never given them.
+        if let Overflow::Slide { keep } = self.options.overflow
+            && token_count <= keep
+        {
+            self.dropped = 0;
+        }
         self.processed = processed;
         self.ready = false;
         self.drawn = false;
@@ -386,7 +426,7 @@ impl Sequence {
             return Ok(());
         }
         match self.options.overflow {
-            Overflow::Slide { keep } => self.slide(keep, &[]),
+            Overflow::Slide { keep } => self.slide(keep, &[]).map(drop),
             Overflow::Fail => {
                 let text = format!("no room for another token: {} of {0} are used", self.context_size());
                 Err(Error::new(Status::ContextFull, text).at_key("context_size"))
@@ -420,7 +460,10 @@ impl Sequence {
     /// the first was token `first` of the batch.
     pub(super) fn finish(&mut self, pass: &dyn Pass, sequence: usize, count: usize, first: usize, time: Duration) {
         let tokens = &self.tokens[self.processed..self.processed + count];
-        let position = self.dropped + self.processed as u64;
+        // What was dropped came after the first tokens, which the window keeps.
+        let kept = if let Overflow::Slide { keep } = self.options.overflow { keep } else { 0 };
+        let (dropped, processed) = (self.dropped, self.processed);
+        let position = |index| (processed + index) as u64 + if processed + index < kept { 0 } else { dropped };
         experts::record(pass, first, tokens, position, &mut self.statistics, Some(&mut self.ring));
         self.processed += count;
         let is_last = self.processed == self.tokens.len();

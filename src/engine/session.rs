@@ -21,7 +21,7 @@ pub struct Session {
     pub(super) sequence: Sequence,
     /// None for a session that runs only in batches.
     pub(super) pass: Option<Box<dyn Pass>>,
-    flight: Option<Flight>,
+    pub(super) flight: Option<Flight>,
     cancel: Arc<Cancel>,
 }
 
@@ -53,7 +53,7 @@ impl DerefMut for Session {
 impl Session {
     /// A session without tokens. All memory it will ever need is reserved here.
     pub fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Session> {
-        let options = options.resolve(&model)?;
+        let options = options.resolve(model.config(), model.backend().default_kv_dtype())?;
         let pass = new_pass(&model, &options)?;
         Ok(Session::from_parts(Sequence::new(model, options)?, pass))
     }
@@ -96,8 +96,7 @@ impl Session {
         let cancel = Arc::clone(&self.cancel);
         let limit = budget.begin(&cancel);
         self.check_workspace()?;
-        let held = self.sequence.tokens().len();
-        self.sequence.push(tokens)?;
+        let held = self.sequence.push_after(tokens)?;
         let result = self.run_pending(&limit);
         if let Poll::Ready(Err(_)) = result {
             self.sequence.drop_pending(held)?;
@@ -130,7 +129,7 @@ impl Session {
         Poll::Ready(self.sequence.draw())
     }
 
-    fn check_workspace(&self) -> Result<()> {
+    pub(super) fn check_workspace(&self) -> Result<()> {
         match self.pass {
             Some(_) => Ok(()),
             None => {

@@ -28,6 +28,8 @@ const VERSION: u32 = 1;
 /// Magic, version and length, which are looked at before the checksum.
 const PREFIX_BYTES: usize = 20;
 const CHECKSUM_BYTES: usize = 8;
+/// No session gets there, and positions after it can still be counted.
+const MAX_DROPPED: u64 = 1 << 62;
 
 impl Session {
     /// Bytes a snapshot takes now.
@@ -65,7 +67,8 @@ impl Session {
                 format!("the snapshot is of a model with fingerprint {snapshot:016x}, this one has {fingerprint:016x}");
             return Err(Error::new(Status::SnapshotModel, text));
         }
-        let options = read_options(&mut source, options)?.resolve(&model)?;
+        let options = read_options(&mut source, options)?;
+        let options = options.resolve(model.config(), model.backend().default_kv_dtype())?;
         let pass = new_pass(&model, &options)?;
         let mut sequence = Sequence::new(model, options)?;
         read(&mut source, &mut sequence)?;
@@ -292,6 +295,9 @@ fn read(source: &mut Source, sequence: &mut Sequence) -> Result<()> {
     sequence.bias = bias;
 
     sequence.dropped = source.u64()?;
+    if sequence.dropped > MAX_DROPPED {
+        return Err(damaged("has dropped more tokens than there can have been"));
+    }
     let count = source.u32()? as usize;
     if count > sequence.context_size() {
         let text = format!("the snapshot holds {count} tokens, context_size is {}", sequence.context_size());

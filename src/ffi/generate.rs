@@ -145,6 +145,37 @@ pub unsafe extern "C" fn gemmoe_session_push(
     }
 }
 
+/// Makes the session hold exactly `tokens`: what they have in common with those it holds keeps its keys and values, the rest
+/// is pushed. So a conversation goes on: gemmoe_chat_tokenize all its messages, set the tokens, and only the new ones are
+/// run. `reused_out` may be NULL, else it receives how many tokens were in common.
+/// Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE and CONTEXT_FULL (nothing has changed), GRAMMAR_VIOLATION (the
+/// session holds what was in common), KV_LIMIT and OUT_OF_MEMORY (only where pages are shared with a fork), BUSY.
+/// One thread at a time. Since 0.1.
+///
+/// # Safety
+/// Pointers are NULL or good for what is said above.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gemmoe_session_set_tokens(
+    session: *mut GemmoeSession,
+    tokens: *const u32,
+    token_count: usize,
+    reused_out: *mut usize,
+    error_out: *mut *mut GemmoeError,
+) -> Status {
+    // SAFETY: the caller's promises.
+    unsafe {
+        guard(error_out, || {
+            let session = find(session)?;
+            let tokens = slice(tokens, token_count, "tokens")?;
+            let reused = session.with(|session| session.set_tokens(tokens))?;
+            if let Ok(reused_out) = Out::new(reused_out, "reused_out") {
+                reused_out.set(reused);
+            }
+            Ok(())
+        })
+    }
+}
+
 /// Appends tokens and runs them through the model, so that the logits after the last are ready. With `token_count` 0 it
 /// runs what is pending: so logits are had after a rewind, after a token that was drawn, or after NEED_MORE, with which
 /// the session holds all the tokens, those not run yet pending. `budget` may be NULL.

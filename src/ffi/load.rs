@@ -119,7 +119,7 @@ impl Held for LoadObject {
 }
 
 impl GemmoeLoadOptions {
-    fn resolve(&self) -> Result<LoadOptions> {
+    pub fn resolve(&self) -> Result<LoadOptions> {
         check_reserved(&self.reserved, "options")?;
         let invalid = |key: &str, found: u32, expected: &str| {
             let text = format!("options.{key} is {found}, expected {expected}");

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::json::UniqueMembers;
+use super::json::{Bounded, UniqueMembers};
 use crate::error::{Error, Result, Status};
 
 /// The file's name in a model directory.
@@ -122,8 +122,8 @@ impl Config {
 }
 
 fn parse(bytes: &[u8]) -> Result<Vec<(String, Value)>> {
-    match serde_json::from_slice::<UniqueMembers<Value>>(bytes) {
-        Ok(members) => Ok(members.0),
+    match serde_json::from_slice::<UniqueMembers<Bounded>>(bytes) {
+        Ok(members) => Ok(members.0.into_iter().map(|(key, Bounded(value))| (key, value)).collect()),
         Err(error) => Err(Error::new(Status::ConfigSyntax, format!("not a valid JSON object: {error}")).in_file(FILE)),
     }
 }

@@ -4,7 +4,8 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 
 /// The most members of one object, which bounds the memory a file of many short ones takes.
 pub const MAX_MEMBERS: usize = 1 << 18;
@@ -40,5 +41,75 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueMembers<V> {
         }
 
         deserializer.deserialize_map(Members(PhantomData))
+    }
+}
+
+/// Elements of a list, or members of an object, that are kept; of a larger one, the others are passed over.
+const KEPT: usize = 257;
+
+/// A JSON value in memory that a hostile file cannot make large: only the first elements of each list and object.
+pub struct Bounded(pub Value);
+
+impl<'de> Deserialize<'de> for Bounded {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+
+        impl<'de> Visitor<'de> for Any {
+            type Value = Value;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str("a value")
+            }
+
+            fn visit_unit<E>(self) -> Result<Value, E> {
+                Ok(Value::Null)
+            }
+
+            fn visit_bool<E>(self, flag: bool) -> Result<Value, E> {
+                Ok(flag.into())
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
+                Ok(number.into())
+            }
+
+            fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
+                Ok(number.into())
+            }
+
+            fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
+                Ok(number.into())
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+                Ok(text.into())
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Value, A::Error> {
+                let mut items = Vec::new();
+                while items.len() < KEPT {
+                    match sequence.next_element::<Bounded>()? {
+                        Some(Bounded(item)) => items.push(item),
+                        None => return Ok(Value::Array(items)),
+                    }
+                }
+                while sequence.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Value::Array(items))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+                let mut members = serde_json::Map::new();
+                while members.len() < KEPT {
+                    match map.next_entry::<String, Bounded>()? {
+                        Some((key, Bounded(value))) => drop(members.insert(key, value)),
+                        None => return Ok(Value::Object(members)),
+                    }
+                }
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Value::Object(members))
+            }
+        }
+
+        deserializer.deserialize_any(Any).map(Bounded)
     }
 }

@@ -210,25 +210,25 @@ fn expert(config: &Config, layout: Layout, layer: usize, index: usize) -> Expert
 /// Refuses tensors that would change the model but that config.json has no place for: layers and experts
 /// past its counts, and biases.
 pub fn check_no_extra(config: &Config, layout: Layout, checkpoint: &Checkpoint) -> Result<()> {
-    for name in checkpoint.tensor_names() {
-        let Some((layer, rest)) = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')) else {
-            continue;
-        };
-        let reason = if layer.parse().ok().is_none_or(|layer: usize| layer >= config.num_hidden_layers) {
-            format!("num_hidden_layers is {}", config.num_hidden_layers)
+    let reason = |name: &str| {
+        let (layer, rest) = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'))?;
+        if layer.parse().ok().is_none_or(|layer: usize| layer >= config.num_hidden_layers) {
+            Some(format!("num_hidden_layers is {}", config.num_hidden_layers))
         } else if rest.ends_with(".bias") {
-            "biases are not supported".to_owned()
+            Some("biases are not supported".to_owned())
         } else if layout == Layout::BlockSparseMoe
             && let Some(rest) = rest.strip_prefix("block_sparse_moe.experts.")
             && rest.split('.').next().and_then(|e| e.parse().ok()).is_none_or(|e: usize| e >= config.num_local_experts)
         {
-            format!("num_local_experts is {}", config.num_local_experts)
+            Some(format!("num_local_experts is {}", config.num_local_experts))
         } else {
-            continue;
-        };
-        let file = checkpoint.tensor(name).map(|tensor| checkpoint.file_of(tensor)).unwrap_or_default();
-        let error = Error::new(Status::TensorUnexpected, format!("tensor \"{name}\" has no place: {reason}"));
-        return Err(error.in_file(file).at_key(name));
-    }
-    Ok(())
+            None
+        }
+    };
+    // The names come in no order: the first of several is named, so that the same directory gives the same error.
+    let extra = checkpoint.tensor_names().filter_map(|name| Some((name, reason(name)?)));
+    let Some((name, reason)) = extra.min() else { return Ok(()) };
+    let file = checkpoint.tensor(name).map(|tensor| checkpoint.file_of(tensor)).unwrap_or_default();
+    let error = Error::new(Status::TensorUnexpected, format!("tensor \"{name}\" has no place: {reason}"));
+    Err(error.in_file(file).at_key(name))
 }

@@ -39,12 +39,12 @@ impl Elements {
         }
     }
 
-    /// The dtype's name as safetensors writes it.
-    pub fn dtype_name(&self) -> &'static str {
+    /// Their dtype.
+    pub fn dtype(&self) -> Dtype {
         match self {
-            Elements::Bf16(_) => "BF16",
-            Elements::F16(_) => "F16",
-            Elements::F32(_) => "F32",
+            Elements::Bf16(_) => Dtype::BF16,
+            Elements::F16(_) => Dtype::F16,
+            Elements::F32(_) => Dtype::F32,
         }
     }
 
@@ -150,6 +150,10 @@ pub struct Description {
     pub bytes: u64,
     /// The dtypes its tensors are stored in, each once.
     pub dtypes: Vec<String>,
+    /// The dtype of the embedding.
+    pub embedding_dtype: Dtype,
+    /// Bytes of everything once it is loaded, and of the experts among it: what [`Weights::bytes`] will say.
+    pub loaded_bytes: (u64, u64),
     plan: Plan,
 }
 
@@ -172,6 +176,8 @@ impl Description {
             expert_parameters: plan.layers.iter().flat_map(|layer| layer.expert_parts()).map(elements).sum(),
             bytes: plan.bytes,
             dtypes,
+            embedding_dtype: dtype_of(&plan.embedding, checkpoint)?,
+            loaded_bytes: plan.loaded_bytes(checkpoint)?,
             layout,
             config,
             plan,
@@ -284,6 +290,33 @@ impl Plan {
         let layers = self.layers.iter().flat_map(|layer| layer.all());
         [&self.embedding, &self.final_norm].into_iter().chain(&self.head).chain(layers)
     }
+
+    /// As [`Weights::bytes`] of what a `Reader` makes of these parts.
+    fn loaded_bytes(&self, checkpoint: &Checkpoint) -> Result<(u64, u64)> {
+        let bytes = |part: &Part, dtype: Dtype| (part.rows * part.columns * dtype.bitsize() / 8) as u64;
+        let vector = |part: &Part| bytes(part, Dtype::F32);
+        let matrix = |part: &Part| Ok(bytes(part, dtype_of(part, checkpoint)?));
+        let sum = |parts: &[&Part]| parts.iter().map(|part| matrix(part)).sum::<Result<u64>>();
+        let mut experts = 0;
+        let mut others = matrix(&self.embedding)? + vector(&self.final_norm);
+        others += self.head.as_ref().map_or(Ok(0), matrix)?;
+        for layer in &self.layers {
+            others += vector(&layer.input_norm) + vector(&layer.post_attention_norm);
+            others += sum(&[&layer.query, &layer.key, &layer.value, &layer.output])?;
+            others += layer.router.as_ref().map_or(0, vector);
+            for expert in &layer.experts {
+                let dtype = common_dtype(dtype_of(&expert.gate, checkpoint)?, dtype_of(&expert.up, checkpoint)?);
+                experts += bytes(&expert.gate, dtype) + bytes(&expert.up, dtype) + matrix(&expert.down)?;
+            }
+        }
+        Ok((others + experts, experts))
+    }
+}
+
+/// The dtype a part is stored in.
+fn dtype_of(part: &Part, checkpoint: &Checkpoint) -> Result<Dtype> {
+    let dtype = checkpoint.tensor(&part.tensor).map(|tensor| tensor.info.dtype);
+    dtype.ok_or_else(|| Error::new(Status::Internal, format!("tensor \"{}\" was not checked", part.tensor)))
 }
 
 /// Bytes of the part in its file, once its tensor is there with the right shape and dtype.
@@ -306,12 +339,18 @@ fn check_part(part: &Part, checkpoint: &Checkpoint) -> Result<u64> {
     Ok((part.rows * part.columns * tensor.info.dtype.bitsize() / 8) as u64)
 }
 
-/// Two matrices as they are if their dtypes agree, else both as f32.
+/// The dtype in which two matrices of one kernel are held.
+fn common_dtype(a: Dtype, b: Dtype) -> Dtype {
+    if a == b { a } else { Dtype::F32 }
+}
+
+/// Two matrices, both in their common dtype.
 fn one_dtype(a: Matrix, b: Matrix) -> Result<[Matrix; 2]> {
-    if a.elements.dtype_name() == b.elements.dtype_name() {
-        return Ok([a, b]);
-    }
+    let dtype = common_dtype(a.elements.dtype(), b.elements.dtype());
     let wide = |matrix: Matrix| -> Result<Matrix> {
+        if matrix.elements.dtype() == dtype {
+            return Ok(matrix);
+        }
         let elements = Elements::F32(matrix.to_f32("an expert's gate and up")?);
         Ok(Matrix { elements, ..matrix })
     };
@@ -348,13 +387,14 @@ impl Reader<'_> {
     }
 
     fn matrix(&self, part: &Part) -> Result<Matrix> {
-        let name = &part.tensor;
-        let dtype = self.checkpoint.tensor(name).map(|tensor| tensor.info.dtype);
-        let elements = match dtype {
-            Some(Dtype::BF16) => Elements::Bf16(self.elements(part)?),
-            Some(Dtype::F16) => Elements::F16(self.elements(part)?),
-            Some(Dtype::F32) => Elements::F32(self.elements(part)?),
-            _ => return Err(Error::new(Status::Internal, format!("tensor \"{name}\" was not checked"))),
+        let elements = match dtype_of(part, self.checkpoint)? {
+            Dtype::BF16 => Elements::Bf16(self.elements(part)?),
+            Dtype::F16 => Elements::F16(self.elements(part)?),
+            Dtype::F32 => Elements::F32(self.elements(part)?),
+            dtype => {
+                let text = format!("tensor \"{}\" is {dtype}, which was to be refused before", part.tensor);
+                return Err(Error::new(Status::Internal, text));
+            }
         };
         Ok(Matrix { rows: part.rows, columns: part.columns, elements })
     }

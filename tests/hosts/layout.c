@@ -14,6 +14,7 @@ int main(void) {
     gemmoe_session_info session_info = GEMMOE_SESSION_INFO_INIT;
     gemmoe_sampling sampling = GEMMOE_SAMPLING_INIT;
     gemmoe_budget budget = GEMMOE_BUDGET_INIT;
+    gemmoe_memory_plan memory_plan = GEMMOE_MEMORY_PLAN_INIT;
     gemmoe_route_arrays route_arrays = GEMMOE_ROUTE_ARRAYS_INIT;
     gemmoe_session_metrics session_metrics = GEMMOE_SESSION_METRICS_INIT;
     gemmoe_batch_options batch_options = GEMMOE_BATCH_OPTIONS_INIT;
@@ -28,6 +29,7 @@ int main(void) {
     CHECK(session_info.struct_size == sizeof session_info && session_info.reserved[3] == 0);
     CHECK(sampling.struct_size == sizeof sampling && sampling.top_p == 1.0f && sampling.reserved[3] == 0);
     CHECK(sampling.repetition_penalty == 1.0f && sampling.logit_bias_count == 0);
+    CHECK(memory_plan.struct_size == sizeof memory_plan && memory_plan.reserved[3] == 0);
     CHECK(budget.struct_size == sizeof budget && budget.max_us == 0 && budget.reserved[1] == 0);
     CHECK(route_arrays.struct_size == sizeof route_arrays && route_arrays.weights == NULL);
     CHECK(session_metrics.struct_size == sizeof session_metrics && session_metrics.reserved[3] == 0);
@@ -97,6 +99,18 @@ int main(void) {
     FIELD(gemmoe_session_info, kv_bytes);
     FIELD(gemmoe_session_info, workspace_bytes);
     FIELD(gemmoe_session_info, reserved);
+    STRUCT(gemmoe_memory_plan);
+    FIELD(gemmoe_memory_plan, struct_size);
+    FIELD(gemmoe_memory_plan, context_size);
+    FIELD(gemmoe_memory_plan, kv_dtype);
+    FIELD(gemmoe_memory_plan, reserved0);
+    FIELD(gemmoe_memory_plan, weight_bytes);
+    FIELD(gemmoe_memory_plan, expert_bytes);
+    FIELD(gemmoe_memory_plan, tokenizer_bytes);
+    FIELD(gemmoe_memory_plan, kv_bytes_per_token);
+    FIELD(gemmoe_memory_plan, kv_bytes);
+    FIELD(gemmoe_memory_plan, workspace_bytes);
+    FIELD(gemmoe_memory_plan, reserved);
     STRUCT(gemmoe_budget);
     FIELD(gemmoe_budget, struct_size);
     FIELD(gemmoe_budget, max_layers);

@@ -155,6 +155,9 @@ static void conversations(const char *without_tokenizer) {
                                   &error));
     CHECK(count == needed && tokens[0] == 2);
     for (index = 1; index < needed; index++) CHECK(tokens[index] != 2);
+    wide[1].message.struct_size = sizeof(gemmoe_message);
+    FAILS(GEMMOE_STATUS_STRUCT_SIZE, gemmoe_chat_tokenize(model, &wide[0].message, 2, 0, tokens, 64, &count, &error));
+    wide[1].message.struct_size = sizeof wide[1];
     wide[1].bytes[sizeof wide[1] - 1] = 1;
     FAILS(GEMMOE_STATUS_STRUCT_SIZE, gemmoe_chat_tokenize(model, &wide[0].message, 2, 0, tokens, 64, &count, &error));
 }

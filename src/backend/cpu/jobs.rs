@@ -36,7 +36,7 @@ impl Jobs {
         count: usize,
         work: &(dyn Fn(usize, usize) + Sync),
     ) -> Poll<Result<()>> {
-        self.step(limit, count, |items| pool.run(items, limit, work))
+        self.step(limit, count, |items| Ok(pool.run(items, limit, work)))
     }
 
     /// Runs the items `0..count` of the stage's next job on this thread, for work that cannot be shared.
@@ -49,7 +49,7 @@ impl Jobs {
         self.step(limit, count, |items| {
             for item in items.clone() {
                 if limit.is_reached() {
-                    return limit.check_cancel().map(|()| item);
+                    return Ok(item);
                 }
                 work(item)?;
                 limit.note_work();
@@ -76,22 +76,17 @@ impl Jobs {
         }
         // The stage function returns to its caller unless the job is finished, and begins anew when it is called again.
         self.met = 0;
-        if limit.is_reached() && self.item < count {
+        if self.item < count && !limit.is_reached() {
+            // Noted whatever ended it, a cancel too: an item may be one that must not run twice.
+            self.item = run(self.item..count)?;
+        }
+        if self.item < count {
             return limit.check_cancel().map_or_else(|error| Poll::Ready(Err(error)), |()| Poll::Pending);
         }
-        match run(self.item..count) {
-            Err(error) => Poll::Ready(Err(error)),
-            Ok(next) if next < count => {
-                self.item = next;
-                Poll::Pending
-            }
-            Ok(_) => {
-                self.finished += 1;
-                self.met = self.finished;
-                self.item = 0;
-                Poll::Ready(Ok(()))
-            }
-        }
+        self.finished += 1;
+        self.met = self.finished;
+        self.item = 0;
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -132,6 +127,39 @@ mod tests {
             assert_eq!((calls, log.lock().unwrap().len()), (8, 8 * (round + 1)));
         }
         assert_eq!(log.into_inner().unwrap(), [ALL, ALL].concat());
+    }
+
+    #[test]
+    fn a_job_cancelled_between_its_items_goes_on_after_them() {
+        for threads in [1, 3] {
+            let (pool, cancel) = (Pool::new(threads).unwrap(), Cancel::default());
+            for stop in 0..40 {
+                let (mut jobs, log) = (Jobs::default(), Mutex::new(Vec::new()));
+                let note = |job: usize, item: usize| {
+                    log.lock().unwrap().push((job, item));
+                    if job * 20 + item == stop {
+                        cancel.request();
+                    }
+                };
+                let mut stage = || {
+                    ready!(jobs.run(&pool, &Limit::none(&cancel), 20, &|item, _| note(0, item)))?;
+                    ready!(jobs.run_here(&Limit::none(&cancel), 20, |item| {
+                        note(1, item);
+                        Ok(())
+                    }))?;
+                    jobs.done()
+                };
+                while let Poll::Ready(Err(error)) = stage() {
+                    assert_eq!(error.status(), Status::Cancelled);
+                    assert!(cancel.take());
+                }
+                cancel.take();
+                let mut done = log.into_inner().unwrap();
+                done.sort_unstable();
+                let once: Vec<_> = (0..40).map(|at| (at / 20, at % 20)).collect();
+                assert_eq!(done, once, "cancelled at {stop}, {threads} threads");
+            }
+        }
     }
 
     #[test]

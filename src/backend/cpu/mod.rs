@@ -15,7 +15,6 @@ use crate::backend::kv::{KvDtype, KvGeometry, KvPage};
 use crate::backend::ops::{Backend, Pass, PassLimits};
 use crate::error::{Error, Result, Status};
 use crate::memory::Buffer;
-use crate::model::weights::Elements;
 use crate::model::{Config, Weights};
 use kernels::{Instructions, Kernels};
 use pass::CpuPass;
@@ -100,9 +99,18 @@ pub fn planned_pass_bytes(config: &Config, limits: PassLimits, options: &CpuOpti
     pass::planned_bytes(config, limits, options.resolved_threads())
 }
 
+/// What a backend made with these options calls its device.
+pub fn planned_device_name(options: &CpuOptions) -> Result<String> {
+    Ok(device_name(options.resolved_threads(), &Kernels::get(options.instructions)?))
+}
+
+fn device_name(threads: usize, kernels: &Kernels) -> String {
+    format!("CPU, {threads} threads, {}", kernels.name)
+}
+
 impl Backend for CpuBackend {
     fn device_name(&self) -> String {
-        format!("CPU, {} threads, {}", self.shared.pool.threads(), self.shared.kernels.name)
+        device_name(self.shared.pool.threads(), &self.shared.kernels)
     }
 
     fn weight_bytes(&self) -> (usize, usize) {
@@ -110,11 +118,7 @@ impl Backend for CpuBackend {
     }
 
     fn default_kv_dtype(&self) -> KvDtype {
-        match self.shared.weights.embedding.elements {
-            Elements::Bf16(_) => KvDtype::Bf16,
-            Elements::F16(_) => KvDtype::F16,
-            Elements::F32(_) => KvDtype::F32,
-        }
+        KvDtype::of_weights(self.shared.weights.embedding.elements.dtype())
     }
 
     fn new_kv_page(&self, dtype: KvDtype) -> Result<KvPage> {

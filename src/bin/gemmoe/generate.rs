@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gemmoe::text::TextStream;
-use gemmoe::{Model, Result, Sampling, Session, SessionOptions};
+use gemmoe::{Model, Overflow, Result, Session, SessionOptions};
 use serde_json::json;
 
+use crate::grammar::GrammarArgs;
 use crate::load::{bar, load};
-use crate::logits::context_size;
+use crate::sampling::SamplingArgs;
+use crate::session::SessionArgs;
 use crate::{ModelArgs, parse_tokens};
 
 #[derive(clap::Args)]
@@ -26,21 +28,15 @@ pub struct Generate {
     /// Most tokens to produce.
     #[arg(long, value_name = "N", default_value_t = 128)]
     max_new: usize,
-    /// 0 takes the most probable token; higher is more varied.
-    #[arg(long, default_value_t = 0.0)]
-    temperature: f32,
-    /// Keep this many most probable tokens; 0 keeps all.
-    #[arg(long, default_value_t = 0)]
-    top_k: u32,
-    /// Keep the fewest tokens whose probabilities reach this sum.
-    #[arg(long, default_value_t = 1.0)]
-    top_p: f32,
-    /// Keep tokens at least this share as probable as the most probable.
-    #[arg(long, default_value_t = 0.0)]
-    min_p: f32,
-    /// Equal seeds give equal text.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    grammar: GrammarArgs,
+    #[command(flatten)]
+    session: SessionArgs,
+    /// When the context is full, keep the first KEEP tokens and drop the oldest after them, instead of stopping.
+    #[arg(long, value_name = "KEEP")]
+    slide: Option<usize>,
     /// Go on past the tokens that end a text.
     #[arg(long)]
     ignore_eos: bool,
@@ -64,21 +60,19 @@ impl Generate {
             (None, tokens) => tokens.clone().unwrap_or_default(),
         };
         let total = prompt.len().saturating_add(self.max_new);
-        let options = SessionOptions { context_size: context_size(total, &model), ..Default::default() };
+        let overflow = self.slide.map_or(Overflow::Fail, |keep| Overflow::Slide { keep });
+        let options = SessionOptions { overflow, ..self.session.options(total, &model) };
         let mut session = Session::new(Arc::clone(&model), &options)?;
-        session.set_sampling(Sampling {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            seed: self.seed,
-            ..Sampling::default()
-        })?;
+        session.set_sampling(self.sampling.settings())?;
+        // Compiled before the prompt is read, which takes longer than to see that a grammar is wrong.
+        let grammar = self.grammar.compile(&model)?;
         let started = Instant::now();
         prefill(&mut session, &prompt)?;
+        session.set_grammar(grammar.as_ref())?;
         let mut output = Output::new(&model, !self.json);
         let mut times = Times { prompt_tokens: prompt.len(), first: started.elapsed(), decode: Duration::ZERO };
-        while output.tokens.len() < self.max_new && session.tokens().len() < session.context_size() {
+        let has_room = |session: &Session| self.slide.is_some() || session.tokens().len() < session.context_size();
+        while output.tokens.len() < self.max_new && has_room(&session) {
             let token = session.step()?;
             if output.tokens.is_empty() {
                 times.first = started.elapsed();
@@ -96,11 +90,11 @@ impl Generate {
             println!();
             print_times(&times, output.tokens.len());
         }
-        if total > session.context_size()
-            && output.tokens.len() < self.max_new
-            && session.tokens().len() == session.context_size()
-        {
-            eprintln!("gemmoe: stopped because the model's context of {} tokens is full", session.context_size());
+        if output.tokens.len() < self.max_new && !has_room(&session) {
+            eprintln!("gemmoe: stopped because the context of {} tokens is full", session.context_size());
+        }
+        if session.is_grammar_complete()? == Some(false) {
+            eprintln!("gemmoe: the output ends before the grammar does: --max-new is {}", self.max_new);
         }
         Ok(())
     }

@@ -7,6 +7,8 @@ use gemmoe::text::Tokenizer;
 use gemmoe::{Model, Result};
 use serde_json::json;
 
+use crate::units::{count, grouped};
+
 #[derive(clap::Args)]
 pub struct Inspect {
     /// Model directory.
@@ -88,26 +90,4 @@ fn print_json(description: &Description, tokenizer: Option<&Tokenizer>) {
         "tokenizer": tokenizer.is_some(),
     });
     println!("{object}");
-}
-
-/// `27.56 B`, `5.49 M`, `317`
-fn count(value: u64) -> String {
-    match value {
-        0..1_000_000 => grouped(value),
-        1_000_000..1_000_000_000 => format!("{:.2} M", value as f64 / 1e6),
-        _ => format!("{:.2} B", value as f64 / 1e9),
-    }
-}
-
-/// `55,123,456`
-fn grouped(value: u64) -> String {
-    let digits = value.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

@@ -6,6 +6,7 @@ use gemmoe::{Result, Session, SessionOptions};
 use serde_json::json;
 
 use crate::load::load;
+use crate::session::context_size;
 use crate::{ModelArgs, parse_tokens};
 
 #[derive(clap::Args)]
@@ -50,9 +51,4 @@ impl Logits {
         }
         Ok(())
     }
-}
-
-/// Room for `tokens`, as far as the model goes; at least one.
-pub fn context_size(tokens: usize, model: &gemmoe::Model) -> usize {
-    tokens.clamp(1, model.config().max_position_embeddings)
 }

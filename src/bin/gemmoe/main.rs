@@ -1,9 +1,21 @@
 //! The command line: parses and prints, nothing else.
 
+mod chat;
+mod domains;
+mod embed;
+mod files;
 mod generate;
+mod grammar;
+mod heat_map;
 mod inspect;
 mod load;
 mod logits;
+mod plan;
+mod routes;
+mod sampling;
+mod score;
+mod session;
+mod units;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,10 +34,20 @@ struct Cli {
 enum Command {
     /// Check a model directory and say what is in it, without reading the weights.
     Inspect(inspect::Inspect),
+    /// Say how much memory a model and its sessions will take, without reading the weights.
+    Plan(plan::Plan),
     /// Continue a prompt.
     Generate(generate::Generate),
+    /// Talk with the model, turn by turn, through its chat template.
+    Chat(chat::Chat),
     /// Print the logits and router choices after the last of some tokens.
     Logits(logits::Logits),
+    /// Measure how well the model predicts a text: perplexity and bits per byte.
+    Score(score::Score),
+    /// Turn a text into one vector, printed as {"embedding": [...], "tokens": tokens pooled over}.
+    Embed(embed::Embed),
+    /// Show which experts different kinds of text are sent to, as a heat map.
+    Routes(routes::Routes),
 }
 
 /// What every command that loads a model takes.
@@ -52,8 +74,13 @@ fn main() -> ExitCode {
     end_quietly_with_the_pipe();
     let result = match Cli::parse().command {
         Command::Inspect(command) => command.run(),
+        Command::Plan(command) => command.run(),
         Command::Generate(command) => command.run(),
+        Command::Chat(command) => command.run(),
         Command::Logits(command) => command.run(),
+        Command::Score(command) => command.run(),
+        Command::Embed(command) => command.run(),
+        Command::Routes(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

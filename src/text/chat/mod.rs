@@ -49,7 +49,7 @@ enum Kind {
     Gemma,
     /// `<|im_start|>user\n...<|im_end|>\n`
     ChatMl,
-    Jinja(Jinja),
+    Jinja(Box<Jinja>),
 }
 
 impl ChatTemplate {
@@ -74,7 +74,7 @@ impl ChatTemplate {
         };
         if let Some(source) = source {
             let jinja = Jinja::new(&source, settings).map_err(|error| error.in_file(file))?;
-            return Ok(ChatTemplate(Kind::Jinja(jinja)));
+            return Ok(ChatTemplate(Kind::Jinja(Box::new(jinja))));
         }
         let has = |marker: &str| tokenizer.token_id(marker).is_some_and(|token| tokenizer.is_special(token));
         if turns::CHAT_ML.iter().all(|marker| has(marker)) {

@@ -87,7 +87,9 @@ enum Bracket {
     Value,
     /// The arguments of a call; whether one is open.
     Call { in_argument: bool },
-    /// `a[0]`, the parameters of a macro, the targets of `for` and `set`.
+    /// The parameters of a macro; whether the default of one is open.
+    Parameters { in_default: bool },
+    /// `a[0]`, the targets of `for` and `set`.
     Plain,
 }
 
@@ -178,7 +180,8 @@ impl<'s, 'p> Tag<'s, 'p> {
                 let is_target = matches!(self.last, "for" | "set") && self.tokens == 2;
                 let is_parameters = self.word == "macro" && self.tokens == 3;
                 let bracket = match token {
-                    _ if is_target || is_parameters => Bracket::Plain,
+                    _ if is_parameters => Bracket::Parameters { in_default: false },
+                    _ if is_target => Bracket::Plain,
                     _ if opens_value || token == "{" => Bracket::Value,
                     "(" => Bracket::Call { in_argument: false },
                     _ => Bracket::Plain,
@@ -191,7 +194,7 @@ impl<'s, 'p> Tag<'s, 'p> {
             }
             ")" | "]" | "}" => {
                 let Some(bracket) = self.brackets.pop() else { return Err(self.refuse("a bracket was never opened")) };
-                if bracket == (Bracket::Call { in_argument: true }) {
+                if let Bracket::Call { in_argument: true } | Bracket::Parameters { in_default: true } = bracket {
                     self.prepared.push_str("))");
                 }
                 self.copy(1);
@@ -200,12 +203,19 @@ impl<'s, 'p> Tag<'s, 'p> {
                 }
             }
             "," => {
-                if let Some(Bracket::Call { in_argument }) = self.brackets.last_mut()
-                    && std::mem::take(in_argument)
+                if let Some(Bracket::Call { in_argument: open } | Bracket::Parameters { in_default: open }) =
+                    self.brackets.last_mut()
+                    && std::mem::take(open)
                 {
                     self.prepared.push_str("))");
                 }
                 self.copy(1);
+            }
+            "=" if self.brackets.last() == Some(&Bracket::Parameters { in_default: false }) => {
+                self.copy(1);
+                self.wrap(FLAT);
+                self.brackets.pop();
+                self.brackets.push(Bracket::Parameters { in_default: true });
             }
             "=" if self.word == "set" && self.brackets.is_empty() && !self.keeps => {
                 self.copy(1);

@@ -27,7 +27,7 @@ const NAMESPACE: &str = "{%- set ns = namespace(system='', seen=false, list=[]) 
     {%- if loop.first and ns.seen -%}{{ ns.system ~ '\\n\\n' }}{%- endif -%}\n\
     {{ message.content }}<end_of_turn>{{ '\\n' }}\n{%- endfor -%}{{ ns.list | join(',') }}";
 
-const MACROS: &str = "{%- macro turn(role, text) %}<start_of_turn>{{ role }}\n{{ text }}<end_of_turn>\n{% endmacro -%}\n\
+const MACROS: &str = "{%- macro turn(role, text, end='<end_of_turn>', more=[1, (2, 3)]) %}<start_of_turn>{{ role }}\n{{ text }}{{ end }}\n{% endmacro -%}\n\
     {% for m in messages %}\n    {{- turn(m.role, m.content) -}}\n{% endfor %}";
 
 fn tokenizer() -> Tokenizer {
@@ -301,6 +301,66 @@ fn a_tree_too_deep_for_a_stack_is_refused() {
     for statement in ["{% if a %}", "{% for a in b %}", "{% macro a() %}", "{% set a %}"] {
         assert_eq!(template(&statement.repeat(2000), &tokenizer()).err().unwrap().status(), Status::TemplateLimit);
     }
+}
+
+#[test]
+fn what_the_engine_compiles_it_still_compiles_when_it_is_prepared() {
+    let words = [
+        "a",
+        "1",
+        "1.5",
+        "'x'",
+        "\"}}\"",
+        "'%}'",
+        "(",
+        ")",
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        ":",
+        ".",
+        "|e",
+        "|join(",
+        "f(",
+        "k=",
+        " if ",
+        " else ",
+        " in ",
+        " not ",
+        " and ",
+        " is defined ",
+        " is in ",
+        "~",
+        "+",
+        "-",
+        "==",
+        "//",
+        "'",
+        "\n",
+    ];
+    let compiles = |source: &str| minijinja::Environment::new().template_from_str(source).is_ok();
+    let mut random = Random::new(5);
+    let mut compiled = 0;
+    for _ in 0..200_000 {
+        let inside: String = (0..1 + random.below(9)).map(|_| words[random.below(words.len())]).collect();
+        let frames = ["{{", "}}", "{% if", "%}{% endif %}", "{% set x =", "%}", "{%- for (x, y) in", "-%}{% endfor %}"];
+        let frame = 2 * random.below(4);
+        let source = format!("{} {inside} {}", frames[frame], frames[frame + 1]);
+        // The engine takes `else` for a name where it cannot be a word of its own; no template needs that.
+        let is_name = |word: &str| {
+            source
+                .match_indices(word)
+                .any(|(at, _)| compiles(&format!("{} name {}", &source[..at], &source[at + word.len()..])))
+        };
+        if compiles(&source) && ![" if ", " else ", " in ", " not ", " and "].into_iter().any(is_name) {
+            compiled += 1;
+            let prepared = source::prepare(&source).unwrap_or_else(|error| panic!("{source:?}: {error}"));
+            assert!(compiles(&prepared), "{source:?} became {prepared:?}");
+        }
+    }
+    assert!(compiled > 2000, "{compiled}");
 }
 
 #[test]

@@ -72,9 +72,13 @@ fn on_deep_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> 
     })
 }
 
+/// Where JSON allows white space, this much is: a line's end and an indentation, or a space. Without a bound a model that
+/// has not learned JSON writes white space for ever. A schema may say otherwise by an "x-guidance" of its own.
+const WHITE_SPACE: &str = r"\n[ \t]{0,32}|[ ]";
+
 /// The schema, if compiling it can end in reasonable time and depth.
 fn schema_of(source: &str) -> Result<Value> {
-    let schema: Value = serde_json::from_str(source).map_err(|error| {
+    let mut schema: Value = serde_json::from_str(source).map_err(|error| {
         let status = match error.to_string().starts_with("recursion limit") {
             true => Status::GrammarLimit,
             false => Status::GrammarSyntax,
@@ -86,6 +90,9 @@ fn schema_of(source: &str) -> Result<Value> {
     check_size("objects", size.objects, MAX_LEVELS)?;
     check_size("pairs of properties", size.property_pairs, MAX_PROPERTY_PAIRS)?;
     check_size("patternProperties", size.patterns, MAX_PATTERNS)?;
+    if let Value::Object(members) = &mut schema {
+        members.entry("x-guidance").or_insert_with(|| serde_json::json!({"whitespace_pattern": WHITE_SPACE}));
+    }
     Ok(schema)
 }
 

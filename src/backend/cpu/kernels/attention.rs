@@ -10,7 +10,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 
 use super::math::exp;
-use super::matmul::tile;
+use super::matmul::{Ahead, tile};
 use super::vector::{Element, LANES, Vector};
 use crate::backend::kv::{KvBlock, KvDtype, KvElement, KvHalf, KvPage, PAGE_TOKENS};
 
@@ -93,7 +93,7 @@ unsafe fn prefetch<V: Vector, E: KvElement>(next: Option<&Arc<KvPage>>, block: K
     let Some(page) = next else { return };
     for line in page.elements::<E>(block).chunks(64 / size_of::<E>()) {
         // SAFETY: V's instruction set is present by the caller's promise.
-        unsafe { V::prefetch(line.as_ptr().cast()) };
+        unsafe { V::prefetch_near(line.as_ptr().cast()) };
     }
 }
 
@@ -110,14 +110,16 @@ unsafe fn dot_products<V: Vector, E: Element>(rows: &[E], query: &[f32], out: &m
     // instruction set is present by the caller's promise.
     unsafe {
         while row + 8 <= out.len() {
-            let four = tile::<V, E, 8, 1>(rows.as_ptr().add(row * columns), columns, [query.as_ptr()], columns);
-            for (out, [dot]) in out[row..row + 8].iter_mut().zip(four) {
+            let keys = rows.as_ptr().add(row * columns);
+            let eight = tile::<V, E, 8, 1>(keys, columns, [query.as_ptr()], columns, Ahead::nothing(keys));
+            for (out, [dot]) in out[row..row + 8].iter_mut().zip(eight) {
                 *out = dot;
             }
             row += 8;
         }
         while row < out.len() {
-            let [[dot]] = tile::<V, E, 1, 1>(rows.as_ptr().add(row * columns), columns, [query.as_ptr()], columns);
+            let key = rows.as_ptr().add(row * columns);
+            let [[dot]] = tile::<V, E, 1, 1>(key, columns, [query.as_ptr()], columns, Ahead::nothing(key));
             out[row] = dot;
             row += 1;
         }

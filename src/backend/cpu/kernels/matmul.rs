@@ -3,6 +3,9 @@
 //! Every dot product has LANES partial sums along the columns, added in one fixed order, then the columns past the
 //! last whole vector one by one. So a result does not depend on the tile it was computed in: any batch gives the
 //! same bits as each token alone.
+//!
+//! While the tiles of some rows are computed, the next rows are asked for, spread evenly over the tiles: only the first
+//! tile would read memory otherwise, and memory would be idle during the others.
 
 use std::ops::Range;
 
@@ -94,6 +97,23 @@ impl Output {
     }
 }
 
+/// Memory that a tile asks for, `step` bytes further on with every vector of columns.
+#[derive(Clone, Copy)]
+pub struct Ahead {
+    from: *const u8,
+    step: usize,
+}
+
+impl Ahead {
+    /// Nothing but what is read anyway.
+    pub fn nothing<E>(weights: *const E) -> Self {
+        Ahead { from: weights.cast(), step: 0 }
+    }
+}
+
+/// Bytes that come from memory at once.
+const MEMORY_LINE: usize = 64;
+
 /// `R x T` dot products: R rows of weights, `stride` elements apart, with T tokens' activations.
 ///
 /// # Safety
@@ -104,14 +124,20 @@ pub unsafe fn tile<V: Vector, E: Element, const R: usize, const T: usize>(
     stride: usize,
     x: [*const f32; T],
     columns: usize,
+    mut ahead: Ahead,
 ) -> [[f32; T]; R] {
     let whole = columns / LANES * LANES;
+    let lines = (R * LANES * size_of::<E>()).div_ceil(MEMORY_LINE);
     // SAFETY: all offsets stay below `columns` in x and below R rows of `stride >= columns` in weights, which the
     // caller promises are readable; V's instruction set is present by the caller's promise.
     unsafe {
         let mut sums = [[V::zero(); T]; R];
         let mut column = 0;
         while column < whole {
+            for line in 0..lines {
+                V::prefetch_far(ahead.from.wrapping_add(line * MEMORY_LINE));
+            }
+            ahead.from = ahead.from.wrapping_add(ahead.step);
             let mut inputs = [V::zero(); T];
             for t in 0..T {
                 inputs[t] = V::load_f32(x[t].add(column));
@@ -143,14 +169,24 @@ pub unsafe fn tile<V: Vector, E: Element, const R: usize, const T: usize>(
 struct Rows<'a, E> {
     weights: &'a [E],
     columns: usize,
+    /// The first of a tile.
     first: usize,
+    /// The end of the item's.
+    end: usize,
 }
 
 impl<E: Element> Rows<'_, E> {
+    /// The tile of some tokens, the `turn`th of `turns` over these rows.
+    ///
     /// # Safety
     /// The instruction set of V is present.
     #[inline(always)]
-    unsafe fn tile<V: Vector, const R: usize, const T: usize>(&self, x: &TokenRows, token: usize) -> [[f32; T]; R] {
+    unsafe fn tile<V: Vector, const R: usize, const T: usize>(
+        &self,
+        x: &TokenRows,
+        token: usize,
+        (turn, turns): (usize, usize),
+    ) -> [[f32; T]; R] {
         let weights = &self.weights[self.first * self.columns..(self.first + R) * self.columns];
         let mut inputs = [std::ptr::null(); T];
         for (t, input) in inputs.iter_mut().enumerate() {
@@ -158,40 +194,52 @@ impl<E: Element> Rows<'_, E> {
             assert!(row.len() == self.columns);
             *input = row.as_ptr();
         }
+        // Past the item's end the next rows are another thread's.
+        let ahead = if self.first + R < self.end {
+            let step = (R * LANES * size_of::<E>()).div_ceil(turns);
+            let from = weights.as_ptr_range().end.cast::<u8>();
+            Ahead { from: from.wrapping_add(turn * step * (self.columns / LANES)), step }
+        } else {
+            Ahead::nothing(weights.as_ptr())
+        };
         // SAFETY: `weights` holds R rows and each input `columns` elements, both checked above.
-        unsafe { tile::<V, E, R, T>(weights.as_ptr(), self.columns, inputs, self.columns) }
+        unsafe { tile::<V, E, R, T>(weights.as_ptr(), self.columns, inputs, self.columns, ahead) }
     }
 }
 
 /// Runs `body` over tiles of `rows x tokens`. Eight rows for a single token, so that eight streams of weights are in
-/// flight; else four rows by three tokens, which fills sixteen registers.
+/// flight; else four rows by three tokens, which fills sixteen registers, and by two rather than one where three do not
+/// go into the tokens: four sums are too few to hide a multiply-add's latency.
 macro_rules! for_each_tile {
     ($rows:expr, $tokens:expr, $body:ident) => {{
         let rows: Range<usize> = $rows;
         let tokens: usize = $tokens;
+        let turns = tokens.div_ceil(3);
         let mut row = rows.start;
         if tokens == 1 {
             while row + 8 <= rows.end {
-                $body!(row, 0, 8, 1);
+                $body!(row, 0, 8, 1, (0, 1));
                 row += 8;
             }
         }
         while row + 4 <= rows.end {
-            let mut token = 0;
-            while token + 3 <= tokens {
-                $body!(row, token, 4, 3);
-                token += 3;
+            let (mut token, mut turn) = (0, 0);
+            while tokens - token >= 3 && tokens - token != 4 {
+                $body!(row, token, 4, 3, (turn, turns));
+                (token, turn) = (token + 3, turn + 1);
             }
-            match tokens - token {
-                2 => $body!(row, token, 4, 2),
-                1 => $body!(row, token, 4, 1),
-                _ => {}
+            while tokens - token >= 2 {
+                $body!(row, token, 4, 2, (turn, turns));
+                (token, turn) = (token + 2, turn + 1);
+            }
+            if token < tokens {
+                $body!(row, token, 4, 1, (turn, turns));
             }
             row += 4;
         }
         while row < rows.end {
             for token in 0..tokens {
-                $body!(row, token, 1, 1);
+                $body!(row, token, 1, 1, (token, tokens));
             }
             row += 1;
         }
@@ -204,12 +252,13 @@ macro_rules! for_each_tile {
 /// The instruction set of V is present; nobody else touches these rows of `out` during the call.
 #[inline(always)]
 pub unsafe fn matmul<V: Vector, E: Element>(weights: &[E], rows: Range<usize>, x: &TokenRows, out: &Output) {
+    let end = rows.end;
     macro_rules! body {
-        ($row:expr, $token:expr, $r:literal, $t:literal) => {{
-            let part = Rows { weights, columns: x.columns, first: $row };
+        ($row:expr, $token:expr, $r:literal, $t:literal, $turn:expr) => {{
+            let part = Rows { weights, columns: x.columns, first: $row, end };
             // SAFETY: the caller's promises.
             unsafe {
-                let sums = part.tile::<V, $r, $t>(x, $token);
+                let sums = part.tile::<V, $r, $t>(x, $token, $turn);
                 for (r, sums) in sums.iter().enumerate() {
                     for (t, sum) in sums.iter().enumerate() {
                         out.write($token + t, $row + r, *sum);
@@ -234,14 +283,15 @@ pub unsafe fn geglu<V: Vector, E: Element>(
     exact_gelu: bool,
     out: &Output,
 ) {
+    let end = rows.end;
     macro_rules! body {
-        ($row:expr, $token:expr, $r:literal, $t:literal) => {{
-            let gate = Rows { weights: gate, columns: x.columns, first: $row };
-            let up = Rows { weights: up, columns: x.columns, first: $row };
+        ($row:expr, $token:expr, $r:literal, $t:literal, $turn:expr) => {{
+            let gate = Rows { weights: gate, columns: x.columns, first: $row, end };
+            let up = Rows { weights: up, columns: x.columns, first: $row, end };
             // SAFETY: the caller's promises.
             unsafe {
-                let mut gates = gate.tile::<V, $r, $t>(x, $token);
-                let ups = up.tile::<V, $r, $t>(x, $token);
+                let mut gates = gate.tile::<V, $r, $t>(x, $token, $turn);
+                let ups = up.tile::<V, $r, $t>(x, $token, $turn);
                 for gate in gates.as_flattened_mut() {
                     *gate = if exact_gelu { gelu_erf(*gate) } else { gelu_tanh(*gate) };
                 }

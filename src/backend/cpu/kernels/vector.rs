@@ -24,12 +24,14 @@ pub trait Vector: Copy {
     unsafe fn load_f16(from: *const f16) -> Self;
     /// Loads signed bytes, widened exactly.
     unsafe fn load_i8(from: *const i8) -> Self;
+    /// Asks for the cache line at an address, which need not be readable, to be brought into the second cache.
+    unsafe fn prefetch_far(from: *const u8);
     /// Stores f32.
     unsafe fn store(self, to: *mut f32);
     /// `self * factor + addend`, lane by lane.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
-    /// Asks for the cache line at an address, which need not be readable.
-    unsafe fn prefetch(from: *const u8);
+    /// Asks for the cache line at an address, which need not be readable, to be brought into the first cache.
+    unsafe fn prefetch_near(from: *const u8);
     /// The sum of all lanes: `((0+4)+(2+6)) + ((1+5)+(3+7))`.
     unsafe fn sum(self) -> f32;
 }
@@ -128,6 +130,8 @@ impl Vector for Portable {
         Portable(unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(Element::widen))
     }
     #[inline(always)]
+    unsafe fn prefetch_far(_from: *const u8) {}
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: see above the impl.
         unsafe { to.cast::<[f32; LANES]>().write_unaligned(self.0) };
@@ -142,7 +146,7 @@ impl Vector for Portable {
         Portable(lanes)
     }
     #[inline(always)]
-    unsafe fn prefetch(_from: *const u8) {}
+    unsafe fn prefetch_near(_from: *const u8) {}
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
         let v = self.0;
@@ -200,6 +204,12 @@ mod avx2 {
             Avx2(unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) })
         }
         #[inline(always)]
+        unsafe fn prefetch_far(from: *const u8) {
+            // SAFETY: see above the impl; a prefetch reads nothing. Into the second cache: in the first, it would push
+            // out what the tile at hand is still being computed from.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) };
+        }
+        #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             // SAFETY: see above the impl.
             unsafe { _mm256_storeu_ps(to, self.0) };
@@ -210,7 +220,7 @@ mod avx2 {
             Avx2(unsafe { _mm256_fmadd_ps(self.0, factor.0, addend.0) })
         }
         #[inline(always)]
-        unsafe fn prefetch(from: *const u8) {
+        unsafe fn prefetch_near(from: *const u8) {
             // SAFETY: see above the impl; a prefetch does not fault.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
         }

@@ -1,0 +1,50 @@
+//! The two models of the benches: the small one of the examples and the slice of the real geometry.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use gemmoe::backend::cpu::CpuOptions;
+use gemmoe::{LoadOptions, Model, Progress, Session, SessionOptions};
+
+use super::slice;
+
+pub fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+pub fn demo() -> Arc<Model> {
+    load(&repository().join("examples/demo-model"))
+}
+
+/// Writes the slice first, unless it is there; prints how long loading took.
+pub fn slice() -> Arc<Model> {
+    let directory = repository().join("target/bench/slice-bf16");
+    slice::write(&directory);
+    let started = Instant::now();
+    let model = load(&directory);
+    let (bytes, _) = model.backend().weight_bytes();
+    let (gigabytes, seconds) = (bytes as f64 / 1e9, started.elapsed().as_secs_f64());
+    println!("slice: {gigabytes:.2} GB loaded in {seconds:.1} s, {:.2} GB/s", gigabytes / seconds);
+    model
+}
+
+pub fn session(model: &Arc<Model>, context_size: usize) -> Session {
+    let options = SessionOptions { context_size, ..Default::default() };
+    Session::new(Arc::clone(model), &options).unwrap()
+}
+
+/// Tokens from all over the vocabulary; `number` tells prompts of one length apart.
+pub fn prompt(model: &Model, number: usize, length: usize) -> Vec<u32> {
+    let vocabulary = model.config().vocab_size;
+    (0..length).map(|at| ((at + 31 * number + 1) * 7919 % vocabulary) as u32).collect()
+}
+
+fn load(directory: &Path) -> Arc<Model> {
+    let options = LoadOptions { cpu: CpuOptions { threads: threads(), ..Default::default() }, ..Default::default() };
+    Model::load(directory, &options, &Progress::default()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}

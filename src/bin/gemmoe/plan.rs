@@ -1,0 +1,118 @@
+//! `gemmoe plan`
+
+use std::path::PathBuf;
+
+use gemmoe::backend::KvDtype;
+use gemmoe::backend::cpu::CpuOptions;
+use gemmoe::{LoadOptions, MemoryPlan, Model, Result, SessionOptions};
+use serde_json::json;
+
+use crate::session::kv_dtypes;
+use crate::units::{grouped, size};
+
+#[derive(clap::Args)]
+pub struct Plan {
+    /// Model directory.
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// Tokens a session can hold; by default what the model was made for, at most 8192.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    context: usize,
+    /// Most tokens of one forward pass, which the workspace is sized for; by default 256.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    chunk: usize,
+    /// How keys and values are stored; by default like the weights.
+    #[arg(long, value_name = "DTYPE", value_parser = kv_dtypes())]
+    kv: Option<KvDtype>,
+    /// Sessions at the same time.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    sessions: u64,
+    /// Threads; by default one per core.
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    threads: usize,
+    /// Follow symbolic links inside the directory, as in a download cache.
+    #[arg(long)]
+    follow_links: bool,
+    /// Print one JSON object; free_bytes and fits are null where the machine does not tell.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Plan {
+    pub fn run(&self) -> Result<()> {
+        let load = LoadOptions {
+            cpu: CpuOptions { threads: self.threads, ..Default::default() },
+            follow_links: self.follow_links,
+            ..Default::default()
+        };
+        let session = SessionOptions {
+            context_size: self.context,
+            prefill_chunk: self.chunk,
+            kv_dtype: self.kv,
+            ..Default::default()
+        };
+        let plan = Model::plan(&self.directory, &load, &session)?;
+        let free = free_bytes();
+        if self.json {
+            self.print_json(&plan, free)
+        } else {
+            self.print_table(&plan, free)
+        }
+        Ok(())
+    }
+
+    fn print_table(&self, plan: &MemoryPlan, free: Option<u64>) {
+        let row = |name: &str, bytes: u64, note: String| {
+            println!("{name:<16} {:>19} {:>9}   {note}", grouped(bytes), size(bytes));
+        };
+        let kv = plan.kv_dtype.name();
+        println!("{:<16} {:>19}", "", "bytes");
+        row("weights", plan.weight_bytes, format!("once; {} of them experts", grouped(plan.expert_bytes)));
+        row("tokenizer", plan.tokenizer_bytes, "once, about".to_owned());
+        row("keys and values", plan.kv_bytes_per_token, format!("a token, in {kv}"));
+        row("", plan.kv_bytes, format!("a session of {} tokens", grouped(plan.context_size as u64)));
+        row("workspace", plan.workspace_bytes, "a session".to_owned());
+        let sessions = if self.sessions == 1 { "session" } else { "sessions" };
+        let total = plan.total_bytes(self.sessions);
+        row("total", total, format!("with {} {sessions}", grouped(self.sessions)));
+        println!("\nOn {}.", plan.device_name);
+        match free {
+            None => {}
+            Some(free) if total <= free => println!("It fits: {} of memory are free.", size(free)),
+            Some(free) => println!(
+                "It does not fit: {} of memory are free. A shorter --context, --kv int8, a smaller --chunk and fewer \
+                 --sessions take less.",
+                size(free)
+            ),
+        }
+    }
+
+    fn print_json(&self, plan: &MemoryPlan, free: Option<u64>) {
+        let total = plan.total_bytes(self.sessions);
+        let object = json!({
+            "device": plan.device_name,
+            "weight_bytes": plan.weight_bytes,
+            "expert_bytes": plan.expert_bytes,
+            "tokenizer_bytes": plan.tokenizer_bytes,
+            "context_size": plan.context_size,
+            "kv_dtype": plan.kv_dtype.name(),
+            "kv_bytes_per_token": plan.kv_bytes_per_token,
+            "kv_bytes": plan.kv_bytes,
+            "workspace_bytes": plan.workspace_bytes,
+            "sessions": self.sessions,
+            "total_bytes": total,
+            "free_bytes": free,
+            "fits": free.map(|free| total <= free),
+        });
+        println!("{object}");
+    }
+}
+
+/// Memory that programs on this machine can still have, and this process in its container.
+fn free_bytes() -> Option<u64> {
+    let mut system = sysinfo::System::new().ok()?;
+    system.refresh_memory();
+    let container = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    // An unknown system says 0.
+    Some(system.available_memory().min(container)).filter(|free| *free > 0)
+}
