@@ -301,6 +301,13 @@ fn the_misuse_hosts_call_every_function_of_the_header() {
     let missing: Vec<&String> = declared.iter().filter(|name| !source.contains(&format!("{name}("))).collect();
     assert!(declared.len() >= 62, "{} functions were found in the header", declared.len());
     assert!(missing.is_empty(), "in no host of misuse: {missing:?}");
+    // In a forked child, every one that has a status.
+    let guest = read("guest.c");
+    let silent =
+        ["gemmoe_abi_version", "gemmoe_version", "gemmoe_status_name", "gemmoe_error_file", "gemmoe_error_key"];
+    let has_status = declared.iter().filter(|name| !silent.contains(&name.as_str()) && *name != "gemmoe_error_text");
+    let missing: Vec<&String> = has_status.filter(|name| !guest.contains(&format!("IN_CHILD({name}("))).collect();
+    assert!(missing.is_empty(), "not tried in a forked child: {missing:?}");
 }
 
 #[test]

@@ -55,12 +55,22 @@ static void use_everything(const char *good, const char *broken) {
 #define IN_CHILD(call) if ((call) != GEMMOE_STATUS_FORKED) return __LINE__
 
 static int be_a_child(const char *directory, gemmoe_model *model, gemmoe_session *session, gemmoe_text_stream *stream,
-                      gemmoe_load *load, gemmoe_error *old) {
+                      gemmoe_load *load, gemmoe_error *old, gemmoe_batch *batch, gemmoe_grammar *grammar) {
     gemmoe_session_info info = GEMMOE_SESSION_INFO_INIT;
     gemmoe_model_info model_info = GEMMOE_MODEL_INFO_INIT;
     gemmoe_load_progress progress = GEMMOE_LOAD_PROGRESS_INIT;
     gemmoe_sampling sampling = GEMMOE_SAMPLING_INIT;
+    gemmoe_route_arrays arrays = GEMMOE_ROUTE_ARRAYS_INIT;
+    gemmoe_session_metrics metrics = GEMMOE_SESSION_METRICS_INIT;
+    gemmoe_batch_info batch_info = GEMMOE_BATCH_INFO_INIT;
+    gemmoe_message message = GEMMOE_MESSAGE_INIT;
     gemmoe_error *error = (gemmoe_error *)&info;
+    gemmoe_batch *new_batch = NULL;
+    gemmoe_grammar *new_grammar = NULL;
+    uint64_t number = 5;
+    double sum = 5.0;
+    int32_t status = 5;
+    uint8_t byte = 5;
     gemmoe_model *new_model = NULL;
     gemmoe_load *new_load = NULL;
     gemmoe_session *new_session = NULL;
@@ -70,8 +80,10 @@ static int be_a_child(const char *directory, gemmoe_model *model, gemmoe_session
     const char *text = NULL;
     char room[8];
     uint32_t token = 7;
-    float log_probability;
+    float log_probability = 5.0f;
     size_t count = 9;
+    const char *const strings[1] = {"a"};
+    message.role = "user";
 
     IN_CHILD(gemmoe_session_step(session, NULL, &token, &error));
     if (error != NULL || token != 7) return __LINE__;
@@ -103,6 +115,33 @@ static int be_a_child(const char *directory, gemmoe_model *model, gemmoe_session
     IN_CHILD(gemmoe_session_get_info(session, &info, NULL));
     IN_CHILD(gemmoe_session_cancel(session));
     IN_CHILD(gemmoe_session_clear_cancel(session));
+    IN_CHILD(gemmoe_chat_tokenize(model, &message, 1, 0, &token, 1, &count, NULL));
+    IN_CHILD(gemmoe_text_stream_set_stop_strings(stream, strings, 1, NULL));
+    IN_CHILD(gemmoe_text_stream_stopped(stream, &token, &count, NULL));
+    IN_CHILD(gemmoe_session_fork(session, &new_session, NULL));
+    IN_CHILD(gemmoe_session_push(session, &token, 1, NULL));
+    IN_CHILD(gemmoe_session_score(session, &token, 1, &log_probability, NULL));
+    IN_CHILD(gemmoe_session_embed(session, &token, 1, 0, &log_probability, 1, NULL));
+    IN_CHILD(gemmoe_grammar_create(model, GEMMOE_GRAMMAR_REGEX, "a", 1, &new_grammar, NULL));
+    IN_CHILD(gemmoe_session_set_grammar(session, grammar, NULL));
+    IN_CHILD(gemmoe_session_set_expert_mask(session, 0, 1, NULL));
+    IN_CHILD(gemmoe_session_set_expert_bias(session, 0, &log_probability, 1, NULL));
+    IN_CHILD(gemmoe_session_clear_expert_control(session, NULL));
+    IN_CHILD(gemmoe_session_expert_statistics(session, &number, &sum, 1, &count, NULL));
+    IN_CHILD(gemmoe_session_clear_expert_statistics(session, NULL));
+    IN_CHILD(gemmoe_session_fetch_routes(session, &arrays, &count, &number, NULL));
+    IN_CHILD(gemmoe_session_snapshot(session, &byte, 1, &count, NULL));
+    IN_CHILD(gemmoe_session_restore(model, &byte, 1, NULL, &new_session, NULL));
+    IN_CHILD(gemmoe_session_get_metrics(session, &metrics, NULL));
+    IN_CHILD(gemmoe_batch_create(model, NULL, &new_batch, NULL));
+    IN_CHILD(gemmoe_batch_step(batch, &session, 1, NULL, &status, &token, NULL, NULL));
+    IN_CHILD(gemmoe_batch_cancel(batch));
+    IN_CHILD(gemmoe_batch_clear_cancel(batch));
+    IN_CHILD(gemmoe_batch_get_info(batch, &batch_info, NULL));
+    IN_CHILD(gemmoe_batch_destroy(batch));
+    IN_CHILD(gemmoe_grammar_destroy(grammar));
+    if (new_batch != NULL || new_grammar != NULL || number != 5 || sum != 5.0 || status != 5 || byte != 5) return __LINE__;
+    if (log_probability != 5.0f) return __LINE__;
     IN_CHILD(gemmoe_error_status(old));
     IN_CHILD(gemmoe_session_destroy(session));
     IN_CHILD(gemmoe_text_stream_destroy(stream));
@@ -121,6 +160,8 @@ static void fork_and_go_on(const char *directory) {
     gemmoe_session *session = make_session(model, 64, 0);
     gemmoe_text_stream *stream = NULL;
     gemmoe_load *load = NULL;
+    gemmoe_batch *batch = NULL;
+    gemmoe_grammar *grammar = NULL;
     const uint32_t prompt[2] = {3, 4};
     uint32_t before[8], after[8];
     int status = 0, waits, round;
@@ -128,12 +169,14 @@ static void fork_and_go_on(const char *directory) {
     SUCCEEDS(gemmoe_session_prefill(session, prompt, 2, NULL, &error));
     SUCCEEDS(gemmoe_text_stream_create(model, &stream, &error));
     SUCCEEDS(gemmoe_load_start(directory, NULL, &load, &error));
+    SUCCEEDS(gemmoe_batch_create(model, NULL, &batch, &error));
+    SUCCEEDS(gemmoe_grammar_create(model, GEMMOE_GRAMMAR_REGEX, "a", 1, &grammar, &error));
     CHECK(gemmoe_session_step(NULL, NULL, NULL, &old) == GEMMOE_STATUS_NULL_ARGUMENT);
     for (round = 0; round < 5; round++) {
         pid_t child = fork();
         CHECK(child >= 0);
         if (child == 0) {
-            int line = be_a_child(directory, model, session, stream, load, old);
+            int line = be_a_child(directory, model, session, stream, load, old, batch, grammar);
             if (line != 0) fprintf(stderr, "guest.c:%d: not FORKED in the child\n", line);
             _exit(line != 0);
         }
@@ -146,6 +189,8 @@ static void fork_and_go_on(const char *directory) {
         generate_once(model, after);
         CHECK(memcmp(before, after, sizeof before) == 0);
     }
+    RETURNS(GEMMOE_STATUS_OK, gemmoe_batch_destroy(batch));
+    RETURNS(GEMMOE_STATUS_OK, gemmoe_grammar_destroy(grammar));
     RETURNS(GEMMOE_STATUS_OK, gemmoe_error_destroy(old));
     RETURNS(GEMMOE_STATUS_OK, gemmoe_load_destroy(load));
     RETURNS(GEMMOE_STATUS_OK, gemmoe_text_stream_destroy(stream));
