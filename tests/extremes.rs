@@ -185,13 +185,15 @@ fn a_batch_made_for_more_than_any_memory_is_an_error() {
     let directory = Directory::random(69).to_temporary();
     let model = load_with(directory.path(), 4, Instructions::Detect);
     let most = usize::MAX;
-    // 2^62 tokens of context for each of four threads is 2^64 scores, which is 0 where nobody looks.
-    for (sessions, tokens, context) in
-        [(1, 1, 1 << 62), (1, 1, most), (1, most, 1), (most, most, 1), (1 << 62, 1 << 62, 1)]
-    {
+    for (sessions, tokens, context) in [(1, most, 1), (most, most, 1), (1 << 62, 1 << 62, 1)] {
         let options =
             BatchOptions { max_sessions: sessions, max_tokens: tokens, max_context: context, ..Default::default() };
         let error = SessionBatch::new(Arc::clone(&model), &options).err().unwrap();
         assert_eq!(error.status(), Status::OutOfMemory);
+    }
+    // No session of the model has a longer context than the model: more is not reserved.
+    for max_context in [1 << 62, most] {
+        let options = BatchOptions { max_context, ..Default::default() };
+        assert!(SessionBatch::new(Arc::clone(&model), &options).unwrap().bytes() < 100 << 20);
     }
 }

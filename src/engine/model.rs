@@ -126,7 +126,7 @@ impl Model {
         *self.fingerprint.get_or_init(|| self.backend.fingerprint())
     }
 
-    /// What grammars of this model are compiled for; made when first asked for, in about a tenth of a second.
+    /// What grammars of this model are compiled for; made when first asked for, in up to a second (256,000 tokens).
     pub fn grammar_vocabulary(&self) -> Result<&Arc<GrammarVocabulary>> {
         let vocabulary = self.grammar_vocabulary.get_or_init(|| {
             let eos = self.config.eos_token_ids.iter().chain(&self.stop_tokens).next().ok_or_else(|| {

@@ -58,7 +58,7 @@ pub fn grammar_state(session: &mut Session) -> Result<u32> {
 }
 
 /// Compiles a grammar of `kind` (GEMMOE_GRAMMAR_) from `source`, `source_bytes` bytes of UTF-8, owned by the host. The first
-/// of a model takes about a tenth of a second more. The model may be destroyed before it.
+/// of a model takes up to a second more (with a vocabulary of 256,000). The model may be destroyed before it.
 /// Errors: handle errors, NULL_ARGUMENT, INVALID_ARGUMENT (no such kind), INVALID_UTF8, GRAMMAR_SYNTAX, GRAMMAR_LIMIT,
 /// NO_TOKENIZER, THREAD_UNAVAILABLE, OUT_OF_MEMORY. Any thread. Since 0.1.
 ///
