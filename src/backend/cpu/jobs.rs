@@ -136,8 +136,10 @@ mod tests {
             for stop in 0..40 {
                 let (mut jobs, log) = (Jobs::default(), Mutex::new(Vec::new()));
                 let note = |job: usize, item: usize| {
-                    log.lock().unwrap().push((job, item));
-                    if job * 20 + item == stop {
+                    let mut log = log.lock().unwrap();
+                    let is_first = !log.contains(&(job, item));
+                    log.push((job, item));
+                    if is_first && job * 20 + item == stop {
                         cancel.request();
                     }
                 };
