@@ -148,8 +148,8 @@ pub unsafe extern "C" fn gemmoe_session_push(
 /// Makes the session hold exactly `tokens`: what they have in common with those it holds keeps its keys and values, the rest
 /// is pushed. So a conversation goes on: gemmoe_chat_tokenize all its messages, set the tokens, and only the new ones are
 /// run. `reused_out` may be NULL, else it receives how many tokens were in common.
-/// Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE and CONTEXT_FULL (nothing has changed), GRAMMAR_VIOLATION (the
-/// session holds what was in common), KV_LIMIT and OUT_OF_MEMORY (only where pages are shared with a fork), BUSY.
+/// Errors: handle errors, NULL_ARGUMENT, TOKEN_OUT_OF_RANGE and CONTEXT_FULL (nothing has changed), GRAMMAR_VIOLATION and
+/// GRAMMAR_LIMIT (the session holds what was in common), KV_LIMIT and OUT_OF_MEMORY (only where pages are shared with a fork), BUSY.
 /// One thread at a time. Since 0.1.
 ///
 /// # Safety

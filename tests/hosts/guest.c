@@ -63,6 +63,7 @@ static int be_a_child(const char *directory, gemmoe_model *model, gemmoe_session
     gemmoe_route_arrays arrays = GEMMOE_ROUTE_ARRAYS_INIT;
     gemmoe_session_metrics metrics = GEMMOE_SESSION_METRICS_INIT;
     gemmoe_batch_info batch_info = GEMMOE_BATCH_INFO_INIT;
+    gemmoe_memory_plan plan = GEMMOE_MEMORY_PLAN_INIT;
     gemmoe_message message = GEMMOE_MESSAGE_INIT;
     gemmoe_error *error = (gemmoe_error *)&info;
     gemmoe_batch *new_batch = NULL;
@@ -119,7 +120,9 @@ static int be_a_child(const char *directory, gemmoe_model *model, gemmoe_session
     IN_CHILD(gemmoe_text_stream_set_stop_strings(stream, strings, 1, NULL));
     IN_CHILD(gemmoe_text_stream_stopped(stream, &token, &count, NULL));
     IN_CHILD(gemmoe_session_fork(session, &new_session, NULL));
+    IN_CHILD(gemmoe_plan_memory(directory, NULL, NULL, &plan, NULL));
     IN_CHILD(gemmoe_session_push(session, &token, 1, NULL));
+    IN_CHILD(gemmoe_session_set_tokens(session, &token, 1, &count, NULL));
     IN_CHILD(gemmoe_session_score(session, &token, 1, &log_probability, NULL));
     IN_CHILD(gemmoe_session_embed(session, &token, 1, 0, &log_probability, 1, NULL));
     IN_CHILD(gemmoe_grammar_create(model, GEMMOE_GRAMMAR_REGEX, "a", 1, &new_grammar, NULL));

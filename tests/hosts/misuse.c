@@ -171,6 +171,10 @@ static gemmoe_status session_push(void *handle, gemmoe_error **error) {
     static const uint32_t tokens[2] = {3, 4};
     return gemmoe_session_push((gemmoe_session *)handle, tokens, 2, error);
 }
+static gemmoe_status session_set_tokens(void *handle, gemmoe_error **error) {
+    static const uint32_t tokens[2] = {3, 4};
+    return gemmoe_session_set_tokens((gemmoe_session *)handle, tokens, 2, &out[0].size, error);
+}
 static gemmoe_status session_score(void *handle, gemmoe_error **error) {
     static const uint32_t tokens[2] = {3, 4};
     return gemmoe_session_score((gemmoe_session *)handle, tokens, 2, &out[0].real, error);
@@ -320,6 +324,7 @@ static const struct function {
     {"session_destroy", SESSION, session_destroy, IGNORES_NULL, SILENT},
     {"session_fork", SESSION, session_fork, REFUSES_NULL, WITH_ERROR},
     {"session_push", SESSION, session_push, REFUSES_NULL, WITH_ERROR},
+    {"session_set_tokens", SESSION, session_set_tokens, REFUSES_NULL, WITH_ERROR},
     {"session_score", SESSION, session_score, REFUSES_NULL, WITH_ERROR},
     {"session_embed", SESSION, session_embed, REFUSES_NULL, WITH_ERROR},
     {"session_set_grammar", SESSION, session_set_grammar, REFUSES_NULL, WITH_ERROR},
@@ -408,6 +413,7 @@ static void null_arguments(void) {
     gemmoe_batch *batch = (gemmoe_batch *)live[BATCH];
     static const char *const null_strings[2] = {"a", NULL};
     static const uint8_t bytes[64] = {0};
+    gemmoe_memory_plan plan = GEMMOE_MEMORY_PLAN_INIT;
     uint32_t token = 3, missing;
 
     NULL_ARGUMENT(gemmoe_load_start(NULL, NULL, (gemmoe_load **)&out[0], &error));
@@ -463,6 +469,9 @@ static void null_arguments(void) {
     NULL_ARGUMENT(gemmoe_session_get_info(session, NULL, &error));
     NULL_ARGUMENT(gemmoe_session_fork(session, NULL, &error));
     NULL_ARGUMENT(gemmoe_session_push(session, NULL, 1, &error));
+    NULL_ARGUMENT(gemmoe_session_set_tokens(session, NULL, 1, &out[0].size, &error));
+    NULL_ARGUMENT(gemmoe_plan_memory(NULL, NULL, NULL, &plan, &error));
+    NULL_ARGUMENT(gemmoe_plan_memory(directory, NULL, NULL, NULL, &error));
     NULL_ARGUMENT(gemmoe_session_score(session, NULL, 1, &out[0].real, &error));
     NULL_ARGUMENT(gemmoe_session_score(session, &token, 1, NULL, &error));
     NULL_ARGUMENT(gemmoe_session_embed(session, NULL, 1, 0, &out[0].real, HIDDEN, &error));
@@ -588,6 +597,7 @@ static void sizes(void) {
         count = counts[index];
         REFUSES(impossible, gemmoe_session_prefill(session, &token, count, NULL, &error));
         REFUSES(impossible, gemmoe_session_push(session, &token, count, &error));
+        REFUSES(impossible, gemmoe_session_set_tokens(session, &token, count, &out[0].size, &error));
         REFUSES(impossible, gemmoe_session_score(session, &token, count, &out[0].real, &error));
         REFUSES(impossible, gemmoe_session_embed(session, &token, count, 0, &out[0].real, HIDDEN, &error));
         REFUSES(GEMMOE_STATUS_INVALID_ARGUMENT,
@@ -621,6 +631,8 @@ static void sizes(void) {
     sessions[0] = session;
     REFUSES(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_session_prefill(session, (uint32_t *)odd, 1, NULL, &error));
     REFUSES(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_session_push(session, (uint32_t *)odd, 1, &error));
+    REFUSES(GEMMOE_STATUS_INVALID_ARGUMENT,
+            gemmoe_session_set_tokens(session, (uint32_t *)odd, 1, &out[0].size, &error));
     REFUSES(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_session_score(session, &token, 1, (float *)odd, &error));
     REFUSES(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_session_embed(session, &token, 1, 0, (float *)odd, HIDDEN, &error));
     REFUSES(GEMMOE_STATUS_INVALID_ARGUMENT,
@@ -658,6 +670,7 @@ static union padded {
     gemmoe_budget budget;
     gemmoe_route_arrays routes;
     gemmoe_session_metrics metrics;
+    gemmoe_memory_plan plan;
     gemmoe_batch_options batch;
     gemmoe_batch_info batch_info;
     unsigned char bytes[8192];
@@ -667,9 +680,11 @@ static gemmoe_status pass_load_options(gemmoe_error **error) {
     gemmoe_model *model = NULL;
     gemmoe_load *load = NULL;
     gemmoe_status status = gemmoe_model_load(directory, &padded.load, &model, error);
-    /* Both ways of loading judge the options alike. */
+    /* Both ways of loading judge the options alike, and so does a plan. */
+    gemmoe_memory_plan plan = GEMMOE_MEMORY_PLAN_INIT;
     gemmoe_status other = gemmoe_load_start(directory, &padded.load, &load, NULL);
-    CHECK(status == other);
+    gemmoe_status planned = gemmoe_plan_memory(directory, &padded.load, NULL, &plan, NULL);
+    CHECK(status == other && status == planned && (status == GEMMOE_STATUS_OK) == (plan.weight_bytes > 0));
     RETURNS(GEMMOE_STATUS_OK, gemmoe_load_destroy(load));
     RETURNS(GEMMOE_STATUS_OK, gemmoe_model_destroy(model));
     return status;
@@ -681,11 +696,13 @@ static size_t kept_bytes;
 static gemmoe_status pass_session_options(gemmoe_error **error) {
     gemmoe_session *session = NULL, *restored = NULL;
     gemmoe_status status = gemmoe_session_create((gemmoe_model *)live[MODEL], &padded.session, &session, error);
-    /* Making and restoring a session judge the options alike. */
+    /* Making, planning and restoring a session judge the options alike. */
+    gemmoe_memory_plan plan = GEMMOE_MEMORY_PLAN_INIT;
+    gemmoe_status planned = gemmoe_plan_memory(directory, NULL, &padded.session, &plan, NULL);
     gemmoe_status other =
         gemmoe_session_restore((gemmoe_model *)live[MODEL], kept, kept_bytes, &padded.session, &restored, NULL);
     CHECK(status == other && (status == GEMMOE_STATUS_OK) == (session != NULL));
-    CHECK((session == NULL) == (restored == NULL));
+    CHECK((session == NULL) == (restored == NULL) && planned == status);
     RETURNS(GEMMOE_STATUS_OK, gemmoe_session_destroy(session));
     RETURNS(GEMMOE_STATUS_OK, gemmoe_session_destroy(restored));
     return status;
@@ -734,6 +751,9 @@ static gemmoe_status take_session_info(gemmoe_error **error) {
 static gemmoe_status take_progress(gemmoe_error **error) {
     return gemmoe_load_poll((gemmoe_load *)live[LOAD], &padded.progress, error);
 }
+static gemmoe_status take_plan(gemmoe_error **error) {
+    return gemmoe_plan_memory(directory, NULL, NULL, &padded.plan, error);
+}
 static gemmoe_status take_metrics(gemmoe_error **error) {
     return gemmoe_session_get_metrics((gemmoe_session *)live[SESSION], &padded.metrics, error);
 }
@@ -763,6 +783,7 @@ static void struct_sizes(void) {
         OUTPUT(take_model_info, gemmoe_model_info),
         OUTPUT(take_session_info, gemmoe_session_info),
         OUTPUT(take_progress, gemmoe_load_progress),
+        OUTPUT(take_plan, gemmoe_memory_plan),
         OUTPUT(take_metrics, gemmoe_session_metrics),
         OUTPUT(take_batch_info, gemmoe_batch_info),
     };
@@ -856,6 +877,7 @@ static void loads(void) {
     gemmoe_load *load = NULL;
     gemmoe_model *model = NULL;
     gemmoe_load_progress progress = GEMMOE_LOAD_PROGRESS_INIT;
+    gemmoe_memory_plan plan = GEMMOE_MEMORY_PLAN_INIT;
 
     SUCCEEDS(gemmoe_load_start(directory, NULL, &load, &error));
     SUCCEEDS(gemmoe_load_wait(load, &model, &error));
@@ -881,6 +903,8 @@ static void loads(void) {
     FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_load_wait(load, (gemmoe_model **)&out[0], &error));
     CHECK(outputs_untouched());
     RETURNS(GEMMOE_STATUS_OK, gemmoe_load_destroy(load));
+    FAILS(GEMMOE_STATUS_DIRECTORY_NOT_FOUND, gemmoe_plan_memory("/nowhere/at/all", NULL, NULL, &plan, &error));
+    CHECK(plan.weight_bytes == 0 && plan.struct_size == sizeof plan);
     FAILS(GEMMOE_STATUS_DIRECTORY_NOT_FOUND, gemmoe_model_load("", NULL, (gemmoe_model **)&out[0], &error));
     FAILS(GEMMOE_STATUS_DIRECTORY_NOT_FOUND, gemmoe_model_load("\xff\xfe", NULL, (gemmoe_model **)&out[0], &error));
     CHECK(outputs_untouched());

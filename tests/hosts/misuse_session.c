@@ -150,6 +150,7 @@ static void token_limits(void) {
     FAILS(GEMMOE_STATUS_TOKEN_OUT_OF_RANGE, gemmoe_session_prefill(session, last_bad, 3, NULL, &error));
     FAILS(GEMMOE_STATUS_TOKEN_OUT_OF_RANGE, gemmoe_session_prefill(session, worst, 1, NULL, &error));
     FAILS(GEMMOE_STATUS_TOKEN_OUT_OF_RANGE, gemmoe_session_push(session, last_bad, 3, &error));
+    REFUSES(GEMMOE_STATUS_TOKEN_OUT_OF_RANGE, gemmoe_session_set_tokens(session, last_bad, 3, &out[0].size, &error));
     REFUSES(GEMMOE_STATUS_TOKEN_OUT_OF_RANGE,
             gemmoe_session_embed(session, last_bad, 3, GEMMOE_POOLING_MEAN, &out[0].real, HIDDEN, &error));
     REFUSES(GEMMOE_STATUS_NO_LOGITS, gemmoe_session_score(session, many, 2, &out[0].real, &error));
@@ -164,6 +165,7 @@ static void token_limits(void) {
 
     /* A prompt longer than the context: nothing is appended, and what fits still does. */
     FAILS(GEMMOE_STATUS_CONTEXT_FULL, gemmoe_session_prefill(session, many, 17, NULL, &error));
+    REFUSES(GEMMOE_STATUS_CONTEXT_FULL, gemmoe_session_set_tokens(session, many, 17, &out[0].size, &error));
     SUCCEEDS(gemmoe_session_get_info(session, &info, &error));
     CHECK(info.token_count == 0 && info.pending_count == 0 && info.context_size == 16);
     SUCCEEDS(gemmoe_session_prefill(session, many, 15, NULL, &error));
@@ -181,6 +183,9 @@ static void token_limits(void) {
     FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_session_routes(session, 0xFFFFFFFF, (const uint32_t **)&out[0],
                                                                 (const float **)&out[1], &count, &error));
     CHECK(outputs_untouched());
+    /* What is refused takes nothing away, whatever there is in common. */
+    FAILS(GEMMOE_STATUS_CONTEXT_FULL, gemmoe_session_set_tokens(session, many, 17, NULL, &error));
+    FAILS(GEMMOE_STATUS_TOKEN_OUT_OF_RANGE, gemmoe_session_set_tokens(session, last_bad, 3, NULL, &error));
     SUCCEEDS(gemmoe_session_get_info(session, &info, &error));
     CHECK(info.token_count == 16);
     SUCCEEDS(gemmoe_session_rewind(session, 16, &error));
@@ -232,6 +237,7 @@ static void options(void) {
     for (row = 0; row < sizeof rows / sizeof rows[0]; row++) {
         gemmoe_session_options options = GEMMOE_SESSION_OPTIONS_INIT;
         gemmoe_session *session = NULL;
+        gemmoe_memory_plan plan = GEMMOE_MEMORY_PLAN_INIT;
         gemmoe_status status;
         uint32_t token = prompt_token(1);
         options.context_size = rows[row].context_size;
@@ -241,6 +247,8 @@ static void options(void) {
         options.keep_tokens = rows[row].keep_tokens;
         options.kv_limit_bytes = rows[row].kv_limit_bytes;
         options.prefill_chunk = 0xFFFFFFFF;
+        CHECK(gemmoe_plan_memory(directory, NULL, &options, &plan, NULL) == rows[row].status);
+        CHECK((plan.kv_bytes > 0) == (rows[row].status == GEMMOE_STATUS_OK));
         status = gemmoe_session_create(model, &options, &session, &error);
         if (rows[row].status == GEMMOE_STATUS_OK) {
             SUCCEEDS(status);

@@ -256,7 +256,8 @@ static void grammars(void) {
     gemmoe_session *session = make_session(model, 64, 0);
     static char longest[(1 << 20) + 1];
     float hidden[40], logs[2];
-    uint32_t token = 0, held;
+    /* The prompt, a token that follows and one that does not. */
+    uint32_t strays_after[3] = {0, 6 + 'a', 6 + 'c'}, token = 0, held;
     size_t row;
     for (row = 0; row < sizeof rows / sizeof rows[0]; row++) {
         REFUSES(rows[row].status, gemmoe_grammar_create(model, rows[row].kind, rows[row].source, strlen(rows[row].source),
@@ -310,6 +311,12 @@ static void grammars(void) {
     CHECK(logs[0] < 0 && logs[1] < 0);
     SUCCEEDS(gemmoe_session_rewind(session, held, &error));
     SUCCEEDS(gemmoe_session_embed(session, fits, 2, GEMMOE_POOLING_LAST, hidden, 40, &error));
+    /* Where the grammar refuses what is set, what was in common stays. */
+    strays_after[0] = strays[0];
+    REFUSES(GEMMOE_STATUS_GRAMMAR_VIOLATION,
+            gemmoe_session_set_tokens(session, strays_after, 3, &out[0].size, &error));
+    SUCCEEDS(gemmoe_session_get_info(session, &info, &error));
+    CHECK(info.token_count == held + 1 && info.grammar_state == GEMMOE_GRAMMAR_OPEN);
     /* A grammar and a bias that leave no token between them. */
     SUCCEEDS(gemmoe_session_rewind(session, held, &error));
     {

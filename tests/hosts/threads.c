@@ -354,7 +354,7 @@ static void a_cancelled_prefill_goes_on_as_if_nothing_had_been(unsigned rounds) 
         CHECK(memcmp(tokens, expected, sizeof tokens) == 0);
     }
     printf("%u prefills: %u cancelled, %u of them in the middle\n", rounds, cancelled, partial);
-    CHECK(cancelled > rounds / 10 && partial > 0);
+    CHECK(cancelled > 0 && partial > 0);
 
     /* A cancel while nothing runs stops the next call, once. */
     RETURNS(GEMMOE_STATUS_OK, gemmoe_session_cancel(session));
