@@ -1457,7 +1457,7 @@ gemmoe_status gemmoe_session_rewind(struct gemmoe_session *session,
 
 /**
  * Compiles a grammar of `kind` (GEMMOE_GRAMMAR_) from `source`, `source_bytes` bytes of UTF-8, owned by the host. The first
- * of a model takes about a tenth of a second more. The model may be destroyed before it.
+ * of a model takes up to a second more (with a vocabulary of 256,000). The model may be destroyed before it.
  * Errors: handle errors, NULL_ARGUMENT, INVALID_ARGUMENT (no such kind), INVALID_UTF8, GRAMMAR_SYNTAX, GRAMMAR_LIMIT,
  * NO_TOKENIZER, THREAD_UNAVAILABLE, OUT_OF_MEMORY. Any thread. Since 0.1.
  */
@@ -1570,8 +1570,8 @@ gemmoe_status gemmoe_session_snapshot(const struct gemmoe_session *session,
                                       struct gemmoe_error **error_out);
 
 /**
- * Makes a session, owned by the host, that goes on where the one that wrote the snapshot stood, bit for bit, with the same
- * model in this process or another. Zeros in `options`, which may be NULL, take what that session had; prefill_chunk,
+ * Makes a session, owned by the host, that goes on where the one that wrote the snapshot stood, with the same model in this
+ * process or another: bit for bit, if both use the same instruction set. Zeros in `options`, which may be NULL, take what that session had; prefill_chunk,
  * route_capacity, kv_limit_bytes and flags are always those of `options`. The bytes are checked as a file from outside is.
  * Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, SNAPSHOT_DAMAGED, SNAPSHOT_VERSION, SNAPSHOT_MODEL, INVALID_ARGUMENT
  * (another kv_dtype, a context too small), KV_LIMIT, OUT_OF_MEMORY; with a grammar what gemmoe_grammar_create returns.

@@ -45,8 +45,9 @@ fn is_installed(program: &str) -> bool {
 /// Hosts that do everything wrong.
 const MISUSE: [&str; 3] = ["misuse.c", "misuse_text.c", "misuse_session.c"];
 
-/// The example beside the hosts of the tests.
+/// The examples beside the hosts of the tests.
 const CHAT: &str = "../../examples/c/chat.c";
+const GAME_LOOP: &str = "../../examples/c/game_loop.c";
 
 fn compile(source: &str, language: Language, library: Library, target: &Path) {
     let (compiler, standard) = match language {
@@ -199,6 +200,23 @@ fn the_example_streams_text_and_reports_how_it_went() {
         let failed = Command::new(&program).arg("/nonexistent").output().unwrap();
         assert_eq!(failed.status.code(), Some(1));
         assert!(text(&failed).contains("chat: /nonexistent: DIRECTORY_NOT_FOUND: "), "{}", text(&failed));
+    }
+}
+
+#[test]
+fn the_game_loop_talks_within_its_frames_and_draws_how_long_they_took() {
+    let workshop = Workshop::new();
+    let demo = repository().join("examples/demo-model");
+    for way in ways() {
+        let program = workshop.program(GAME_LOOP, way);
+        let output = run(Command::new(&program).arg(&demo).args(["The reason", "1", "500"]));
+        for part in ["The reason", "of a budget of 0.50 ms", "60 frames, ", "99 of 100 calls within"] {
+            assert!(output.contains(part), "{part:?} is not in\n{output}");
+        }
+        let tokens = output.split(" frames, ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+        assert!(tokens.parse::<u32>().unwrap() > 0, "{output}");
+        let failed = Command::new(&program).arg("/nonexistent").output().unwrap();
+        assert!(text(&failed).contains("game_loop: /nonexistent: DIRECTORY_NOT_FOUND: "), "{}", text(&failed));
     }
 }
 

@@ -515,10 +515,9 @@ impl Sequence {
     pub(super) fn drop_pending(&mut self, length: usize) -> Result<()> {
         let length = length.max(self.processed);
         if length < self.tokens.len() {
-            let dropped = self.tokens.len() - length;
+            self.rewind_grammar(self.tokens.len() - length)?;
             // Only the prompt's end gives logits: the last token kept becomes pending, as after a rewind.
             self.truncate(length, self.processed.min(length.saturating_sub(1)));
-            self.rewind_grammar(dropped)?;
         }
         Ok(())
     }

@@ -53,7 +53,7 @@ impl Session {
         Ok(())
     }
 
-    /// A session that goes on where the one that wrote `bytes` stood, bit for bit.
+    /// A session that goes on where the one that wrote `bytes` stood, bit for bit on the same instruction set.
     ///
     /// Zeros in `options` take what that session had; `prefill_chunk`, `route_capacity`, `kv_limit_bytes` and `batch_only` are
     /// always those of `options`. Fails with `SnapshotDamaged`, `SnapshotVersion`, `SnapshotModel`, with `InvalidArgument`

@@ -78,11 +78,11 @@ impl Subject {
 
     /// What `push` says before anything changes.
     pub fn push_refusal(&self, tokens: &[u32]) -> Option<Status> {
-        if tokens.iter().any(|token| *token as usize >= VOCAB_SIZE) {
-            return Some(Status::TokenOutOfRange);
+        if self.keep.is_none() && tokens.len() > self.context_size - self.tokens.len() {
+            return Some(Status::ContextFull);
         }
-        let fits = self.keep.is_some() || tokens.len() <= self.context_size - self.tokens.len();
-        (!fits).then_some(Status::ContextFull)
+        let is_strange = |token: &u32| *token as usize >= VOCAB_SIZE;
+        tokens.iter().any(is_strange).then_some(Status::TokenOutOfRange)
     }
 
     /// What a call says that needs a workspace.
