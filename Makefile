@@ -7,7 +7,7 @@ LIB := target/release
 DEMO := examples/demo-model
 SYSTEM_LIBS := -lpthread -ldl -lm
 
-.PHONY: help lib cli demo test bench frames batching cancel header check clean
+.PHONY: help lib cli demo game test bench frames batching cancel header check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ lib: ## libgemmoe.so and libgemmoe.a, optimised at link time, in target/release
 cli: ## the command-line tool, target/release/gemmoe
 	$(CARGO) build --release --locked --features cli --bin gemmoe
 
-target/chat: examples/c/chat.c include/gemmoe.h lib
+target/%: examples/c/%.c include/gemmoe.h lib
 	$(CC) -std=c99 -Wall -Wextra -Wpedantic $(CFLAGS) -Iinclude $< $(LIB)/libgemmoe.a $(SYSTEM_LIBS) -o $@
 
 demo: target/chat ## build the library and the C example, and generate from the demo model
@@ -27,6 +27,9 @@ demo: target/chat ## build the library and the C example, and generate from the 
 	@echo; target/chat $(DEMO) "Mit dieser Option können Sie" 60 0.6 6
 	@echo; target/chat $(DEMO) "def __init__(self, name" 60 0.6 6
 	@echo; target/chat $(DEMO) "|- ( ( ph /\ ps ) ->" 60 0.6 6
+
+game: target/game_loop ## a character of the demo model talks in a loop of 60 frames a second
+	@echo; target/game_loop $(DEMO) "The reason for this is that" 5
 
 test: ## all tests
 	$(CARGO) test --locked --features cli
