@@ -47,14 +47,17 @@ pub struct SessionBatch {
     cancel: Arc<Cancel>,
 }
 
-/// Draws for the sessions whose tokens are all run, as far as the budget goes.
-fn draw_ready(sessions: &mut [&mut Session], results: &mut [Poll<Result<u32>>], limit: &Limit) {
+/// Draws for the sessions whose tokens are all run, as far as the budget goes. Answers whether there was one.
+fn draw_ready(sessions: &mut [&mut Session], results: &mut [Poll<Result<u32>>], limit: &Limit) -> bool {
+    let mut any = false;
     for (session, result) in sessions.iter_mut().zip(results) {
         if result.is_pending() && session.pending() == 0 && !limit.is_spent() {
             *result = Poll::Ready(session.draw());
             limit.note_work();
+            any = true;
         }
     }
+    any
 }
 
 /// A session's part in a pass.
@@ -127,7 +130,8 @@ impl SessionBatch {
     /// starves nobody. Sessions may join and leave between steps. A pass that the budget stopped goes on with the next step
     /// if its sessions are all given again, in the same order; otherwise its work is begun anew.
     ///
-    /// An error of the batch as a whole leaves every session as it was, with its tokens pending.
+    /// An error of the batch as a whole leaves every session as it was, with its tokens pending. A cancel that comes when
+    /// a session has drawn already stops the step, and is answered by the next, so that no token is lost.
     pub fn step(
         &mut self,
         sessions: &mut [&mut Session],
@@ -148,7 +152,7 @@ impl SessionBatch {
             results.push(ready.map_or_else(|error| Poll::Ready(Err(error)), |()| Poll::Pending));
         }
         // Whoever waits only for a draw, since the last step's budget was spent, does not wait for others' prompts.
-        draw_ready(sessions, results, &limit);
+        let drew = draw_ready(sessions, results, &limit);
         if limit.is_spent() {
             return Ok(());
         }
@@ -159,8 +163,17 @@ impl SessionBatch {
                 Place::default()
             }
         };
-        if !self.members.is_empty() && self.run(place, sessions, &limit)?.is_pending() {
-            return Ok(());
+        if !self.members.is_empty() {
+            match self.run(place, sessions, &limit) {
+                Ok(Poll::Ready(())) => {}
+                Ok(Poll::Pending) => return Ok(()),
+                Err(error) if drew && error.status() == Status::Cancelled => {
+                    // What was drawn must be told. The next step answers the cancel.
+                    self.cancel.request();
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
         }
         draw_ready(sessions, results, &limit);
         Ok(())
