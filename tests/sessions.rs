@@ -1,6 +1,8 @@
 //! What a session does at its edges: full contexts, wrong tokens, cancels, batches with members in trouble.
 
 mod common;
+#[path = "common/tokenizer.rs"]
+mod tokenizer_sample;
 
 use std::sync::Arc;
 use std::task::Poll;
@@ -9,6 +11,7 @@ use std::time::Duration;
 use common::{Directory, Random, batch, draw_each, load, load_options, session};
 use gemmoe::backend::KvDtype;
 use gemmoe::engine::experts::RouteArrays;
+use gemmoe::text::grammar::{Grammar, GrammarKind};
 use gemmoe::{Budget, LoadOptions, Model, Overflow, Pooling, Progress, Sampling, Session, SessionOptions, Status};
 use serde_json::json;
 
@@ -614,4 +617,37 @@ fn a_pass_suspended_under_other_experts_is_begun_anew() {
         draw_each(&mut batch, &mut [&mut member])[0].as_ref().unwrap();
         assert_eq!(member.logits().unwrap(), fresh.logits().unwrap());
     }
+}
+
+#[test]
+fn a_grammar_forgets_with_the_session_what_its_window_dropped() {
+    let sizes = json!({"vocab_size": tokenizer_sample::VOCAB_SIZE});
+    let directory = Directory::random_with(54, sizes).to_temporary();
+    std::fs::write(directory.path().join("tokenizer.json"), tokenizer_sample::sample().to_string()).unwrap();
+    let model = load(directory.path());
+    let grammar = Grammar::new(model.grammar_vocabulary().unwrap(), GrammarKind::Regex, "[a-z]{200}").unwrap();
+    let accepted = |session: &Session| session.grammar().unwrap().accepted().to_vec();
+    // The grammar is set before the last of the tokens that the window keeps.
+    let started = || {
+        let mut session = sliding(&model, 12, 5);
+        session.prefill(&[2, 9, 16]).unwrap();
+        session.set_grammar(Some(&grammar)).unwrap();
+        session
+    };
+    let mut session = started();
+    let drawn: Vec<u32> = (0..20).map(|_| session.step().unwrap()).collect();
+    assert!(session.dropped() > 0);
+    let held = session.tokens().len();
+    session.rewind(held - 1).unwrap();
+    assert_eq!(accepted(&session), drawn[..19], "what is dropped stays accepted, as long as anything after it is held");
+    for (count, left) in [(5, 2), (4, 1), (3, 0), (0, 0)] {
+        session.rewind(count).unwrap();
+        assert_eq!((accepted(&session), session.dropped()), (drawn[..left].to_vec(), 0));
+    }
+    // A prompt that makes the window drop most of itself, cancelled before any of it is run.
+    let mut session = started();
+    let letter = model.encode("a", false, false).unwrap()[0];
+    session.cancel().request();
+    assert_eq!(status(session.prefill(&[letter; 40])), Status::Cancelled);
+    assert_eq!((session.tokens(), accepted(&session)), (&[2, 9, 16][..], vec![]));
 }
