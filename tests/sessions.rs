@@ -12,7 +12,7 @@ use common::{Directory, Random, batch, draw_each, load, load_options, session};
 use gemmoe::backend::KvDtype;
 use gemmoe::engine::experts::RouteArrays;
 use gemmoe::text::grammar::{Grammar, GrammarKind};
-use gemmoe::{Budget, LoadOptions, Model, Overflow, Pooling, Progress, Sampling, Session, SessionOptions, Status};
+use gemmoe::{Budget, LoadOptions, LogitBias, Model, Overflow, Pooling, Progress, Sampling, Session, SessionOptions, Status};
 use serde_json::json;
 
 fn status<T>(result: gemmoe::Result<T>) -> Status {
@@ -616,6 +616,28 @@ fn a_pass_suspended_under_other_experts_is_begun_anew() {
         restrict(&mut member, by_mask);
         draw_each(&mut batch, &mut [&mut member])[0].as_ref().unwrap();
         assert_eq!(member.logits().unwrap(), fresh.logits().unwrap());
+    }
+}
+
+#[test]
+fn a_member_whose_draws_fail_leaves_the_others_their_share_of_the_smallest_budget() {
+    let directory = Directory::random(53).to_temporary();
+    let model = load(directory.path());
+    let mut batch = batch(&model, 3, 64, 256);
+    let (mut failing, mut ready, mut waiting) = (session(&model), session(&model), session(&model));
+    let nothing: Vec<(u32, f32)> = (0..97).map(|token| (token, f32::NEG_INFINITY)).collect();
+    failing.set_logit_bias(LogitBias::new(&nothing, 97).unwrap());
+    failing.prefill(&[2, 3, 4]).unwrap();
+    ready.prefill(&[2, 3]).unwrap();
+    waiting.push(&[2, 3, 4, 5]).unwrap();
+    let (mut results, mut calls) = (Vec::new(), 0);
+    while ready.tokens().len() < 4 || waiting.tokens().len() < 6 {
+        let budget = Budget::of_time(Duration::ZERO);
+        batch.step(&mut [&mut failing, &mut ready, &mut waiting], &budget, &mut results).unwrap();
+        let failed = matches!(&results[0], Poll::Ready(Err(error)) if error.status() == Status::NotANumber);
+        assert!(failed, "{:?}", results[0]);
+        calls += 1;
+        assert!(calls < 1000, "the others get on");
     }
 }
 

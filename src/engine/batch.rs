@@ -51,8 +51,12 @@ pub struct SessionBatch {
 fn draw_ready(sessions: &mut [&mut Session], results: &mut [Poll<Result<u32>>], limit: &Limit) {
     for (session, result) in sessions.iter_mut().zip(results) {
         if result.is_pending() && session.pending() == 0 && !limit.is_spent() {
-            *result = Poll::Ready(session.draw());
-            limit.note_work();
+            let drawn = session.draw();
+            // A draw that fails does so again in the next step: the smallest budget must not be spent on it alone.
+            if drawn.is_ok() {
+                limit.note_work();
+            }
+            *result = Poll::Ready(drawn);
         }
     }
 }
