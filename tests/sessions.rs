@@ -1,6 +1,8 @@
 //! What a session does at its edges: full contexts, wrong tokens, cancels, batches with members in trouble.
 
 mod common;
+#[path = "common/canceller.rs"]
+mod canceller;
 #[path = "common/tokenizer.rs"]
 mod tokenizer_sample;
 
@@ -8,6 +10,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use canceller::Canceller;
 use common::{Directory, Random, batch, draw_each, load, load_options, session};
 use gemmoe::backend::KvDtype;
 use gemmoe::engine::experts::RouteArrays;
@@ -617,6 +620,43 @@ fn a_pass_suspended_under_other_experts_is_begun_anew() {
         draw_each(&mut batch, &mut [&mut member])[0].as_ref().unwrap();
         assert_eq!(member.logits().unwrap(), fresh.logits().unwrap());
     }
+}
+
+#[test]
+fn a_cancelled_step_of_a_batch_loses_no_token_that_was_drawn_and_no_cancel() {
+    let directory = Directory::random_with(52, json!({"intermediate_size": 512})).to_temporary();
+    let model = load(directory.path());
+    let canceller = Canceller::start();
+    let prompt = Random::new(52).tokens(200, 97);
+    let mut drawn_before_the_cancel = 0;
+    for round in 0..200 {
+        let mut batch = batch(&model, 2, 256, 256);
+        let (mut ready, mut long) = (session(&model), session(&model));
+        ready.prefill(&[2, 3, 4]).unwrap();
+        long.push(&prompt).unwrap();
+        let cancel = Arc::clone(batch.cancel());
+        let mut results = Vec::new();
+        let after = Duration::from_micros(20 * round);
+        let stopped = canceller.around(&cancel, Some(after), || {
+            let outcome = batch.step(&mut [&mut ready, &mut long], &Budget::UNLIMITED, &mut results);
+            (outcome.map_err(|error| error.status()), cancel.is_requested())
+        });
+        match stopped {
+            (Err(status), _) => {
+                assert_eq!(status, Status::Cancelled);
+                assert_eq!((ready.tokens(), long.tokens()), (&[2, 3, 4][..], &prompt[..]));
+            }
+            (Ok(()), is_requested) => {
+                let Poll::Ready(Ok(token)) = &results[0] else { panic!("a session that was ready waits") };
+                assert_eq!(ready.tokens(), [2, 3, 4, *token]);
+                if results[1].is_pending() {
+                    assert!(is_requested, "the next step answers the cancel");
+                    drawn_before_the_cancel += 1;
+                }
+            }
+        }
+    }
+    assert!(drawn_before_the_cancel > 0);
 }
 
 #[test]

@@ -131,7 +131,8 @@ impl SessionBatch {
     /// starves nobody. Sessions may join and leave between steps. A pass that the budget stopped goes on with the next step
     /// if its sessions are all given again, in the same order; otherwise its work is begun anew.
     ///
-    /// An error of the batch as a whole leaves every session as it was, with its tokens pending.
+    /// An error of the batch as a whole leaves every session as it was, with its tokens pending. So a cancel of the batch
+    /// that comes when a session already has its token, or its error, stops this step, which answers, and fails the next.
     pub fn step(
         &mut self,
         sessions: &mut [&mut Session],
@@ -163,8 +164,21 @@ impl SessionBatch {
                 Place::default()
             }
         };
-        if !self.members.is_empty() && self.run(place, sessions, &limit)?.is_pending() {
-            return Ok(());
+        if !self.members.is_empty() {
+            match self.run(place, sessions, &limit) {
+                Ok(Poll::Ready(())) => {}
+                Ok(Poll::Pending) => return Ok(()),
+                // What sessions have been told, a token among it, must not be lost: the next step answers the cancel.
+                Err(error) if error.status() == Status::Cancelled && results.iter().any(Poll::is_ready) => {
+                    return Ok(());
+                }
+                Err(error) => {
+                    if error.status() == Status::Cancelled {
+                        cancel.take();
+                    }
+                    return Err(error);
+                }
+            }
         }
         draw_ready(sessions, results, &limit);
         Ok(())
@@ -232,8 +246,8 @@ impl SessionBatch {
                 return Ok(Poll::Pending);
             }
             Poll::Ready(Err(error)) => {
+                // It can go on; the wish is the caller's to take.
                 if error.status() == Status::Cancelled {
-                    self.cancel.take();
                     self.flight = Some(place);
                 }
                 return Err(error);
