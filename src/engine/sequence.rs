@@ -112,9 +112,9 @@ impl Sequence {
         fork.route_experts.copy_from_slice(&self.route_experts);
         fork.route_weights.copy_from_slice(&self.route_weights);
         fork.sampling = self.sampling;
-        fork.bias.clone_from(&self.bias);
+        fork.bias = self.bias.try_clone()?;
         fork.grammar = self.grammar.as_ref().map(GrammarState::try_clone).transpose()?;
-        fork.control.clone_from(&self.control);
+        fork.control = self.control.as_ref().map(ExpertControl::try_clone).transpose()?;
         Ok(fork)
     }
 
