@@ -1627,8 +1627,9 @@ gemmoe_status gemmoe_batch_step(struct gemmoe_batch *batch,
 
 /**
  * Stops the step in progress on this batch, which returns CANCELLED when the pieces of work in flight are done, as with
- * gemmoe_session_cancel; its sessions keep their tokens, and the next step goes on. If one had its token already, the step
- * returns OK with it, and the next returns CANCELLED. While no step is in progress, stops the next. Errors: handle errors. Any thread, never blocks. Since 0.1.
+ * gemmoe_session_cancel; its sessions keep their tokens, and the next step goes on. If a session has its token or its
+ * error by then, the step hands that out, the others get NEED_MORE, and the next step returns CANCELLED. While no step is
+ * in progress, stops the next. Errors: handle errors. Any thread, never blocks. Since 0.1.
  */
 gemmoe_status gemmoe_batch_cancel(const struct gemmoe_batch *batch);
 

@@ -11,11 +11,11 @@ use std::task::Poll;
 use std::time::Duration;
 
 use common::{Directory, batch, load_with};
-use counting::{allocations, live_bytes};
+use counting::{allocations, failing_after, live_bytes};
 use gemmoe::backend::cpu::kernels::Instructions;
 use gemmoe::engine::experts::RouteArrays;
 use gemmoe::text::grammar::{Grammar, GrammarKind};
-use gemmoe::{Budget, LogitBias, Model, Overflow, Sampling, Session, SessionOptions};
+use gemmoe::{Budget, LogitBias, Model, Overflow, Pooling, Sampling, Session, SessionOptions, Status};
 use serde_json::json;
 
 /// Allocations are counted over the whole process: the tests of this file take turns.
@@ -219,4 +219,73 @@ fn a_step_under_a_grammar_allocates_and_only_until_it_is_lifted() {
     // The parser's states are found as it goes and kept by it: a host that may not allocate does without a grammar.
     assert!(allocated(|| steps(true)) > 0);
     assert_eq!(allocated(|| steps(false)), 0);
+}
+
+/// Runs `work` with its first large allocation failing, then with its second, until it succeeds; each time on a session in
+/// the same state, which a failure leaves as it was.
+fn fail_each_allocation<T>(
+    name: &str,
+    model: &Model,
+    state: &Session,
+    work: impl Fn(&mut Session) -> gemmoe::Result<T>,
+) {
+    let snapshot = |session: &Session| {
+        let mut bytes = vec![0; session.snapshot_bytes()];
+        session.snapshot(&mut bytes).unwrap();
+        bytes
+    };
+    let expected = snapshot(state);
+    for count in 0.. {
+        assert!(count < 10_000, "{name} ends");
+        let mut session = state.fork().unwrap();
+        let (pages, memory) = (model.kv_account().used(), live_bytes());
+        let (result, failed) = failing_after(count, || work(&mut session).map(drop));
+        match result {
+            Ok(()) => {
+                assert!(!failed, "{name}: allocation {count} failed and nobody said so");
+                assert!(count > 0, "{name} allocates");
+                return;
+            }
+            Err(error) => {
+                assert_eq!((error.status(), failed), (Status::OutOfMemory, true), "{name}, {count}: {error}");
+                drop(error);
+                assert_eq!(model.kv_account().used(), pages, "{name}, {count}: pages were given back");
+                assert_eq!(live_bytes(), memory, "{name}, {count}: memory was given back");
+                assert!(snapshot(&session) == expected, "{name}, {count}: nothing was changed");
+            }
+        }
+    }
+}
+
+#[test]
+fn whichever_allocation_fails_nothing_has_changed_and_nothing_is_left() {
+    let _turn = turn();
+    let sizes = json!({
+        "vocab_size": 1000, "hidden_size": 512, "intermediate_size": 8, "num_hidden_layers": 10, "num_local_experts": 64
+    });
+    let directory = Directory::random_with(77, sizes).to_temporary();
+    let model = load_with(directory.path(), 1, Instructions::Detect);
+    let mut state = session(&model, SessionOptions { route_capacity: 64, ..Default::default() });
+    let pairs: Vec<(u32, f32)> = (0..900).map(|token| (token, 0.5)).collect();
+    state.set_logit_bias(LogitBias::new(&pairs, 1000).unwrap());
+    state.set_sampling(every_setting()).unwrap();
+    state.set_allowed_experts(None, u64::MAX - 1).unwrap();
+    let tokens: Vec<u32> = (2..90).collect();
+    state.prefill(&tokens[..40]).unwrap();
+    let mut bytes = vec![0; state.snapshot_bytes()];
+    state.snapshot(&mut bytes).unwrap();
+    let options = SessionOptions { prefill_chunk: 16, ..Default::default() };
+    let check = |name: &str, work: &dyn Fn(&mut Session) -> gemmoe::Result<()>| {
+        fail_each_allocation(name, &model, &state, work);
+    };
+    check("a session", &|_| Session::new(Arc::clone(&model), &options).map(drop));
+    check("a fork", &|session| session.fork().map(drop));
+    check("a restored session", &|_| Session::restore(Arc::clone(&model), &bytes, &options).map(drop));
+    check("a rewind into shared pages", &|session| session.rewind(3));
+    check("an embedding", &|session| session.embed(&tokens[..5], Pooling::Mean, &mut [0.0; 512]));
+    check("a batch", &|_| {
+        let options = gemmoe::BatchOptions { max_sessions: 300, max_tokens: 300, max_context: 256, prefill_chunk: 64 };
+        gemmoe::SessionBatch::new(Arc::clone(&model), &options).map(drop)
+    });
+    check("a bias", &|_| LogitBias::new(&pairs, 1000).map(drop));
 }

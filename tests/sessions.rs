@@ -1,15 +1,23 @@
 //! What a session does at its edges: full contexts, wrong tokens, cancels, batches with members in trouble.
 
+#[path = "common/canceller.rs"]
+mod canceller;
 mod common;
+#[path = "common/tokenizer.rs"]
+mod tokenizer_sample;
 
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use canceller::Canceller;
 use common::{Directory, Random, batch, draw_each, load, load_options, session};
 use gemmoe::backend::KvDtype;
 use gemmoe::engine::experts::RouteArrays;
-use gemmoe::{Budget, LoadOptions, Model, Overflow, Pooling, Progress, Sampling, Session, SessionOptions, Status};
+use gemmoe::text::grammar::{Grammar, GrammarKind};
+use gemmoe::{
+    Budget, LoadOptions, LogitBias, Model, Overflow, Pooling, Progress, Sampling, Session, SessionOptions, Status,
+};
 use serde_json::json;
 
 fn status<T>(result: gemmoe::Result<T>) -> Status {
@@ -614,4 +622,96 @@ fn a_pass_suspended_under_other_experts_is_begun_anew() {
         draw_each(&mut batch, &mut [&mut member])[0].as_ref().unwrap();
         assert_eq!(member.logits().unwrap(), fresh.logits().unwrap());
     }
+}
+
+#[test]
+fn a_cancelled_step_of_a_batch_loses_no_token_that_was_drawn_and_no_cancel() {
+    let directory = Directory::random_with(52, json!({"intermediate_size": 512})).to_temporary();
+    let model = load(directory.path());
+    let canceller = Canceller::start();
+    let prompt = Random::new(52).tokens(200, 97);
+    let mut drawn_before_the_cancel = 0;
+    for round in 0..200 {
+        let mut batch = batch(&model, 2, 256, 256);
+        let (mut ready, mut long) = (session(&model), session(&model));
+        ready.prefill(&[2, 3, 4]).unwrap();
+        long.push(&prompt).unwrap();
+        let cancel = Arc::clone(batch.cancel());
+        let mut results = Vec::new();
+        let after = Duration::from_micros(20 * round);
+        let stopped = canceller.around(&cancel, Some(after), || {
+            let outcome = batch.step(&mut [&mut ready, &mut long], &Budget::UNLIMITED, &mut results);
+            (outcome.map_err(|error| error.status()), cancel.is_requested())
+        });
+        match stopped {
+            (Err(status), _) => {
+                assert_eq!(status, Status::Cancelled);
+                assert_eq!((ready.tokens(), long.tokens()), (&[2, 3, 4][..], &prompt[..]));
+            }
+            (Ok(()), is_requested) => {
+                let Poll::Ready(Ok(token)) = &results[0] else { panic!("a session that was ready waits") };
+                assert_eq!(ready.tokens(), [2, 3, 4, *token]);
+                if results[1].is_pending() {
+                    assert!(is_requested, "the next step answers the cancel");
+                    drawn_before_the_cancel += 1;
+                }
+            }
+        }
+    }
+    assert!(drawn_before_the_cancel > 0);
+}
+
+#[test]
+fn a_member_whose_draws_fail_leaves_the_others_their_share_of_the_smallest_budget() {
+    let directory = Directory::random(53).to_temporary();
+    let model = load(directory.path());
+    let mut batch = batch(&model, 3, 64, 256);
+    let (mut failing, mut ready, mut waiting) = (session(&model), session(&model), session(&model));
+    let nothing: Vec<(u32, f32)> = (0..97).map(|token| (token, f32::NEG_INFINITY)).collect();
+    failing.set_logit_bias(LogitBias::new(&nothing, 97).unwrap());
+    failing.prefill(&[2, 3, 4]).unwrap();
+    ready.prefill(&[2, 3]).unwrap();
+    waiting.push(&[2, 3, 4, 5]).unwrap();
+    let (mut results, mut calls) = (Vec::new(), 0);
+    while ready.tokens().len() < 4 || waiting.tokens().len() < 6 {
+        let budget = Budget::of_time(Duration::ZERO);
+        batch.step(&mut [&mut failing, &mut ready, &mut waiting], &budget, &mut results).unwrap();
+        let failed = matches!(&results[0], Poll::Ready(Err(error)) if error.status() == Status::NotANumber);
+        assert!(failed, "{:?}", results[0]);
+        calls += 1;
+        assert!(calls < 1000, "the others get on");
+    }
+}
+
+#[test]
+fn a_grammar_forgets_with_the_session_what_its_window_dropped() {
+    let sizes = json!({"vocab_size": tokenizer_sample::VOCAB_SIZE});
+    let directory = Directory::random_with(54, sizes).to_temporary();
+    std::fs::write(directory.path().join("tokenizer.json"), tokenizer_sample::sample().to_string()).unwrap();
+    let model = load(directory.path());
+    let grammar = Grammar::new(model.grammar_vocabulary().unwrap(), GrammarKind::Regex, "[a-z]{200}").unwrap();
+    let accepted = |session: &Session| session.grammar().unwrap().accepted().to_vec();
+    // The grammar is set before the last of the tokens that the window keeps.
+    let started = || {
+        let mut session = sliding(&model, 12, 5);
+        session.prefill(&[2, 9, 16]).unwrap();
+        session.set_grammar(Some(&grammar)).unwrap();
+        session
+    };
+    let mut session = started();
+    let drawn: Vec<u32> = (0..20).map(|_| session.step().unwrap()).collect();
+    assert!(session.dropped() > 0);
+    let held = session.tokens().len();
+    session.rewind(held - 1).unwrap();
+    assert_eq!(accepted(&session), drawn[..19], "what is dropped stays accepted, as long as anything after it is held");
+    for (count, left) in [(5, 2), (4, 1), (3, 0), (0, 0)] {
+        session.rewind(count).unwrap();
+        assert_eq!((accepted(&session), session.dropped()), (drawn[..left].to_vec(), 0));
+    }
+    // A prompt that makes the window drop most of itself, cancelled before any of it is run.
+    let mut session = started();
+    let letter = model.encode("a", false, false).unwrap()[0];
+    session.cancel().request();
+    assert_eq!(status(session.prefill(&[letter; 40])), Status::Cancelled);
+    assert_eq!((session.tokens(), accepted(&session)), (&[2, 9, 16][..], vec![]));
 }

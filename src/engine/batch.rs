@@ -47,17 +47,18 @@ pub struct SessionBatch {
     cancel: Arc<Cancel>,
 }
 
-/// Draws for the sessions whose tokens are all run, as far as the budget goes. Answers whether there was one.
-fn draw_ready(sessions: &mut [&mut Session], results: &mut [Poll<Result<u32>>], limit: &Limit) -> bool {
-    let mut any = false;
+/// Draws for the sessions whose tokens are all run, as far as the budget goes.
+fn draw_ready(sessions: &mut [&mut Session], results: &mut [Poll<Result<u32>>], limit: &Limit) {
     for (session, result) in sessions.iter_mut().zip(results) {
         if result.is_pending() && session.pending() == 0 && !limit.is_spent() {
-            *result = Poll::Ready(session.draw());
-            limit.note_work();
-            any = true;
+            let drawn = session.draw();
+            // A draw that fails does so again in the next step: the smallest budget must not be spent on it alone.
+            if drawn.is_ok() {
+                limit.note_work();
+            }
+            *result = Poll::Ready(drawn);
         }
     }
-    any
 }
 
 /// A session's part in a pass.
@@ -130,8 +131,8 @@ impl SessionBatch {
     /// starves nobody. Sessions may join and leave between steps. A pass that the budget stopped goes on with the next step
     /// if its sessions are all given again, in the same order; otherwise its work is begun anew.
     ///
-    /// An error of the batch as a whole leaves every session as it was, with its tokens pending. A cancel that comes when
-    /// a session has drawn already stops the step, and is answered by the next, so that no token is lost.
+    /// An error of the batch as a whole leaves every session as it was, with its tokens pending. So a cancel of the batch
+    /// that comes when a session already has its token, or its error, stops this step, which answers, and fails the next.
     pub fn step(
         &mut self,
         sessions: &mut [&mut Session],
@@ -152,7 +153,7 @@ impl SessionBatch {
             results.push(ready.map_or_else(|error| Poll::Ready(Err(error)), |()| Poll::Pending));
         }
         // Whoever waits only for a draw, since the last step's budget was spent, does not wait for others' prompts.
-        let drew = draw_ready(sessions, results, &limit);
+        draw_ready(sessions, results, &limit);
         if limit.is_spent() {
             return Ok(());
         }
@@ -167,12 +168,16 @@ impl SessionBatch {
             match self.run(place, sessions, &limit) {
                 Ok(Poll::Ready(())) => {}
                 Ok(Poll::Pending) => return Ok(()),
-                Err(error) if drew && error.status() == Status::Cancelled => {
-                    // What was drawn must be told. The next step answers the cancel.
-                    self.cancel.request();
+                // What sessions have been told, a token among it, must not be lost: the next step answers the cancel.
+                Err(error) if error.status() == Status::Cancelled && results.iter().any(Poll::is_ready) => {
                     return Ok(());
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    if error.status() == Status::Cancelled {
+                        cancel.take();
+                    }
+                    return Err(error);
+                }
             }
         }
         draw_ready(sessions, results, &limit);
@@ -241,8 +246,8 @@ impl SessionBatch {
                 return Ok(Poll::Pending);
             }
             Poll::Ready(Err(error)) => {
+                // It can go on; the wish is the caller's to take.
                 if error.status() == Status::Cancelled {
-                    self.cancel.take();
                     self.flight = Some(place);
                 }
                 return Err(error);

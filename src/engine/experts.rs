@@ -3,11 +3,11 @@
 use crate::backend::Pass;
 use crate::backend::ops::{NO_EXPERT, RouterControl};
 use crate::error::{Error, Result, Status};
-use crate::memory::{Buffer, try_vec};
+use crate::memory::{Buffer, try_vec, try_with_capacity};
 use crate::model::Config;
 
 /// A session's masks and biases of experts.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub struct ExpertControl {
     experts: usize,
     /// `[layers]`: a bit for each expert that may be chosen.
@@ -23,6 +23,15 @@ impl ExpertControl {
         let what = "expert masks";
         let all = u64::MAX >> (64 - experts.clamp(1, 64));
         Ok(ExpertControl { experts, allowed: try_vec(what, layers, all)?, bias: try_vec(what, layers * experts, 0.0)? })
+    }
+
+    /// The same again. Fails with OutOfMemory.
+    pub fn try_clone(&self) -> Result<Self> {
+        let mut allowed = try_with_capacity("expert masks", self.allowed.len())?;
+        allowed.extend_from_slice(&self.allowed);
+        let mut bias = try_with_capacity("expert masks", self.bias.len())?;
+        bias.extend_from_slice(&self.bias);
+        Ok(ExpertControl { experts: self.experts, allowed, bias })
     }
 
     /// Lets only the experts whose bits are set be chosen in `layer`, or in all layers if `None`.

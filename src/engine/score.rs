@@ -36,8 +36,8 @@ impl Session {
         if let (Some(first), true) = (tokens.first(), self.pending() == 0) {
             out[0] = log_probability(self.logits()?, *first)?;
         }
-        self.push(tokens)?;
         let mut targets = try_with_capacity("targets", self.options().prefill_chunk)?;
+        self.push(tokens)?;
         self.run_watched(held, Some(&mut targets), |session, first, targets| {
             let Some(pass) = &session.pass else { return Ok(()) };
             for (index, _) in targets.iter().enumerate().filter(|(_, target)| **target != NO_TARGET) {
@@ -62,9 +62,9 @@ impl Session {
                 format!("{} tokens into {} values, expected at least one into {hidden_size}", tokens.len(), out.len());
             return Err(Error::new(Status::InvalidArgument, text).at_key("tokens"));
         }
-        self.push(tokens)?;
         let mut sums = try_vec("an embedding", hidden_size, 0f64)?;
         let mut state = try_vec("an embedding", hidden_size, 0f32)?;
+        self.push(tokens)?;
         let total = held + tokens.len();
         self.run_watched(held, None, |session, first, _| {
             let Some(pass) = &session.pass else { return Ok(()) };

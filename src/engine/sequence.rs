@@ -112,9 +112,9 @@ impl Sequence {
         fork.route_experts.copy_from_slice(&self.route_experts);
         fork.route_weights.copy_from_slice(&self.route_weights);
         fork.sampling = self.sampling;
-        fork.bias.clone_from(&self.bias);
+        fork.bias = self.bias.try_clone()?;
         fork.grammar = self.grammar.as_ref().map(GrammarState::try_clone).transpose()?;
-        fork.control.clone_from(&self.control);
+        fork.control = self.control.as_ref().map(ExpertControl::try_clone).transpose()?;
         Ok(fork)
     }
 
@@ -310,27 +310,33 @@ impl Sequence {
             // The last token kept becomes pending: its logits are gone, its cache entry will be written again.
             let processed = self.processed.min(token_count.saturating_sub(1));
             self.pages.own_from(self.model.backend(), processed, processed)?;
-            self.rewind_grammar(self.tokens.len() - token_count)?;
+            self.rewind_grammar(token_count)?;
             self.truncate(token_count, processed);
         }
         Ok(())
     }
 
-    /// Takes the last `count` tokens out of the grammar; of more than it has accepted, it begins anew.
-    fn rewind_grammar(&mut self, count: usize) -> Result<()> {
+    /// Takes the tokens after the first `token_count` out of the grammar, with those a window dropped among them; of more
+    /// than it has accepted, it begins anew.
+    fn rewind_grammar(&mut self, token_count: usize) -> Result<()> {
+        let dropped = if self.forgets_dropped(token_count) { self.dropped } else { 0 };
+        let count = (self.tokens.len() - token_count) as u64 + dropped;
         match &mut self.grammar {
             None => Ok(()),
-            Some(state) => state.rewind(count.min(state.accepted().len())),
+            Some(state) => state.rewind(count.min(state.accepted().len() as u64) as usize),
         }
+    }
+
+    /// Whether keeping the first `token_count` tokens gives up all that came after those a window dropped.
+    fn forgets_dropped(&self, token_count: usize) -> bool {
+        matches!(self.options.overflow, Overflow::Slide { keep } if token_count <= keep)
     }
 
     fn truncate(&mut self, token_count: usize, processed: usize) {
         self.tokens.truncate(token_count);
         // With all tokens that came after those a window dropped, those are forgotten too: positions, and with them the
         // random numbers, are again those of a session that was never given them.
-        if let Overflow::Slide { keep } = self.options.overflow
-            && token_count <= keep
-        {
+        if self.forgets_dropped(token_count) {
             self.dropped = 0;
         }
         self.processed = processed;
@@ -515,7 +521,7 @@ impl Sequence {
     pub(super) fn drop_pending(&mut self, length: usize) -> Result<()> {
         let length = length.max(self.processed);
         if length < self.tokens.len() {
-            self.rewind_grammar(self.tokens.len() - length)?;
+            self.rewind_grammar(length)?;
             // Only the prompt's end gives logits: the last token kept becomes pending, as after a rewind.
             self.truncate(length, self.processed.min(length.saturating_sub(1)));
         }

@@ -349,8 +349,11 @@ fn read_sampling(source: &mut Source, vocab_size: usize) -> Result<(Sampling, Lo
     for _ in 0..count {
         pairs.push((source.u32()?, source.f32()?));
     }
-    let bias = LogitBias::new(&pairs, vocab_size);
-    Ok((sampling, bias.map_err(|error| damaged(&format!("has an impossible bias ({error})")))?))
+    let bias = LogitBias::new(&pairs, vocab_size).map_err(|error| match error.status() {
+        Status::OutOfMemory => error,
+        _ => damaged(&format!("has an impossible bias ({error})")),
+    })?;
+    Ok((sampling, bias))
 }
 
 fn read_control(source: &mut Source, model: &Model) -> Result<ExpertControl> {

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // Each test file uses its own part.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 
 /// Counts allocations and live bytes of all threads.
@@ -14,6 +15,9 @@ static PEAK_BYTES: AtomicIsize = AtomicIsize::new(0);
 // SAFETY: every call is passed on to the system's allocator as it came.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if refuses(layout.size()) {
+            return std::ptr::null_mut();
+        }
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
         let live = LIVE_BYTES.fetch_add(layout.size() as isize, Ordering::Relaxed) + layout.size() as isize;
         PEAK_BYTES.fetch_max(live, Ordering::Relaxed);
@@ -26,6 +30,31 @@ unsafe impl GlobalAlloc for Counting {
         // SAFETY: the caller's promise.
         unsafe { System.dealloc(block, layout) }
     }
+}
+
+thread_local! {
+    /// Large allocations of this thread before one fails.
+    static LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// What is smaller never fails: it may be of a size that nobody's input decides.
+const LARGE: usize = 2048;
+
+fn refuses(bytes: usize) -> bool {
+    if bytes < LARGE {
+        return false;
+    }
+    let left = LEFT.get();
+    LEFT.set(left.wrapping_sub(1).min(usize::MAX - 1));
+    left == 0
+}
+
+/// Runs `work`, in which this thread's first large allocation after `count` others fails; tells whether one did.
+pub fn failing_after<T>(count: usize, work: impl FnOnce() -> T) -> (T, bool) {
+    LEFT.set(count);
+    let result = work();
+    let left = LEFT.replace(usize::MAX);
+    (result, left > count)
 }
 
 #[global_allocator]

@@ -44,6 +44,13 @@ impl LogitBias {
         Ok(())
     }
 
+    /// The same again. Fails with OutOfMemory.
+    pub fn try_clone(&self) -> Result<LogitBias> {
+        let mut pairs = try_with_capacity("a logit bias", self.pairs.len())?;
+        pairs.extend_from_slice(&self.pairs);
+        Ok(LogitBias { pairs })
+    }
+
     /// The pairs, rising by token.
     pub fn pairs(&self) -> &[(u32, f32)] {
         &self.pairs
