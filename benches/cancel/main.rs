@@ -12,7 +12,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use common::figures::{microseconds, percentile_heading, percentile_row};
-use common::process::preemptions;
+use common::process::{NOTABLE_WAIT, waited};
 use common::{Random, models, setting};
 use gemmoe::{Budget, Model, Result, Session, Status};
 
@@ -74,16 +74,16 @@ fn measure(name: &str, model: &Arc<Model>, cancels: usize) {
 /// From one request to the return of the call it stopped.
 struct Latency {
     microseconds: f64,
-    /// Whether the system took a processor away from the process meanwhile.
-    preempted: bool,
+    /// Whether a thread of the process waited for a processor that others had.
+    disturbed: bool,
 }
 
 fn print(name: &str, latencies: &[Latency]) {
     let all: Vec<f64> = latencies.iter().map(|latency| latency.microseconds).collect();
-    let left_alone = latencies.iter().filter(|latency| !latency.preempted);
+    let left_alone = latencies.iter().filter(|latency| !latency.disturbed);
     let left_alone: Vec<f64> = left_alone.map(|latency| latency.microseconds).collect();
     percentile_row(name, &all);
-    percentile_row("  without preempted calls", &left_alone);
+    percentile_row("  never waiting for a processor", &left_alone);
 }
 
 /// Calls `work` until it is cancelled, `cancels` times.
@@ -95,14 +95,14 @@ fn latencies(
 ) -> Vec<Latency> {
     let cancel = Arc::clone(session.cancel());
     let (start, starts) = channel::<Duration>();
-    let (requested, requests) = channel::<(Instant, i64)>();
+    let (requested, requests) = channel::<(Instant, Duration)>();
     let canceller = std::thread::spawn(move || {
         for wait in starts {
             std::thread::sleep(wait);
-            // Waking up may itself have taken a processor from the library.
-            let (now, preempted) = (Instant::now(), preemptions());
+            let before = waited();
+            let now = Instant::now();
             cancel.request();
-            requested.send((now, preempted)).unwrap();
+            requested.send((now, before)).unwrap();
         }
     });
     let mut random = Random::new(2);
@@ -114,11 +114,11 @@ fn latencies(
             let Err(error) = work(session) else { continue };
             let returned = Instant::now();
             assert_eq!(error.status(), Status::Cancelled);
-            let preempted = preemptions();
+            let after = waited();
             let (requested, before) = requests.recv().unwrap();
             // A request between two calls stops the next at its beginning.
             let microseconds = microseconds(returned - requested.max(called));
-            break Latency { microseconds, preempted: preempted != before };
+            break Latency { microseconds, disturbed: after.saturating_sub(before) > NOTABLE_WAIT };
         }
     });
     let times = times.collect();

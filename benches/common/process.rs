@@ -2,14 +2,19 @@
 
 use std::time::Duration;
 
-/// How often so far the system took the processor from one of its threads; 0 where it does not tell.
-pub fn preemptions() -> i64 {
-    #[cfg(unix)]
-    #[allow(clippy::unnecessary_cast)] // Its width differs between systems.
-    return usage().ru_nivcsw as i64;
-    #[cfg(not(unix))]
-    0
+/// How long so far its threads were ready to run and had no processor, because others had them; zero where the system
+/// does not tell.
+pub fn waited() -> Duration {
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return Duration::ZERO };
+    let waits = threads.filter_map(|thread| {
+        let numbers = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        numbers.split_whitespace().nth(1)?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(waits.sum())
 }
+
+/// Shorter waits come with every wake-up.
+pub const NOTABLE_WAIT: Duration = Duration::from_micros(20);
 
 /// Processor time of all its threads so far; none where the system does not tell.
 pub fn processor_time() -> Duration {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use gemmoe::{Budget, Model};
 
 use crate::common::models;
-use crate::common::process::preemptions;
+use crate::common::process::{NOTABLE_WAIT, waited};
 
 /// Bytes of its own that the host goes through in a frame.
 const HOST_BYTES: usize = 1 << 20;
@@ -25,8 +25,8 @@ pub struct Game<'a> {
 /// One call, timed from outside.
 pub struct Call {
     pub time: Duration,
-    /// Whether the system took a processor away from the library meanwhile.
-    pub preempted: bool,
+    /// Whether a thread of the library waited for a processor that others had.
+    pub disturbed: bool,
 }
 
 #[derive(Default)]
@@ -58,11 +58,11 @@ impl<'a> Game<'a> {
     }
 
     fn timed<T>(&self, frames: &mut Frames, call: impl FnOnce(&Budget) -> T) -> T {
-        let before = preemptions();
+        let before = waited();
         let started = Instant::now();
         let result = call(&Budget::of_time(self.budget));
         let time = started.elapsed();
-        frames.calls.push(Call { time, preempted: preemptions() != before });
+        frames.calls.push(Call { time, disturbed: waited().saturating_sub(before) > NOTABLE_WAIT });
         result
     }
 

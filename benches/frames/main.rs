@@ -52,11 +52,11 @@ fn play(name: &str, model: &Arc<Model>, budget: Duration, prompt_length: usize, 
 fn print(name: &str, frames: &Frames, budget: Duration) {
     let in_budgets = |time: &Duration| time.as_secs_f64() / budget.as_secs_f64();
     let all: Vec<f64> = frames.calls.iter().map(|call| in_budgets(&call.time)).collect();
-    let left_alone = frames.calls.iter().filter(|call| !call.preempted);
+    let left_alone = frames.calls.iter().filter(|call| !call.disturbed);
     let left_alone: Vec<f64> = left_alone.map(|call| in_budgets(&call.time)).collect();
     percentile_heading("time of a call, in budgets");
     percentile_row(name, &all);
-    percentile_row("  without preempted calls", &left_alone);
+    percentile_row("  never waiting for a processor", &left_alone);
     println!(
         "  {:.2} frames per token; over 1 budget {:.2} %, over 2 {:.2} %; results {}",
         frames.calls.len() as f64 / frames.tokens.max(1) as f64,
