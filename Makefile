@@ -3,6 +3,7 @@
 CARGO ?= cargo
 CC ?= cc
 CFLAGS ?= -O2
+OBJCOPY ?= objcopy
 LIB := target/release
 DEMO := examples/demo-model
 SYSTEM_LIBS := -lpthread -ldl -lm
@@ -12,12 +13,18 @@ SYSTEM_LIBS := -lpthread -ldl -lm
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# The cdylib and the staticlib by themselves: with the rlib beside them rustc would leave link-time optimisation out.
-lib: ## libgemmoe.so and libgemmoe.a, optimised at link time, in target/release
-	$(CARGO) rustc --release --locked --lib --crate-type cdylib,staticlib
+# The staticlib by itself: with the rlib beside it rustc would leave link-time optimisation out. The shared library is
+# linked from it here, since rustc would export the C functions of dependencies too; in the archive they become local.
+lib: ## libgemmoe.so and libgemmoe.a, optimised at link time, in target/release (some minutes the first time)
+	$(CARGO) rustc --release --locked --lib --crate-type staticlib
+	$(OBJCOPY) --wildcard --localize-symbol='llg_*' $(LIB)/libgemmoe.a
+	$(CC) -shared -o $(LIB)/libgemmoe.so -Wl,--version-script=src/ffi/exports.map -Wl,--gc-sections -Wl,-z,now \
+		-Wl,--whole-archive $(LIB)/libgemmoe.a -Wl,--no-whole-archive $(SYSTEM_LIBS) -lgcc_s
 
-cli: ## the command-line tool, target/release/gemmoe
-	$(CARGO) build --release --locked --features cli --bin gemmoe
+# In a folder of its own: the other features would have cargo build the library anew each time.
+cli: ## the command-line tool, target/release/gemmoe (some minutes the first time)
+	$(CARGO) build --release --locked --features cli --bin gemmoe --target-dir target/cli
+	@mkdir -p $(LIB) && cp target/cli/release/gemmoe $(LIB)/gemmoe
 
 target/%: examples/c/%.c include/gemmoe.h lib
 	$(CC) -std=c99 -Wall -Wextra -Wpedantic $(CFLAGS) -Iinclude $< $(LIB)/libgemmoe.a $(SYSTEM_LIBS) -o $@

@@ -7,7 +7,8 @@
  * gemmoe_session_step tokens out, through a gemmoe_text_stream if they are to be read; destroy everything in any order.
  *
  * Status and errors. Every call that can fail returns a gemmoe_status and writes its outputs only on success. The last
- * parameter, `error_out`, may be NULL; else it receives NULL on success and a gemmoe_error owned by the host otherwise.
+ * parameter, `error_out`, may be NULL; else it receives NULL with OK and NEED_MORE, which is no error, and a gemmoe_error
+ * owned by the host otherwise.
  * "Handle errors" below are NULL_ARGUMENT, STALE_HANDLE, WRONG_HANDLE_TYPE, FORKED and POISONED; any call may also
  * return INTERNAL, after a defect of the library was caught. An array that is misaligned or longer than memory can be is
  * INVALID_ARGUMENT.
@@ -29,6 +30,23 @@
 
 #include <stddef.h>
 #include <stdint.h>
+/* Initialisers: all defaults. */
+#define GEMMOE_LOAD_OPTIONS_INIT { sizeof(gemmoe_load_options), 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_LOAD_PROGRESS_INIT { sizeof(gemmoe_load_progress), 0, 0, 0 }
+#define GEMMOE_MODEL_INFO_INIT \
+    { sizeof(gemmoe_model_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_MESSAGE_INIT { sizeof(gemmoe_message), 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_SESSION_OPTIONS_INIT { sizeof(gemmoe_session_options), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_SESSION_INFO_INIT { sizeof(gemmoe_session_info), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_MEMORY_PLAN_INIT { sizeof(gemmoe_memory_plan), 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_BUDGET_INIT { sizeof(gemmoe_budget), 0, 0, { 0, 0 } }
+#define GEMMOE_SAMPLING_INIT \
+    { sizeof(gemmoe_sampling), 0.0f, 0, 1.0f, 0.0f, 1.0f, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_ROUTE_ARRAYS_INIT { sizeof(gemmoe_route_arrays), 0, 0, 0, 0, 0 }
+#define GEMMOE_SESSION_METRICS_INIT { sizeof(gemmoe_session_metrics), 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 }, { 0, 0, 0, 0 } }
+#define GEMMOE_BATCH_OPTIONS_INIT { sizeof(gemmoe_batch_options), 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_BATCH_INFO_INIT { sizeof(gemmoe_batch_info), 0, 0, 0.0, { 0, 0, 0, 0 } }
+
 
 /**
  * The ABI this header describes. A library is compatible if `gemmoe_abi_version()` returns the same number.
@@ -148,7 +166,8 @@
 
 /**
  * overflow: a full context keeps its first keep_tokens tokens and drops the oldest after them, so that half of the rest
- * is free again. Those that stay are run again at their new positions.
+ * is free again. Those that stay are run again at their new positions; of more tokens given at once than fit, those in the
+ * middle are never run.
  */
 #define GEMMOE_OVERFLOW_SLIDE 1
 
@@ -163,7 +182,8 @@
 #define GEMMOE_POOLING_LAST 1
 
 /**
- * gemmoe_grammar_create kind: a JSON schema; the output is one JSON value that it describes.
+ * gemmoe_grammar_create kind: a JSON schema; the output is one JSON value that it describes, with one space at most where
+ * JSON allows white space: a member "x-guidance": {"whitespace_flexible": true} of the schema allows any.
  */
 #define GEMMOE_GRAMMAR_JSON_SCHEMA 1
 
@@ -813,7 +833,7 @@ typedef struct gemmoe_sampling {
      */
     float min_p;
     /**
-     * Positive logits of tokens in the window are divided by it, negative ones multiplied, up to 10; 0 or 1 changes none.
+     * Positive logits of tokens in the window are divided by it, negative ones multiplied, 0.1 to 10; 0 or 1 changes none.
      */
     float repetition_penalty;
     /**
@@ -1278,7 +1298,8 @@ gemmoe_status gemmoe_session_create(const struct gemmoe_model *model,
 /**
  * Makes a second session that holds the same tokens and goes on from the same state, bit for bit: sampling, random
  * numbers, grammar, expert masks and biases. Keys and values of full pages are shared until one of the two rewinds into
- * them. Both draw the same tokens unless one is given another seed. Statistics and metrics begin anew.
+ * them. Both draw the same tokens unless one is given another seed. It has the same options and a workspace of its own. Statistics,
+ * metrics and waiting routes begin anew, a pending cancel stays behind.
  * Errors: handle errors, NULL_ARGUMENT, KV_LIMIT, OUT_OF_MEMORY, BUSY. One thread at a time. Since 0.1.
  */
 gemmoe_status gemmoe_session_fork(const struct gemmoe_session *session,
@@ -1314,7 +1335,7 @@ gemmoe_status gemmoe_session_destroy(struct gemmoe_session *session);
 
 /**
  * Tells what gemmoe_model_load and gemmoe_session_create with these options would take, from the headers of the weight files
- * alone. Both options may be NULL.
+ * alone. Both options may be NULL. The workspace of a batch comes on top: gemmoe_batch_get_info tells it.
  * Errors: NULL_ARGUMENT, STRUCT_SIZE, INVALID_ARGUMENT, KV_LIMIT, and everything that can be wrong with a model directory,
  * as gemmoe_load_wait. Any thread. Since 0.1.
  */
@@ -1656,20 +1677,3 @@ gemmoe_status gemmoe_batch_destroy(struct gemmoe_batch *batch);
 #endif  // __cplusplus
 
 #endif  /* GEMMOE_H */
-
-/* Initialisers: all defaults. */
-#define GEMMOE_LOAD_OPTIONS_INIT { sizeof(gemmoe_load_options), 0, 0, 0, 0, { 0, 0, 0, 0 } }
-#define GEMMOE_LOAD_PROGRESS_INIT { sizeof(gemmoe_load_progress), 0, 0, 0 }
-#define GEMMOE_MODEL_INFO_INIT \
-    { sizeof(gemmoe_model_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
-#define GEMMOE_MESSAGE_INIT { sizeof(gemmoe_message), 0, 0, 0, 0, { 0, 0, 0, 0 } }
-#define GEMMOE_SESSION_OPTIONS_INIT { sizeof(gemmoe_session_options), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
-#define GEMMOE_SESSION_INFO_INIT { sizeof(gemmoe_session_info), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
-#define GEMMOE_MEMORY_PLAN_INIT { sizeof(gemmoe_memory_plan), 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
-#define GEMMOE_BUDGET_INIT { sizeof(gemmoe_budget), 0, 0, { 0, 0 } }
-#define GEMMOE_SAMPLING_INIT \
-    { sizeof(gemmoe_sampling), 0.0f, 0, 1.0f, 0.0f, 1.0f, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
-#define GEMMOE_ROUTE_ARRAYS_INIT { sizeof(gemmoe_route_arrays), 0, 0, 0, 0, 0 }
-#define GEMMOE_SESSION_METRICS_INIT { sizeof(gemmoe_session_metrics), 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 }, { 0, 0, 0, 0 } }
-#define GEMMOE_BATCH_OPTIONS_INIT { sizeof(gemmoe_batch_options), 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
-#define GEMMOE_BATCH_INFO_INIT { sizeof(gemmoe_batch_info), 0, 0, 0.0, { 0, 0, 0, 0 } }

@@ -103,7 +103,7 @@ static int by_length(const void *left, const void *right)
 static void report(struct timing *timing, double budget)
 {
     static const char bar[] = "##################################################";
-    unsigned long eighths, most = 1;
+    unsigned long eighths, most = 1, last = 0;
     double p99;
     if (timing->frames == 0) {
         return;
@@ -112,14 +112,13 @@ static void report(struct timing *timing, double budget)
     p99 = timing->calls[(timing->frames - 1) * 99 / 100];
     for (eighths = 0; eighths < CLASSES; eighths++) {
         most = timing->counts[eighths] > most ? timing->counts[eighths] : most;
+        last = timing->counts[eighths] > 0 ? eighths : last;
     }
     printf("\n\n  time in the library per frame, of a budget of %.2f ms\n", budget * 1e3);
-    for (eighths = 0; eighths < CLASSES; eighths++) {
+    for (eighths = 0; eighths <= last; eighths++) {
         unsigned long count = timing->counts[eighths];
-        if (count > 0) {
-            printf("  %s%5.2f ms %6lu %.*s\n", eighths == CLASSES - 1 ? ">=" : "  ", (double)eighths / 8.0 * budget * 1e3,
-                   count, (int)(count * (sizeof bar - 1) / most), bar);
-        }
+        printf("  %s%5.2f ms %6lu %.*s\n", eighths == CLASSES - 1 ? ">=" : "  ", (double)eighths / 8.0 * budget * 1e3, count,
+               (int)(count * (sizeof bar - 1) / most), bar);
     }
     printf("  %lu frames, %lu tokens, %.2f frames a token, %lu frames late\n", timing->frames, timing->tokens,
            (double)timing->frames / (double)(timing->tokens > 0 ? timing->tokens : 1), timing->late);

@@ -200,7 +200,7 @@ impl Sequence {
 
     /// Does what `push` does, and answers how many of the tokens held before are left in front of the new ones.
     pub(super) fn push_after(&mut self, tokens: &[u32]) -> Result<usize> {
-        self.check_room(tokens.len(), self.tokens.len())?;
+        self.check_room(tokens.len())?;
         self.check_tokens(tokens)?;
         self.follow_grammar(tokens)?;
         let appended = self.append(tokens);
@@ -218,7 +218,10 @@ impl Sequence {
     /// So a conversation goes on: all its messages as tokens, of which only the new ones are run. Fails as `push` and
     /// `rewind` do; when the grammar refuses a token the session holds what was in common.
     pub fn set_tokens(&mut self, tokens: &[u32]) -> Result<usize> {
-        self.check_room(tokens.len(), 0)?;
+        if tokens.len() > self.context_size() && self.options.overflow == Overflow::Fail {
+            let text = format!("{} tokens do not fit in a context of {}", tokens.len(), self.context_size());
+            return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
+        }
         self.check_tokens(tokens)?;
         let common = self.tokens.iter().zip(tokens).take_while(|(held, wanted)| held == wanted).count();
         self.rewind(common)?;
@@ -226,9 +229,10 @@ impl Sequence {
         Ok(common)
     }
 
-    /// Fails where `count` tokens do not fit after `held` and the window does not slide. Before the tokens are looked at:
-    /// a length that cannot be is no reason to read so much memory.
-    fn check_room(&self, count: usize, held: usize) -> Result<()> {
+    /// Fails where `count` tokens more do not fit and the window does not slide. Before the tokens are looked at: a length
+    /// that cannot be is no reason to read so much memory.
+    fn check_room(&self, count: usize) -> Result<()> {
+        let held = self.tokens.len();
         if count > self.context_size() - held && self.options.overflow == Overflow::Fail {
             let text = format!("{count} tokens do not fit: {held} of {} are used", self.context_size());
             return Err(Error::new(Status::ContextFull, text).at_key("context_size"));

@@ -133,7 +133,7 @@ impl Session {
         match self.pass {
             Some(_) => Ok(()),
             None => {
-                let text = "this session was made for batches only: step it in a batch, or make it without batch_only";
+                let text = "this session was made for batches only: step it in one";
                 Err(Error::new(Status::InvalidArgument, text).at_key("batch_only"))
             }
         }

@@ -30,7 +30,7 @@ pub struct GemmoeSampling {
     pub top_p: f32,
     /// Keep tokens at least this share as probable as the most probable, 0 to 1; 0 keeps all.
     pub min_p: f32,
-    /// Positive logits of tokens in the window are divided by it, negative ones multiplied, up to 10; 0 or 1 changes none.
+    /// Positive logits of tokens in the window are divided by it, negative ones multiplied, 0.1 to 10; 0 or 1 changes none.
     pub repetition_penalty: f32,
     /// Taken from the logits of tokens in the window for each time they occur, -2 to 2.
     pub frequency_penalty: f32,

@@ -13,7 +13,8 @@ use crate::engine::Session;
 use crate::error::{Error, Result, Status};
 use crate::text::grammar::{Grammar, GrammarKind, check_source_bytes};
 
-/// gemmoe_grammar_create kind: a JSON schema; the output is one JSON value that it describes.
+/// gemmoe_grammar_create kind: a JSON schema; the output is one JSON value that it describes, with one space at most where
+/// JSON allows white space: a member "x-guidance": {"whitespace_flexible": true} of the schema allows any.
 pub const GEMMOE_GRAMMAR_JSON_SCHEMA: u32 = 1;
 /// gemmoe_grammar_create kind: a regular expression, which the whole output matches.
 pub const GEMMOE_GRAMMAR_REGEX: u32 = 2;

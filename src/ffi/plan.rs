@@ -47,7 +47,7 @@ unsafe impl Versioned for GemmoeMemoryPlan {
 }
 
 /// Tells what gemmoe_model_load and gemmoe_session_create with these options would take, from the headers of the weight files
-/// alone. Both options may be NULL.
+/// alone. Both options may be NULL. The workspace of a batch comes on top: gemmoe_batch_get_info tells it.
 /// Errors: NULL_ARGUMENT, STRUCT_SIZE, INVALID_ARGUMENT, KV_LIMIT, and everything that can be wrong with a model directory,
 /// as gemmoe_load_wait. Any thread. Since 0.1.
 ///

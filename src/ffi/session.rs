@@ -33,7 +33,8 @@ pub const GEMMOE_KV_INT8: u32 = 4;
 /// overflow: a full context is CONTEXT_FULL.
 pub const GEMMOE_OVERFLOW_FAIL: u32 = 0;
 /// overflow: a full context keeps its first keep_tokens tokens and drops the oldest after them, so that half of the rest
-/// is free again. Those that stay are run again at their new positions.
+/// is free again. Those that stay are run again at their new positions; of more tokens given at once than fit, those in the
+/// middle are never run.
 pub const GEMMOE_OVERFLOW_SLIDE: u32 = 1;
 
 /// How to make a session. Initialise with GEMMOE_SESSION_OPTIONS_INIT; zeros are the defaults.
@@ -160,7 +161,7 @@ pub struct SessionObject {
 
 /// The error of a second thread.
 pub fn busy() -> Error {
-    Error::new(Status::Busy, "another thread is inside a call on this session")
+    Error::new(Status::Busy, "another call is using this session: one of another thread, or it is twice in a batch")
 }
 
 impl SessionObject {
@@ -234,7 +235,8 @@ pub unsafe extern "C" fn gemmoe_session_create(
 
 /// Makes a second session that holds the same tokens and goes on from the same state, bit for bit: sampling, random
 /// numbers, grammar, expert masks and biases. Keys and values of full pages are shared until one of the two rewinds into
-/// them. Both draw the same tokens unless one is given another seed. Statistics and metrics begin anew.
+/// them. Both draw the same tokens unless one is given another seed. It has the same options and a workspace of its own. Statistics,
+/// metrics and waiting routes begin anew, a pending cancel stays behind.
 /// Errors: handle errors, NULL_ARGUMENT, KV_LIMIT, OUT_OF_MEMORY, BUSY. One thread at a time. Since 0.1.
 ///
 /// # Safety

@@ -62,7 +62,14 @@ impl Chat {
     /// Runs what is new in the conversation, and streams the model's next turn.
     fn answer(&self, model: &Model, session: &mut Session, turns: &[(&str, String)]) -> Result<String> {
         let messages: Vec<Message> = turns.iter().map(|(role, text)| Message { role, text }).collect();
-        session.set_tokens(&model.encode_chat(&messages, true)?)?;
+        let tokens = model.encode_chat(&messages, true)?;
+        if tokens.len() > session.context_size() {
+            let (count, room) = (tokens.len(), session.context_size());
+            eprintln!(
+                "gemmoe: the conversation has {count} tokens, the context {room}: what was said first is left out"
+            );
+        }
+        session.set_tokens(&tokens)?;
         let mut stream = TextStream::new();
         stream.set_stop_strings(&self.stop.iter().map(String::as_str).collect::<Vec<_>>())?;
         let mut answer = Vec::new();

@@ -33,8 +33,11 @@ pub fn load(args: &ModelArgs) -> Result<Arc<Model>> {
     let result = thread::scope(|scope| {
         let loading = scope.spawn(|| Model::load(&args.model, &options, &progress));
         while !loading.is_finished() {
-            bar.set_length(progress.bytes_total());
-            bar.set_position(progress.bytes_read());
+            // Nothing is drawn before the files are checked and the total is known.
+            if progress.bytes_total() > 0 {
+                bar.set_length(progress.bytes_total());
+                bar.set_position(progress.bytes_read());
+            }
             thread::sleep(Duration::from_millis(20));
         }
         loading.join()

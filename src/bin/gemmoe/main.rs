@@ -39,6 +39,9 @@ enum Command {
     /// Continue a prompt.
     Generate(generate::Generate),
     /// Talk with the model, turn by turn, through its chat template.
+    ///
+    /// One message a line; an empty line or the end of input ends the conversation. When the context is full, what was
+    /// said first is left out.
     Chat(chat::Chat),
     /// Print the logits and router choices after the last of some tokens.
     Logits(logits::Logits),
@@ -72,6 +75,7 @@ struct ModelArgs {
 
 fn main() -> ExitCode {
     end_quietly_with_the_pipe();
+    end_where_output_cannot_be_written();
     let result = match Cli::parse().command {
         Command::Inspect(command) => command.run(),
         Command::Plan(command) => command.run(),
@@ -100,6 +104,17 @@ fn end_quietly_with_the_pipe() {
 
 #[cfg(not(unix))]
 fn end_quietly_with_the_pipe() {}
+
+/// Standard output that cannot be written, on a full disk, is an error like others. The macros that print can only panic.
+fn end_where_output_cannot_be_written() {
+    let previous = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let text = info.payload().downcast_ref::<String>().map_or("", String::as_str);
+        let Some(reason) = text.strip_prefix("failed printing to stdout: ") else { return previous(info) };
+        eprintln!("gemmoe: standard output cannot be written: {reason}");
+        std::process::exit(1);
+    }));
+}
 
 /// Token ids as `2,17,5`.
 fn parse_tokens(text: &str) -> Result<Vec<u32>, String> {

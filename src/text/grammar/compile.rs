@@ -72,9 +72,9 @@ fn on_deep_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> 
     })
 }
 
-/// Where JSON allows white space, this much is: a line's end and an indentation, or a space. Without a bound a model that
-/// has not learned JSON writes white space for ever. A schema may say otherwise by an "x-guidance" of its own.
-const WHITE_SPACE: &str = r"\n[ \t]{0,32}|[ ]";
+/// Where JSON allows white space, one space is: a model that has not learned JSON writes white space for ever if it may. A
+/// schema may say otherwise, `"x-guidance": {"whitespace_flexible": true}`.
+const WHITE_SPACE: &str = "[ ]";
 
 /// The schema, if compiling it can end in reasonable time and depth.
 fn schema_of(source: &str) -> Result<Value> {
