@@ -289,3 +289,39 @@ fn a_pass_refuses_pages_of_mixed_dtypes_and_of_another_model() {
     assert_eq!(begin(own, strange), Err(Status::Internal));
     assert_eq!(begin(strange, strange), Err(Status::Internal));
 }
+
+#[test]
+fn a_score_has_the_same_bits_however_its_tokens_came() {
+    for (name, directory) in shapes() {
+        let model = load(directory.to_temporary().path());
+        let tokens = Random::new(61).tokens(60, 97);
+        let of = |cuts: &[usize], ready: bool| {
+            let mut session = session(&model);
+            session.push(&tokens[..1]).unwrap();
+            let mut scores = vec![0f32; tokens.len() - 1];
+            let mut from = 1;
+            for to in cuts.iter().copied().chain([tokens.len()]) {
+                if ready {
+                    session.prefill(&[]).unwrap();
+                    let (mut ids, mut logs) = ([0; 97], [0.0; 97]);
+                    session.top_log_probabilities(&mut ids, &mut logs).unwrap();
+                    let at = ids.iter().position(|id| *id == tokens[from]).unwrap();
+                    session.score(&tokens[from..to], &mut scores[from - 1..to - 1]).unwrap();
+                    assert_eq!(scores[from - 1].to_bits(), logs[at].to_bits(), "{name}: as it is listed");
+                } else {
+                    session.rewind(from - 1).unwrap();
+                    session.push(&tokens[from - 1..from]).unwrap();
+                    session.score(&tokens[from..to], &mut scores[from - 1..to - 1]).unwrap();
+                }
+                from = to;
+            }
+            scores.iter().map(|score| score.to_bits()).collect::<Vec<_>>()
+        };
+        let whole = of(&[], false);
+        let every: Vec<usize> = (2..tokens.len()).collect();
+        for cuts in [&[][..], &[2], &[17, 33], &every] {
+            assert_eq!(of(cuts, true), whole, "{name}, cut at {cuts:?}");
+            assert_eq!(of(cuts, false), whole, "{name}, cut at {cuts:?}, pending");
+        }
+    }
+}

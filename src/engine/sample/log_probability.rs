@@ -1,7 +1,6 @@
 //! How probable the model itself found a token, before any setting.
 
-use super::maxima::largest;
-use crate::backend::cpu::kernels::math::exp;
+use crate::backend::cpu::kernels::math::{log_softmax_at, log_sum_exp};
 use crate::error::{Error, Result, Status};
 use crate::memory::try_with_capacity;
 
@@ -33,31 +32,22 @@ pub fn top_log_probabilities(logits: &[f32], ids: &mut [u32], log_probabilities:
 ///
 /// Fails with NotANumber when the largest of `logits: [vocab_size]` is not finite, and with TokenOutOfRange.
 pub fn log_probability(logits: &[f32], token: u32) -> Result<f32> {
-    let Some(logit) = logits.get(token as usize) else {
+    if token as usize >= logits.len() {
         let text = format!("token is {token}, the vocabulary has {}", logits.len());
         return Err(Error::new(Status::TokenOutOfRange, text).at_key("token"));
-    };
-    let normalizer = normalizer(logits)?;
-    Ok(if logit.is_nan() { f32::NEG_INFINITY } else { (f64::from(*logit) - normalizer) as f32 })
+    }
+    let log_probability = log_softmax_at(logits, token as usize);
+    if log_probability.is_nan() { Err(no_maximum()) } else { Ok(log_probability) }
 }
 
 /// The logarithm of the sum of all `e^logit`; NaN counts as nothing.
 fn normalizer(logits: &[f32]) -> Result<f64> {
-    let max = largest(logits);
-    if !max.is_finite() {
-        let text = "the model's logits have no finite maximum to choose from";
-        return Err(Error::new(Status::NotANumber, text).at_key("logits"));
-    }
-    // Four partial sums in f64: exact enough for any width, and one fixed order.
-    let mut partial = [0f64; 4];
-    for quad in logits.chunks(4) {
-        for (sum, logit) in partial.iter_mut().zip(quad) {
-            let weight = exp(logit - max);
-            *sum += f64::from(if logit.is_nan() { 0.0 } else { weight });
-        }
-    }
-    let sum = (partial[0] + partial[1]) + (partial[2] + partial[3]);
-    Ok(f64::from(max) + libm::log(sum))
+    let normalizer = log_sum_exp(logits);
+    if normalizer.is_nan() { Err(no_maximum()) } else { Ok(normalizer) }
+}
+
+fn no_maximum() -> Error {
+    Error::new(Status::NotANumber, "the model's logits have no finite maximum to choose from").at_key("logits")
 }
 
 #[cfg(test)]

@@ -48,14 +48,29 @@ pub fn softmax_f64(logits: &mut [f64]) {
     }
 }
 
-/// The natural logarithm of the softmax of `logits` at `index`; NaN where the logits have no finite maximum.
-pub fn log_softmax_at(logits: &[f32], index: usize) -> f32 {
+/// The logarithm of the sum of all `e^logit`, NaN counting as nothing; NaN where the largest is not finite.
+pub fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0f64;
-    for logit in logits {
-        sum += exp(logit - max) as f64;
+    if !max.is_finite() {
+        return f64::NAN;
     }
-    ((logits[index] - max) as f64 - sum.ln()) as f32
+    // Four partial sums in f64: exact enough for any width, and one fixed order.
+    let mut partial = [0f64; 4];
+    for quad in logits.chunks(4) {
+        for (sum, logit) in partial.iter_mut().zip(quad) {
+            let weight = exp(logit - max);
+            *sum += f64::from(if logit.is_nan() { 0.0 } else { weight });
+        }
+    }
+    let sum = (partial[0] + partial[1]) + (partial[2] + partial[3]);
+    f64::from(max) + libm::log(sum)
+}
+
+/// The natural logarithm of the softmax of `logits` at `index`, negative infinity where the logit is NaN; NaN where the
+/// logits have no finite maximum. It is also what the engine says of logits it holds: the same bits.
+pub fn log_softmax_at(logits: &[f32], index: usize) -> f32 {
+    let logit = if logits[index].is_nan() { f32::NEG_INFINITY } else { logits[index] };
+    (f64::from(logit) - log_sum_exp(logits)) as f32
 }
 
 /// `x / sqrt(mean(x^2) + eps) * (1 + w)` into `out`; all of length hidden_size. Gemma's RMSNorm.
