@@ -42,7 +42,7 @@ unsafe impl Versioned for GemmoeMessage {
 }
 
 /// Copies the tokens of a conversation to `tokens`, written as the model's chat template has it: `message_count`
-/// messages, at least 1, with BOS in front. Special tokens come from the template only; a message that spells one out
+/// messages, 1 to 16384, with roles of 1 to 32 letters a to z and _, BOS in front. Special tokens come from the template only; a message that spells one out
 /// gets ordinary characters. The template is chat_template.jinja of the model directory, else chat_template of
 /// tokenizer_config.json, else ChatML or Gemma turns, whichever markers the tokenizer has. `count_out` receives how many
 /// tokens there are, also with BUFFER_TOO_SMALL; with `capacity` 0 nothing else is written. Flags: GEMMOE_CHAT_.
