@@ -223,7 +223,12 @@ fn a_step_under_a_grammar_allocates_and_only_until_it_is_lifted() {
 
 /// Runs `work` with its first large allocation failing, then with its second, until it succeeds; each time on a session in
 /// the same state, which a failure leaves as it was.
-fn fail_each_allocation<T>(name: &str, model: &Model, state: &Session, work: impl Fn(&mut Session) -> gemmoe::Result<T>) {
+fn fail_each_allocation<T>(
+    name: &str,
+    model: &Model,
+    state: &Session,
+    work: impl Fn(&mut Session) -> gemmoe::Result<T>,
+) {
     let snapshot = |session: &Session| {
         let mut bytes = vec![0; session.snapshot_bytes()];
         session.snapshot(&mut bytes).unwrap();

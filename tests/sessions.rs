@@ -1,8 +1,8 @@
 //! What a session does at its edges: full contexts, wrong tokens, cancels, batches with members in trouble.
 
-mod common;
 #[path = "common/canceller.rs"]
 mod canceller;
+mod common;
 #[path = "common/tokenizer.rs"]
 mod tokenizer_sample;
 
@@ -15,7 +15,9 @@ use common::{Directory, Random, batch, draw_each, load, load_options, session};
 use gemmoe::backend::KvDtype;
 use gemmoe::engine::experts::RouteArrays;
 use gemmoe::text::grammar::{Grammar, GrammarKind};
-use gemmoe::{Budget, LoadOptions, LogitBias, Model, Overflow, Pooling, Progress, Sampling, Session, SessionOptions, Status};
+use gemmoe::{
+    Budget, LoadOptions, LogitBias, Model, Overflow, Pooling, Progress, Sampling, Session, SessionOptions, Status,
+};
 use serde_json::json;
 
 fn status<T>(result: gemmoe::Result<T>) -> Status {
