@@ -233,3 +233,24 @@ fn options_that_contradict_a_snapshot_are_refused_and_others_taken() {
     assert!(longer.dropped() > 0);
     assert!(restore(SessionOptions { context_size: 17, ..plain }).unwrap().step().is_err(), "it is full");
 }
+
+#[test]
+fn a_window_that_has_dropped_tokens_keeps_as_many_when_it_is_restored() {
+    let directory = small_directory().to_temporary();
+    let model = load(directory.path());
+    let keeping = |keep| SessionOptions { context_size: 20, overflow: Overflow::Slide { keep }, ..Default::default() };
+    let mut session = Session::new(Arc::clone(&model), &keeping(3)).unwrap();
+    session.prefill(&[2; 18]).unwrap();
+    let whole = bytes_of(&session);
+    session.prefill(&[2; 18]).unwrap();
+    assert!(session.dropped() > 0);
+    let slid = bytes_of(&session);
+    let restore = |bytes: &[u8], keep| Session::restore(Arc::clone(&model), bytes, &keeping(keep)).map(drop);
+    restore(&whole, 8).unwrap();
+    restore(&slid, 3).unwrap();
+    for keep in [0, 2, 8] {
+        // Positions of routes, and what a rewind forgets, would be wrong.
+        let error = restore(&slid, keep).unwrap_err();
+        assert_eq!((error.status(), error.key()), (Status::InvalidArgument, Some("keep_tokens")));
+    }
+}

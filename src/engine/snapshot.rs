@@ -67,11 +67,16 @@ impl Session {
                 format!("the snapshot is of a model with fingerprint {snapshot:016x}, this one has {fingerprint:016x}");
             return Err(Error::new(Status::SnapshotModel, text));
         }
-        let options = read_options(&mut source, options)?;
+        let (options, overflow) = read_options(&mut source, options)?;
         let options = options.resolve(model.config(), model.backend().default_kv_dtype())?;
         let pass = new_pass(&model, &options)?;
         let mut sequence = Sequence::new(model, options)?;
         read(&mut source, &mut sequence)?;
+        // Where the dropped tokens were is known by how many the window kept.
+        if sequence.dropped > 0 && sequence.options.overflow != overflow {
+            let text = format!("the snapshot's window has dropped tokens as {overflow:?}: that cannot change any more");
+            return Err(Error::new(Status::InvalidArgument, text).at_key("keep_tokens"));
+        }
         if !source.bytes.is_empty() {
             return Err(damaged("has bytes left over"));
         }
@@ -265,7 +270,8 @@ impl<'a> Source<'a> {
     }
 }
 
-fn read_options(source: &mut Source, wanted: &SessionOptions) -> Result<SessionOptions> {
+/// The options to make the session with, and what the one that was written did when its context was full.
+fn read_options(source: &mut Source, wanted: &SessionOptions) -> Result<(SessionOptions, Overflow)> {
     let context_size = source.u32()? as usize;
     let dtype = source.count(KvDtype::ALL.len() - 1, "as its dtype")?;
     let dtype = KvDtype::ALL[dtype];
@@ -278,12 +284,13 @@ fn read_options(source: &mut Source, wanted: &SessionOptions) -> Result<SessionO
         let text = format!("the snapshot's keys and values are {}: they cannot be had in another dtype", dtype.name());
         return Err(Error::new(Status::InvalidArgument, text).at_key("kv_dtype"));
     }
-    Ok(SessionOptions {
+    let options = SessionOptions {
         context_size: if wanted.context_size == 0 { context_size } else { wanted.context_size },
         kv_dtype: Some(dtype),
         overflow: if wanted.overflow == Overflow::Fail { overflow } else { wanted.overflow },
         ..*wanted
-    })
+    };
+    Ok((options, overflow))
 }
 
 fn read(source: &mut Source, sequence: &mut Sequence) -> Result<()> {

@@ -53,7 +53,8 @@ pub unsafe extern "C" fn gemmoe_session_snapshot(
 /// process or another: bit for bit, if both use the same instruction set. Zeros in `options`, which may be NULL, take what that session had; prefill_chunk,
 /// route_capacity, kv_limit_bytes and flags are always those of `options`. The bytes are checked as a file from outside is.
 /// Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE, SNAPSHOT_DAMAGED, SNAPSHOT_VERSION, SNAPSHOT_MODEL, INVALID_ARGUMENT
-/// (another kv_dtype, a context too small), KV_LIMIT, OUT_OF_MEMORY; with a grammar what gemmoe_grammar_create returns.
+/// (another kv_dtype, a context too small, other keep_tokens once the window has dropped tokens), KV_LIMIT, OUT_OF_MEMORY;
+/// with a grammar what gemmoe_grammar_create returns.
 /// Any thread. Since 0.1.
 ///
 /// # Safety

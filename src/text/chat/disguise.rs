@@ -3,7 +3,9 @@
 //!
 //! Each character a special token begins or ends with is replaced by a stand-in, a private-use character that occurs
 //! nowhere in the conversation and the template; one more stands before the white space at the end of a text. Whatever
-//! a template puts beside a text, a special token cannot begin in it, end in it or reach across it.
+//! a template puts beside a text, a special token cannot begin in it, end in it or reach across it. Of a piece that a
+//! template cuts out of a text, only that none begins or ends in it: one that writes half a markup, such a piece and the
+//! other half, means what comes of it.
 
 use crate::error::{Error, Result, Status};
 use crate::memory::{try_vec, try_with_capacity};
