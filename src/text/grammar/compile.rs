@@ -68,7 +68,10 @@ fn on_deep_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> 
         let running = builder.spawn_scoped(scope, quiet_work).map_err(|error| {
             Error::new(Status::ThreadUnavailable, format!("no thread to compile a grammar on: {error}"))
         })?;
-        running.join().unwrap_or_else(|_| Err(Error::new(Status::Internal, "compiling a grammar panicked")))
+        // A defect there concerns this grammar alone: an internal error would take the whole model with it.
+        let panicked =
+            |_| Err(Error::new(Status::GrammarLimit, "the grammar cannot be compiled: its compiler gave up"));
+        running.join().unwrap_or_else(panicked)
     })
 }
 
