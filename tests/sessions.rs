@@ -231,6 +231,21 @@ fn a_session_given_other_tokens_keeps_what_they_have_in_common() {
             assert_eq!(session.logits().unwrap(), fresh.logits().unwrap(), "{tokens:?}");
         }
     }
+    // The same tokens, but as all there ever were: positions and random numbers are those of a fresh session.
+    let mut slid = sliding(&model, 20, 3);
+    slid.prefill(&Random::new(38).tokens(19, 97)).unwrap();
+    (0..6).for_each(|_| drop(slid.step().unwrap()));
+    assert!(slid.dropped() > 0);
+    let held = slid.tokens().to_vec();
+    assert_eq!((slid.set_tokens(&held).unwrap(), slid.dropped()), (3, 0));
+    let mut fresh = sliding(&model, 20, 3);
+    fresh.push(&held).unwrap();
+    for session in [&mut slid, &mut fresh] {
+        session.set_sampling(Sampling { temperature: 1.0, seed: 5, ..Default::default() }).unwrap();
+    }
+    assert_eq!(slid.step().unwrap(), fresh.step().unwrap());
+    assert_eq!(slid.logits().unwrap(), fresh.logits().unwrap());
+
     let before = session.tokens().to_vec();
     assert_eq!(status(session.set_tokens(&[5, 9999])), Status::TokenOutOfRange);
     assert_eq!(status(session.set_tokens(&[5; 61])), Status::ContextFull);

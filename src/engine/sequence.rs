@@ -223,7 +223,12 @@ impl Sequence {
             return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
         }
         self.check_tokens(tokens)?;
-        let common = self.tokens.iter().zip(tokens).take_while(|(held, wanted)| held == wanted).count();
+        let alike = self.tokens.iter().zip(tokens).take_while(|(held, wanted)| held == wanted).count();
+        // What a window has dropped is no part of these tokens: all that came after it goes too.
+        let common = match self.options.overflow {
+            Overflow::Slide { keep } if self.dropped > 0 => alike.min(keep),
+            _ => alike,
+        };
         self.rewind(common)?;
         self.push(&tokens[common..])?;
         Ok(common)
