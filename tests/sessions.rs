@@ -234,7 +234,9 @@ fn a_session_given_other_tokens_keeps_what_they_have_in_common() {
     // The same tokens, but as all there ever were: positions and random numbers are those of a fresh session.
     let mut slid = sliding(&model, 20, 3);
     slid.prefill(&Random::new(38).tokens(19, 97)).unwrap();
-    (0..6).for_each(|_| drop(slid.step().unwrap()));
+    for _ in 0..6 {
+        slid.step().unwrap();
+    }
     assert!(slid.dropped() > 0);
     let held = slid.tokens().to_vec();
     assert_eq!((slid.set_tokens(&held).unwrap(), slid.dropped()), (3, 0));
