@@ -1,8 +1,9 @@
 //! How long a cancel takes: from the request on another thread to the return of the call it stops.
 //!
 //! `cargo bench --bench cancel` (or `make cancel`): 2,000 cancels at random moments of decode and of prefill, on the demo
-//! model and on the slice. `GEMMOE_BENCH_CANCELS` changes their number, `GEMMOE_BENCH_MODEL` picks one model. The bound: each thread ends the item it is at,
-//! about 100 us of one core where weights are read, half a millisecond where many tokens share them.
+//! model and on the slice. `GEMMOE_BENCH_CANCELS` changes their number, `GEMMOE_BENCH_MODEL` picks one model,
+//! `GEMMOE_BENCH_THREADS` leaves a processor to the thread that cancels. The bound: each thread ends the item it is at, 100 to
+//! 200 us of one core where weights are read, half a millisecond where many tokens share them.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -7,10 +7,11 @@ use std::time::Instant;
 use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::{LoadOptions, Model, Progress, Session, SessionOptions};
 
-use super::slice;
+use super::{setting, slice};
 
+/// One per processor; `GEMMOE_BENCH_THREADS` says otherwise, to leave the host one of its own.
 pub fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+    setting("GEMMOE_BENCH_THREADS", std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 pub fn demo() -> Arc<Model> {
