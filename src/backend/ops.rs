@@ -103,6 +103,11 @@ pub struct RouterControl<'a> {
     pub bias: &'a [f32],
 }
 
+/// The mask that allows all of `experts` experts, 1 to 64 of them.
+pub fn every_expert(experts: usize) -> u64 {
+    u64::MAX >> (64 - experts.clamp(1, 64))
+}
+
 /// In routes: no expert, where fewer than num_experts_per_tok are allowed. Its weight is 0.
 pub const NO_EXPERT: u32 = u32::MAX;
 

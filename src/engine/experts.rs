@@ -1,7 +1,7 @@
 //! Experts in the open: what a host may change about the router, and what it may watch.
 
 use crate::backend::Pass;
-use crate::backend::ops::{NO_EXPERT, RouterControl};
+use crate::backend::ops::{NO_EXPERT, RouterControl, every_expert};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, try_vec, try_with_capacity};
 use crate::model::Config;
@@ -21,7 +21,7 @@ impl ExpertControl {
     pub fn new(config: &Config) -> Result<Self> {
         let (layers, experts) = (config.num_hidden_layers, config.num_local_experts);
         let what = "expert masks";
-        let all = u64::MAX >> (64 - experts.clamp(1, 64));
+        let all = every_expert(experts);
         Ok(ExpertControl { experts, allowed: try_vec(what, layers, all)?, bias: try_vec(what, layers * experts, 0.0)? })
     }
 
@@ -38,7 +38,7 @@ impl ExpertControl {
     ///
     /// At least one must be; with fewer than top_k they share the whole weight. Bits past the experts must be 0.
     pub fn set_allowed(&mut self, layer: Option<usize>, allowed: u64) -> Result<()> {
-        let all = u64::MAX >> (64 - self.experts.clamp(1, 64));
+        let all = every_expert(self.experts);
         if allowed == 0 || allowed & !all != 0 {
             let text = format!("expert mask is {allowed:#x}, expected at least one of the bits {all:#x}");
             return Err(Error::new(Status::ExpertValue, text).at_key("allowed"));
@@ -226,7 +226,7 @@ pub fn record(
     tokens: &[u32],
     position: impl Fn(usize) -> u64,
     statistics: &mut ExpertStatistics,
-    ring: Option<&mut RouteRing>,
+    ring: &mut RouteRing,
 ) {
     let layers = statistics.counts.len() / statistics.experts;
     for layer in 0..layers {
@@ -235,7 +235,9 @@ pub fn record(
             statistics.add(layer, routes.experts, routes.weights);
         }
     }
-    let Some(ring) = ring.filter(|ring| ring.capacity > 0) else { return };
+    if ring.capacity == 0 {
+        return;
+    }
     for (index, token) in tokens.iter().enumerate() {
         let at = ring.add(position(index), *token);
         for layer in 0..layers {

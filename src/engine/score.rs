@@ -1,13 +1,12 @@
 //! What a model thinks of given tokens: log-probabilities, perplexity, hidden states.
 
 use std::sync::Arc;
-use std::task::Poll;
 
 use super::budget::Budget;
 use super::model::Model;
 use super::options::SessionOptions;
 use super::sample::log_probability;
-use super::session::{Flight, Session};
+use super::session::{Flight, Session, finished};
 use crate::backend::Cancel;
 use crate::backend::ops::NO_TARGET;
 use crate::error::{Error, Result, Status};
@@ -85,10 +84,7 @@ impl Session {
     fn check_appended(&self, tokens: &[u32], expected: usize) -> Result<usize> {
         self.check_workspace()?;
         let held = self.tokens().len();
-        if tokens.len() > self.context_size() - held {
-            let text = format!("{} tokens do not fit: {held} of {} are used", tokens.len(), self.context_size());
-            return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
-        }
+        self.check_fits(tokens.len())?;
         if tokens.len() != expected {
             let text = format!("{} tokens, room for {expected} results", tokens.len());
             return Err(Error::new(Status::InvalidArgument, text).at_key("tokens"));
@@ -124,19 +120,14 @@ impl Session {
                     targets
                 }
             };
-            match self.fly(&mut flight, wanted, &limit) {
-                Poll::Ready(Ok(())) => see(self, first, wanted)?,
-                Poll::Ready(Err(error)) => {
-                    if error.status() == Status::Cancelled {
-                        cancel.take();
-                    }
-                    self.drop_pending(held)?;
-                    return Err(error);
+            if let Err(error) = finished(self.fly(&mut flight, wanted, &limit)) {
+                if error.status() == Status::Cancelled {
+                    cancel.take();
                 }
-                Poll::Pending => {
-                    return Err(Error::new(Status::Internal, "a pass without a budget was left unfinished"));
-                }
+                self.drop_pending(held)?;
+                return Err(error);
             }
+            see(self, first, wanted)?;
         }
         Ok(())
     }

@@ -237,8 +237,13 @@ impl Sequence {
     /// Fails where `count` tokens more do not fit and the window does not slide. Before the tokens are looked at: a length
     /// that cannot be is no reason to read so much memory.
     fn check_room(&self, count: usize) -> Result<()> {
+        if self.options.overflow == Overflow::Fail { self.check_fits(count) } else { Ok(()) }
+    }
+
+    /// Fails where `count` tokens more do not fit, whatever the window does.
+    pub(super) fn check_fits(&self, count: usize) -> Result<()> {
         let held = self.tokens.len();
-        if count > self.context_size() - held && self.options.overflow == Overflow::Fail {
+        if count > self.context_size() - held {
             let text = format!("{count} tokens do not fit: {held} of {} are used", self.context_size());
             return Err(Error::new(Status::ContextFull, text).at_key("context_size"));
         }
@@ -479,7 +484,7 @@ impl Sequence {
         let kept = if let Overflow::Slide { keep } = self.options.overflow { keep } else { 0 };
         let (dropped, processed) = (self.dropped, self.processed);
         let position = |index| (processed + index) as u64 + if processed + index < kept { 0 } else { dropped };
-        experts::record(pass, first, tokens, position, &mut self.statistics, Some(&mut self.ring));
+        experts::record(pass, first, tokens, position, &mut self.statistics, &mut self.ring);
         self.processed += count;
         let is_last = self.processed == self.tokens.len();
         self.metrics.note_pass(count, time, is_last && self.drawn && count == 1);

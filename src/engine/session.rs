@@ -215,7 +215,7 @@ pub(super) fn pass_limits(options: &SessionOptions) -> PassLimits {
 }
 
 /// The result of work without a budget.
-fn finished<T>(result: Poll<Result<T>>) -> Result<T> {
+pub(super) fn finished<T>(result: Poll<Result<T>>) -> Result<T> {
     match result {
         Poll::Ready(result) => result,
         Poll::Pending => Err(Error::new(Status::Internal, "work without a budget was left unfinished")),

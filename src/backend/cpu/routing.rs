@@ -1,7 +1,7 @@
 //! From router logits to experts: the top k of each token, and each expert's list of tokens.
 
 use super::kernels::math::softmax_f64;
-use crate::backend::ops::{NO_EXPERT, Routes};
+use crate::backend::ops::{NO_EXPERT, Routes, every_expert};
 use crate::error::{Error, Result};
 use crate::memory::Buffer;
 
@@ -89,7 +89,7 @@ impl Routing {
             self.exact_weights[token * self.top_k + choice] = weight;
             sum += weight;
         }
-        self.chosen_counts[token] = self.top_k.min((allowed & low_bits(self.experts)).count_ones() as usize) as u32;
+        self.chosen_counts[token] = self.top_k.min((allowed & every_expert(self.experts)).count_ones() as usize) as u32;
         for choice in 0..self.top_k {
             let weight = &mut self.exact_weights[token * self.top_k + choice];
             *weight /= sum;
@@ -183,11 +183,6 @@ impl Routing {
             + self.touched.bytes()
             + self.probabilities.bytes()
     }
-}
-
-/// The lowest `count` bits, at most 64.
-fn low_bits(count: usize) -> u64 {
-    u64::MAX >> (64 - count.clamp(1, 64))
 }
 
 #[cfg(test)]
