@@ -2,8 +2,8 @@
 //!
 //! A token goes one way through the rooms of this house:
 //! [`ffi`] (the C ABI) -> [`engine`] (sessions and the forward pass) -> [`backend`] (operations on a device) ->
-//! kernels. Beside the way stand [`model`] (a checkpoint on disk), [`text`] (the tokenizer), and below everything
-//! [`error`], [`memory`] and [`platform`]. `docs/architecture.md` draws it.
+//! kernels. Beside the way stand [`model`] (a checkpoint on disk), [`text`] (the tokenizer), [`quant`] (how weights are
+//! held), and below everything [`error`], [`memory`] and [`platform`]. `docs/architecture.md` draws it.
 
 pub mod backend;
 pub mod engine;
@@ -12,6 +12,7 @@ pub mod ffi;
 pub mod memory;
 pub mod model;
 pub mod platform;
+pub mod quant;
 mod quiet;
 pub mod text;
 
@@ -21,4 +22,4 @@ pub use engine::{
     SessionOptions,
 };
 pub use error::{Error, Result, Status};
-pub use model::Progress;
+pub use model::{Formats, Progress};

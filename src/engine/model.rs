@@ -7,7 +7,7 @@ use super::kv::KvAccount;
 use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::error::{Error, Result, Status};
-use crate::model::{Checkpoint, Config, Description, Progress, Weights, config, names::Layout};
+use crate::model::{Checkpoint, Config, Description, Formats, Progress, Weights, config, names::Layout};
 use crate::text::grammar::GrammarVocabulary;
 use crate::text::{ChatTemplate, Message, Tokenizer, chat};
 
@@ -21,6 +21,8 @@ const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 pub struct LoadOptions {
     /// Threads, instruction set and numerical variants.
     pub cpu: CpuOptions,
+    /// What weights are held in, where not as the checkpoint has them.
+    pub formats: Formats,
     /// Follow symbolic links inside the directory, as a download cache's layout needs.
     pub follow_links: bool,
     /// Most bytes of keys and values that all sessions of the model hold together; 0 is no limit.
@@ -52,7 +54,7 @@ impl Model {
     /// Opens a model directory. `progress` may be watched, and cancelled, from another thread.
     pub fn load(directory: &Path, options: &LoadOptions, progress: &Progress) -> Result<Arc<Model>> {
         options.cpu.check()?;
-        let Opened { checkpoint, description, tokenizer } = Opened::new(directory, options.follow_links, progress)?;
+        let Opened { checkpoint, description, tokenizer } = Opened::new(directory, options, progress)?;
         let chat_template = match &tokenizer {
             Some(tokenizer) => read_chat_template(&checkpoint, &description.config, tokenizer),
             None => Err(no_tokenizer()),
@@ -74,8 +76,8 @@ impl Model {
     }
 
     /// Checks a model directory as `load` does and tells what is in it, without reading the weights.
-    pub fn inspect(directory: &Path, follow_links: bool) -> Result<(Description, Option<Tokenizer>)> {
-        let opened = Opened::new(directory, follow_links, &Progress::default())?;
+    pub fn inspect(directory: &Path, options: &LoadOptions) -> Result<(Description, Option<Tokenizer>)> {
+        let opened = Opened::new(directory, options, &Progress::default())?;
         Ok((opened.description, opened.tokenizer))
     }
 
@@ -153,8 +155,8 @@ struct Opened {
 }
 
 impl Opened {
-    fn new(directory: &Path, follow_links: bool, progress: &Progress) -> Result<Opened> {
-        let mut checkpoint = Checkpoint::open(directory, follow_links)?;
+    fn new(directory: &Path, options: &LoadOptions, progress: &Progress) -> Result<Opened> {
+        let mut checkpoint = Checkpoint::open(directory, options.follow_links)?;
         let bytes = checkpoint.read_small_file(config::FILE, config::MAX_BYTES)?.ok_or_else(|| {
             Error::new(Status::FileNotFound, format!("not found in {}", directory.display())).in_file(config::FILE)
         })?;
@@ -162,7 +164,7 @@ impl Opened {
         progress.check()?;
         // Before the tokenizer, whose tables have room for vocab_size tokens: the tensors bear that size out.
         checkpoint.read_headers()?;
-        let description = Description::new(&config, &checkpoint)?;
+        let description = Description::new(&config, &checkpoint, options.formats)?;
         let tokenizer = checkpoint
             .read_small_file(TOKENIZER_FILE, MAX_TOKENIZER_BYTES)?
             .map(|bytes| Tokenizer::from_json(&bytes, config.vocab_size))

@@ -45,7 +45,7 @@ impl Model {
     /// memory for any of it is asked for. Fails as `load` and `Session::new` would, memory apart.
     pub fn plan(directory: &Path, load: &LoadOptions, session: &SessionOptions) -> Result<MemoryPlan> {
         load.cpu.check()?;
-        let (description, tokenizer) = Model::inspect(directory, load.follow_links)?;
+        let (description, tokenizer) = Model::inspect(directory, load)?;
         let config = &description.config;
         let default_dtype = KvDtype::of_weights(description.embedding_dtype);
         let kv_dtype = session.kv_dtype.unwrap_or(default_dtype);

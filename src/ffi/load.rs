@@ -143,7 +143,8 @@ impl GemmoeLoadOptions {
         };
         cpu.check()?;
         let kv_limit_bytes = usize::try_from(self.kv_limit_bytes).unwrap_or(usize::MAX);
-        Ok(LoadOptions { cpu, follow_links: self.flags & GEMMOE_LOAD_FOLLOW_LINKS != 0, kv_limit_bytes })
+        let follow_links = self.flags & GEMMOE_LOAD_FOLLOW_LINKS != 0;
+        Ok(LoadOptions { cpu, follow_links, kv_limit_bytes, ..Default::default() })
     }
 }
 

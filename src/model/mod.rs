@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod formats;
 pub mod header;
 pub mod json;
 pub mod names;
@@ -10,6 +11,7 @@ pub mod weights;
 
 pub use checkpoint::Checkpoint;
 pub use config::Config;
+pub use formats::Formats;
 pub use progress::Progress;
 pub use weights::{Description, Weights};
 

@@ -52,10 +52,29 @@ impl Layout {
     }
 }
 
+/// What a part of a model is for: formats are chosen by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A norm's weights: always f32.
+    Norm,
+    /// A router: always f32.
+    Router,
+    /// Queries, keys, values, or the output projection.
+    Attention,
+    /// An expert's gate, up or down.
+    Expert,
+    /// The rows tokens are looked up in.
+    Embedding,
+    /// The rows logits are computed from.
+    Head,
+}
+
 /// A matrix inside a tensor: `[rows, columns]`, `first_row` rows below the tensor's start when its leading
 /// dimensions are flattened into rows.
 #[derive(Clone, Debug)]
 pub struct Part {
+    /// What it is for.
+    pub role: Role,
     /// The tensor's name.
     pub tensor: String,
     /// The whole tensor's shape.
@@ -71,13 +90,13 @@ pub struct Part {
 }
 
 impl Part {
-    fn whole(tensor: String, rows: usize, columns: usize, meaning: &'static str) -> Part {
-        Part { tensor, shape: vec![rows, columns], meaning, first_row: 0, rows, columns }
+    fn whole(role: Role, tensor: String, rows: usize, columns: usize, meaning: &'static str) -> Part {
+        Part { role, tensor, shape: vec![rows, columns], meaning, first_row: 0, rows, columns }
     }
 
     /// A vector, as a matrix of one row.
     fn vector(tensor: String, length: usize, meaning: &'static str) -> Part {
-        Part { tensor, shape: vec![length], meaning, first_row: 0, rows: 1, columns: length }
+        Part { role: Role::Norm, tensor, shape: vec![length], meaning, first_row: 0, rows: 1, columns: length }
     }
 }
 
@@ -132,7 +151,7 @@ pub const HEAD: &str = "lm_head.weight";
 /// [vocab_size, hidden_size]
 pub fn embedding(config: &Config) -> Part {
     let name = "model.embed_tokens.weight".to_owned();
-    Part::whole(name, config.vocab_size, config.hidden_size, "vocab_size x hidden_size")
+    Part::whole(Role::Embedding, name, config.vocab_size, config.hidden_size, "vocab_size x hidden_size")
 }
 
 /// [hidden_size]
@@ -142,7 +161,7 @@ pub fn final_norm(config: &Config) -> Part {
 
 /// [vocab_size, hidden_size]
 pub fn head(config: &Config) -> Part {
-    Part::whole(HEAD.to_owned(), config.vocab_size, config.hidden_size, "vocab_size x hidden_size")
+    Part::whole(Role::Head, HEAD.to_owned(), config.vocab_size, config.hidden_size, "vocab_size x hidden_size")
 }
 
 /// The parts of layer `layer`; `config` is the dense one if the layout is.
@@ -156,13 +175,37 @@ pub fn layer(config: &Config, layout: Layout, layer: usize) -> LayerParts {
     };
     LayerParts {
         input_norm: Part::vector(name("input_layernorm.weight"), hidden, "hidden_size"),
-        query: Part::whole(name("self_attn.q_proj.weight"), query, hidden, "heads * head_dim x hidden_size"),
-        key: Part::whole(name("self_attn.k_proj.weight"), key_value, hidden, "kv heads * head_dim x hidden_size"),
-        value: Part::whole(name("self_attn.v_proj.weight"), key_value, hidden, "kv heads * head_dim x hidden_size"),
-        output: Part::whole(name("self_attn.o_proj.weight"), hidden, query, "hidden_size x heads * head_dim"),
+        query: Part::whole(
+            Role::Attention,
+            name("self_attn.q_proj.weight"),
+            query,
+            hidden,
+            "heads * head_dim x hidden_size",
+        ),
+        key: Part::whole(
+            Role::Attention,
+            name("self_attn.k_proj.weight"),
+            key_value,
+            hidden,
+            "kv heads * head_dim x hidden_size",
+        ),
+        value: Part::whole(
+            Role::Attention,
+            name("self_attn.v_proj.weight"),
+            key_value,
+            hidden,
+            "kv heads * head_dim x hidden_size",
+        ),
+        output: Part::whole(
+            Role::Attention,
+            name("self_attn.o_proj.weight"),
+            hidden,
+            query,
+            "hidden_size x heads * head_dim",
+        ),
         post_attention_norm: Part::vector(name("post_attention_layernorm.weight"), hidden, "hidden_size"),
         router: router.map(|router| {
-            Part::whole(name(router), config.num_local_experts, hidden, "num_local_experts x hidden_size")
+            Part::whole(Role::Router, name(router), config.num_local_experts, hidden, "num_local_experts x hidden_size")
         }),
         experts: (0..config.num_local_experts).map(|index| expert(config, layout, layer, index)).collect(),
     }
@@ -170,8 +213,8 @@ pub fn layer(config: &Config, layout: Layout, layer: usize) -> LayerParts {
 
 fn expert(config: &Config, layout: Layout, layer: usize, index: usize) -> ExpertParts {
     let (hidden, intermediate, experts) = (config.hidden_size, config.intermediate_size, config.num_local_experts);
-    let inner = |name: String| Part::whole(name, intermediate, hidden, "intermediate_size x hidden_size");
-    let outer = |name: String| Part::whole(name, hidden, intermediate, "hidden_size x intermediate_size");
+    let inner = |name: String| Part::whole(Role::Expert, name, intermediate, hidden, "intermediate_size x hidden_size");
+    let outer = |name: String| Part::whole(Role::Expert, name, hidden, intermediate, "hidden_size x intermediate_size");
     match layout {
         Layout::BlockSparseMoe => {
             let name = |weight: &str| format!("model.layers.{layer}.block_sparse_moe.experts.{index}.{weight}.weight");
@@ -183,6 +226,7 @@ fn expert(config: &Config, layout: Layout, layer: usize, index: usize) -> Expert
         }
         Layout::Fused => {
             let gate_up = |first_row| Part {
+                role: Role::Expert,
                 tensor: format!("model.layers.{layer}.mlp.experts.gate_up_proj"),
                 shape: vec![experts, 2 * intermediate, hidden],
                 meaning: "num_local_experts x 2 * intermediate_size x hidden_size",
@@ -195,6 +239,7 @@ fn expert(config: &Config, layout: Layout, layer: usize, index: usize) -> Expert
                 gate: gate_up(first_row),
                 up: gate_up(first_row + intermediate),
                 down: Part {
+                    role: Role::Expert,
                     tensor: format!("model.layers.{layer}.mlp.experts.down_proj"),
                     shape: vec![experts, hidden, intermediate],
                     meaning: "num_local_experts x hidden_size x intermediate_size",

@@ -1,100 +1,74 @@
-//! The weights of a model in host memory, in the dtype they were stored in.
+//! The weights of a model in host memory: matrices in the layout of `quant/panels.rs`, norms in f32.
 
-use half::{bf16, f16};
 use safetensors::Dtype;
 
 use super::checkpoint::Checkpoint;
 use super::config::Config;
-use super::names::{self, Layout, Part};
+use super::formats::Formats;
+use super::names::{self, Layout, Part, Role};
 use super::progress::Progress;
 use crate::error::{Error, Result, Status};
-use crate::memory::{Buffer, as_bytes, as_bytes_mut, try_with_capacity};
-
-/// Elements of a matrix, row-major.
-pub enum Elements {
-    /// bfloat16, as published.
-    Bf16(Buffer<bf16>),
-    /// IEEE half precision.
-    F16(Buffer<f16>),
-    /// IEEE single precision.
-    F32(Buffer<f32>),
-}
-
-impl Elements {
-    /// Size in bytes.
-    pub fn bytes(&self) -> usize {
-        match self {
-            Elements::Bf16(buffer) => buffer.bytes(),
-            Elements::F16(buffer) => buffer.bytes(),
-            Elements::F32(buffer) => buffer.bytes(),
-        }
-    }
-
-    /// The elements as they lie in memory.
-    pub fn as_bytes(&self) -> &[u8] {
-        match self {
-            Elements::Bf16(buffer) => as_bytes(buffer),
-            Elements::F16(buffer) => as_bytes(buffer),
-            Elements::F32(buffer) => as_bytes(buffer),
-        }
-    }
-
-    /// Their dtype.
-    pub fn dtype(&self) -> Dtype {
-        match self {
-            Elements::Bf16(_) => Dtype::BF16,
-            Elements::F16(_) => Dtype::F16,
-            Elements::F32(_) => Dtype::F32,
-        }
-    }
-
-    /// `value` rounded to this dtype.
-    pub fn round(&self, value: f64) -> f32 {
-        match self {
-            Elements::Bf16(_) => bf16::from_f64(value).to_f32(),
-            Elements::F16(_) => f16::from_f64(value).to_f32(),
-            Elements::F32(_) => value as f32,
-        }
-    }
-}
+use crate::memory::{Buffer, as_bytes, try_vec, try_with_capacity};
+use crate::quant::{Format, PANEL_ROWS, Shape, Source, pack, unpack_row};
 
 /// A weight matrix `[rows, columns]` = `[out, in]`.
 pub struct Matrix {
-    /// Outputs.
-    pub rows: usize,
-    /// Inputs.
-    pub columns: usize,
-    /// rows * columns of them.
-    pub elements: Elements,
+    shape: Shape,
+    lines: Buffer<u8>,
+    scales: Buffer<u8>,
 }
 
 impl Matrix {
+    /// Zeros, to be packed into.
+    fn zeroed(what: &str, shape: Shape) -> Result<Matrix> {
+        let lines = Buffer::zeroed(what, shape.line_bytes())?;
+        Ok(Matrix { shape, lines, scales: Buffer::zeroed(what, shape.scale_bytes())? })
+    }
+
+    /// Rounds or lays out rows that are in memory, as a file would have them.
+    pub fn from_rows(what: &str, shape: Shape, source: &Source) -> Result<Matrix> {
+        let mut matrix = Matrix::zeroed(what, shape)?;
+        pack(source, &shape, &mut matrix.lines, &mut matrix.scales);
+        Ok(matrix)
+    }
+
+    /// Its size and format.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// Outputs.
+    pub fn rows(&self) -> usize {
+        self.shape.rows
+    }
+
+    /// Inputs.
+    pub fn columns(&self) -> usize {
+        self.shape.columns
+    }
+
+    /// All its lines, panel after panel.
+    pub fn lines(&self) -> &[u8] {
+        &self.lines
+    }
+
+    /// All its scales, panel after panel; empty in formats without.
+    pub fn scales(&self) -> &[u8] {
+        &self.scales
+    }
+
     /// Size in bytes.
     pub fn bytes(&self) -> usize {
-        self.elements.bytes()
+        self.lines.bytes() + self.scales.bytes()
     }
 
     /// Row `row`, widened to f32 into `out: [columns]`.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
-        let range = row * self.columns..(row + 1) * self.columns;
-        match &self.elements {
-            Elements::Bf16(buffer) => out.iter_mut().zip(&buffer[range]).for_each(|(o, e)| *o = e.to_f32()),
-            Elements::F16(buffer) => out.iter_mut().zip(&buffer[range]).for_each(|(o, e)| *o = e.to_f32()),
-            Elements::F32(buffer) => out.copy_from_slice(&buffer[range]),
-        }
-    }
-
-    /// All elements, widened to f32.
-    fn to_f32(&self, what: &str) -> Result<Buffer<f32>> {
-        let mut wide = Buffer::zeroed(what, self.rows * self.columns)?;
-        for (row, out) in wide.chunks_exact_mut(self.columns).enumerate() {
-            self.read_row(row, out);
-        }
-        Ok(wide)
+        unpack_row(&self.shape, &self.lines, &self.scales, row, out);
     }
 }
 
-/// One expert: `down( gelu(gate x) * (up x) )`. `gate` and `up` have one dtype: they are computed in one kernel.
+/// One expert: `down( gelu(gate x) * (up x) )`. `gate` and `up` have one format: they are computed in one kernel.
 pub struct ExpertWeights {
     /// [intermediate_size, hidden_size]
     pub gate: Matrix,
@@ -118,10 +92,18 @@ pub struct LayerWeights {
     pub output: Matrix,
     /// [hidden_size], without the 1 that Gemma's norm adds.
     pub post_attention_norm: Buffer<f32>,
-    /// [num_local_experts, hidden_size]; none in a dense model.
-    pub router: Option<Buffer<f32>>,
+    /// [num_local_experts, hidden_size], in f32; none in a dense model.
+    pub router: Option<Matrix>,
     /// num_local_experts of them.
     pub experts: Vec<ExpertWeights>,
+}
+
+impl LayerWeights {
+    /// Its matrices, the router among them.
+    fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let experts = self.experts.iter().flat_map(|expert| [&expert.gate, &expert.up, &expert.down]);
+        [&self.query, &self.key, &self.value, &self.output].into_iter().chain(&self.router).chain(experts)
+    }
 }
 
 /// All weights of a model.
@@ -134,6 +116,8 @@ pub struct Weights {
     pub final_norm: Buffer<f32>,
     /// [vocab_size, hidden_size]; none where the embedding is the head.
     pub head: Option<Matrix>,
+    /// As [`Description::embedding_dtype`].
+    pub embedding_dtype: Dtype,
 }
 
 /// What a checkpoint's weights are, told from its headers alone.
@@ -150,7 +134,7 @@ pub struct Description {
     pub bytes: u64,
     /// The dtypes its tensors are stored in, each once.
     pub dtypes: Vec<String>,
-    /// The dtype of the embedding.
+    /// The dtype of the embedding before anything was rounded: keys and values and the embedding's scale follow it.
     pub embedding_dtype: Dtype,
     /// Bytes of everything once it is loaded, and of the experts among it: what [`Weights::bytes`] will say.
     pub loaded_bytes: (u64, u64),
@@ -158,11 +142,11 @@ pub struct Description {
 }
 
 impl Description {
-    /// Checks every tensor the configuration asks for, as loading does, without reading any.
-    pub fn new(config: &Config, checkpoint: &Checkpoint) -> Result<Description> {
+    /// Checks every tensor the configuration asks for, as loading in these formats does, without reading any.
+    pub fn new(config: &Config, checkpoint: &Checkpoint, formats: Formats) -> Result<Description> {
         let layout = Layout::detect(checkpoint)?;
         let config = if layout == Layout::Dense { config.as_dense() } else { config.clone() };
-        let plan = Plan::new(&config, layout, checkpoint)?;
+        let plan = Plan::new(&config, layout, checkpoint, formats)?;
         let elements = |part: &Part| (part.rows * part.columns) as u64;
         let mut dtypes: Vec<String> = Vec::new();
         for part in plan.all() {
@@ -192,11 +176,11 @@ impl Description {
 }
 
 impl Weights {
-    /// Reads every weight of a checkpoint, all of which its description has checked.
+    /// Reads every weight of a checkpoint, all of which its description has checked, in the formats it was made for.
     pub fn load(description: &Description, checkpoint: &Checkpoint, progress: &Progress) -> Result<Weights> {
         let plan = &description.plan;
         progress.begin(plan.bytes);
-        let reader = Reader { checkpoint, progress };
+        let reader = Reader { plan, checkpoint, progress };
         let mut layers = try_with_capacity("layers", plan.layers.len())?;
         for parts in &plan.layers {
             layers.push(reader.layer(parts)?);
@@ -206,20 +190,24 @@ impl Weights {
             layers,
             final_norm: reader.vector(&plan.final_norm)?,
             head: plan.head.as_ref().map(|head| reader.matrix(head)).transpose()?,
+            embedding_dtype: description.embedding_dtype,
         })
     }
 
     /// Size in bytes of everything, and of the experts among it.
     pub fn bytes(&self) -> (usize, usize) {
-        let mut experts = 0;
-        let mut others = self.embedding.bytes() + self.final_norm.bytes() + self.head.as_ref().map_or(0, Matrix::bytes);
-        for layer in &self.layers {
-            others += layer.input_norm.bytes() + layer.post_attention_norm.bytes();
-            others += layer.query.bytes() + layer.key.bytes() + layer.value.bytes() + layer.output.bytes();
-            others += layer.router.as_ref().map_or(0, Buffer::bytes);
-            experts += layer.experts.iter().map(|e| e.gate.bytes() + e.up.bytes() + e.down.bytes()).sum::<usize>();
-        }
-        (others + experts, experts)
+        let norms = |layer: &LayerWeights| layer.input_norm.bytes() + layer.post_attention_norm.bytes();
+        let of_layer = |layer: &LayerWeights| norms(layer) + layer.matrices().map(Matrix::bytes).sum::<usize>();
+        let head = self.head.as_ref().map_or(0, Matrix::bytes);
+        let all = self.embedding.bytes() + self.final_norm.bytes() + head;
+        let experts = self.layers.iter().flat_map(|layer| &layer.experts);
+        let experts = experts.map(|expert| expert.gate.bytes() + expert.up.bytes() + expert.down.bytes()).sum();
+        (all + self.layers.iter().map(of_layer).sum::<usize>(), experts)
+    }
+
+    /// Every matrix, the embedding first.
+    pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        std::iter::once(&self.embedding).chain(&self.head).chain(self.layers.iter().flat_map(LayerWeights::matrices))
     }
 }
 
@@ -237,24 +225,20 @@ impl Weights {
                 see(&bytes[start..start + SAMPLE_BLOCK_BYTES]);
             }),
         };
-        see(self.embedding.elements.as_bytes());
         see(as_bytes(&self.final_norm));
-        self.head.iter().for_each(|head| see(head.elements.as_bytes()));
         for layer in &self.layers {
-            [&layer.input_norm, &layer.post_attention_norm]
-                .into_iter()
-                .chain(&layer.router)
-                .for_each(|v| see(as_bytes(v)));
-            [&layer.query, &layer.key, &layer.value, &layer.output].iter().for_each(|m| see(m.elements.as_bytes()));
-            for expert in &layer.experts {
-                [&expert.gate, &expert.up, &expert.down].iter().for_each(|matrix| see(matrix.elements.as_bytes()));
-            }
+            [&layer.input_norm, &layer.post_attention_norm].iter().for_each(|norm| see(as_bytes(norm)));
+        }
+        for matrix in self.matrices() {
+            see(matrix.lines());
+            see(matrix.scales());
         }
     }
 }
 
 /// Every part of the model, each checked to be in the checkpoint with its shape and a dtype that can be read.
 struct Plan {
+    formats: Formats,
     embedding: Part,
     layers: Vec<names::LayerParts>,
     final_norm: Part,
@@ -263,7 +247,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(config: &Config, layout: Layout, checkpoint: &Checkpoint) -> Result<Plan> {
+    fn new(config: &Config, layout: Layout, checkpoint: &Checkpoint, formats: Formats) -> Result<Plan> {
         names::check_no_extra(config, layout, checkpoint)?;
         let mut bytes = 0;
         let mut check = |part: &Part| -> Result<()> {
@@ -273,7 +257,13 @@ impl Plan {
         let embedding = names::embedding(config);
         let final_norm = names::final_norm(config);
         let own_head = !config.tie_word_embeddings || checkpoint.tensor(names::HEAD).is_some();
-        let head = own_head.then(|| names::head(config));
+        let formats = formats.resolved(!own_head);
+        let head = match own_head {
+            true => Some(names::head(config)),
+            // One tensor held in two formats.
+            false if formats.head != formats.embedding => Some(Part { role: Role::Head, ..names::embedding(config) }),
+            false => None,
+        };
         check(&embedding)?;
         check(&final_norm)?;
         head.iter().try_for_each(&mut check)?;
@@ -283,7 +273,7 @@ impl Plan {
             parts.all().try_for_each(&mut check)?;
             layers.push(parts);
         }
-        Ok(Plan { embedding, layers, final_norm, head, bytes })
+        Ok(Plan { formats, embedding, layers, final_norm, head, bytes })
     }
 
     fn all(&self) -> impl Iterator<Item = &Part> {
@@ -291,25 +281,40 @@ impl Plan {
         [&self.embedding, &self.final_norm].into_iter().chain(&self.head).chain(layers)
     }
 
+    /// The shape a part is held in.
+    fn shape(&self, part: &Part, checkpoint: &Checkpoint) -> Result<Shape> {
+        let format = match self.formats.of(part.role) {
+            Some(format) => format,
+            None => plain_format(dtype_of(part, checkpoint)?, part)?,
+        };
+        Ok(Shape { rows: part.rows, columns: part.columns, format })
+    }
+
+    /// The shapes of an expert's gate and up, which have one format: where the checkpoint has two, f32.
+    fn gate_up_shapes(&self, expert: &names::ExpertParts, checkpoint: &Checkpoint) -> Result<[Shape; 2]> {
+        let shapes = [self.shape(&expert.gate, checkpoint)?, self.shape(&expert.up, checkpoint)?];
+        let format = if shapes[0].format == shapes[1].format { shapes[0].format } else { Format::F32 };
+        Ok(shapes.map(|shape| Shape { format, ..shape }))
+    }
+
     /// As [`Weights::bytes`] of what a `Reader` makes of these parts.
     fn loaded_bytes(&self, checkpoint: &Checkpoint) -> Result<(u64, u64)> {
-        let bytes = |part: &Part, dtype: Dtype| (part.rows * part.columns * dtype.bitsize() / 8) as u64;
-        let vector = |part: &Part| bytes(part, Dtype::F32);
-        let matrix = |part: &Part| Ok(bytes(part, dtype_of(part, checkpoint)?));
-        let sum = |parts: &[&Part]| parts.iter().map(|part| matrix(part)).sum::<Result<u64>>();
+        let vector = |part: &Part| part.columns * size_of::<f32>();
+        let matrix = |part: &Part| Ok::<usize, Error>(self.shape(part, checkpoint)?.bytes());
         let mut experts = 0;
         let mut others = matrix(&self.embedding)? + vector(&self.final_norm);
         others += self.head.as_ref().map_or(Ok(0), matrix)?;
         for layer in &self.layers {
             others += vector(&layer.input_norm) + vector(&layer.post_attention_norm);
-            others += sum(&[&layer.query, &layer.key, &layer.value, &layer.output])?;
-            others += layer.router.as_ref().map_or(0, vector);
+            for part in [&layer.query, &layer.key, &layer.value, &layer.output].into_iter().chain(&layer.router) {
+                others += matrix(part)?;
+            }
             for expert in &layer.experts {
-                let dtype = common_dtype(dtype_of(&expert.gate, checkpoint)?, dtype_of(&expert.up, checkpoint)?);
-                experts += bytes(&expert.gate, dtype) + bytes(&expert.up, dtype) + matrix(&expert.down)?;
+                experts += self.gate_up_shapes(expert, checkpoint)?.iter().map(Shape::bytes).sum::<usize>();
+                experts += matrix(&expert.down)?;
             }
         }
-        Ok((others + experts, experts))
+        Ok(((others + experts) as u64, experts as u64))
     }
 }
 
@@ -317,6 +322,13 @@ impl Plan {
 fn dtype_of(part: &Part, checkpoint: &Checkpoint) -> Result<Dtype> {
     let dtype = checkpoint.tensor(&part.tensor).map(|tensor| tensor.info.dtype);
     dtype.ok_or_else(|| Error::new(Status::Internal, format!("tensor \"{}\" was not checked", part.tensor)))
+}
+
+/// The format that holds a part as it is stored.
+fn plain_format(dtype: Dtype, part: &Part) -> Result<Format> {
+    Format::of_dtype(dtype).ok_or_else(|| {
+        Error::new(Status::Internal, format!("tensor \"{}\" is {dtype}, which was to be refused before", part.tensor))
+    })
 }
 
 /// Bytes of the part in its file, once its tensor is there with the right shape and dtype.
@@ -332,32 +344,18 @@ fn check_part(part: &Part, checkpoint: &Checkpoint) -> Result<u64> {
             format!("tensor \"{name}\" is {:?}, expected {:?} ({})", tensor.info.shape, part.shape, part.meaning);
         return fail(Status::TensorShape, text);
     }
-    if !matches!(tensor.info.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32) {
+    if Format::of_dtype(tensor.info.dtype).is_none() {
         let text = format!("tensor \"{name}\" is {}, expected BF16, F16 or F32", tensor.info.dtype);
         return fail(Status::TensorDtype, text);
     }
     Ok((part.rows * part.columns * tensor.info.dtype.bitsize() / 8) as u64)
 }
 
-/// The dtype in which two matrices of one kernel are held.
-fn common_dtype(a: Dtype, b: Dtype) -> Dtype {
-    if a == b { a } else { Dtype::F32 }
-}
-
-/// Two matrices, both in their common dtype.
-fn one_dtype(a: Matrix, b: Matrix) -> Result<[Matrix; 2]> {
-    let dtype = common_dtype(a.elements.dtype(), b.elements.dtype());
-    let wide = |matrix: Matrix| -> Result<Matrix> {
-        if matrix.elements.dtype() == dtype {
-            return Ok(matrix);
-        }
-        let elements = Elements::F32(matrix.to_f32("an expert's gate and up")?);
-        Ok(Matrix { elements, ..matrix })
-    };
-    Ok([wide(a)?, wide(b)?])
-}
+/// Bytes read at once, where a panel is not more: also the longest a cancelled load goes on.
+const READ_BYTES: usize = 16 << 20;
 
 struct Reader<'a> {
+    plan: &'a Plan,
     checkpoint: &'a Checkpoint,
     progress: &'a Progress,
 }
@@ -366,8 +364,12 @@ impl Reader<'_> {
     fn layer(&self, parts: &names::LayerParts) -> Result<LayerWeights> {
         let mut experts = try_with_capacity("experts", parts.experts.len())?;
         for expert in &parts.experts {
-            let [gate, up] = one_dtype(self.matrix(&expert.gate)?, self.matrix(&expert.up)?)?;
-            experts.push(ExpertWeights { gate, up, down: self.matrix(&expert.down)? });
+            let [gate, up] = self.plan.gate_up_shapes(expert, self.checkpoint)?;
+            experts.push(ExpertWeights {
+                gate: self.matrix_in(&expert.gate, gate)?,
+                up: self.matrix_in(&expert.up, up)?,
+                down: self.matrix(&expert.down)?,
+            });
         }
         Ok(LayerWeights {
             input_norm: self.vector(&parts.input_norm)?,
@@ -376,35 +378,41 @@ impl Reader<'_> {
             value: self.matrix(&parts.value)?,
             output: self.matrix(&parts.output)?,
             post_attention_norm: self.vector(&parts.post_attention_norm)?,
-            router: parts.router.as_ref().map(|router| self.vector(router)).transpose()?,
+            router: parts.router.as_ref().map(|router| self.matrix(router)).transpose()?,
             experts,
         })
     }
 
-    /// A small part, widened to f32.
+    /// A norm's weights, widened to f32.
     fn vector(&self, part: &Part) -> Result<Buffer<f32>> {
-        self.matrix(part)?.to_f32(&part.tensor)
+        let mut vector = Buffer::zeroed(&part.tensor, part.columns)?;
+        self.matrix(part)?.read_row(0, &mut vector);
+        Ok(vector)
     }
 
     fn matrix(&self, part: &Part) -> Result<Matrix> {
-        let elements = match dtype_of(part, self.checkpoint)? {
-            Dtype::BF16 => Elements::Bf16(self.elements(part)?),
-            Dtype::F16 => Elements::F16(self.elements(part)?),
-            Dtype::F32 => Elements::F32(self.elements(part)?),
-            dtype => {
-                let text = format!("tensor \"{}\" is {dtype}, which was to be refused before", part.tensor);
-                return Err(Error::new(Status::Internal, text));
-            }
-        };
-        Ok(Matrix { rows: part.rows, columns: part.columns, elements })
+        self.matrix_in(part, self.plan.shape(part, self.checkpoint)?)
     }
 
-    fn elements<T: crate::memory::Plain>(&self, part: &Part) -> Result<Buffer<T>> {
-        let mut buffer = Buffer::<T>::zeroed(&part.tensor, part.rows * part.columns)?;
-        if let Some(tensor) = self.checkpoint.tensor(&part.tensor) {
-            let skip = (part.first_row * part.columns * size_of::<T>()) as u64;
-            self.checkpoint.read_tensor(tensor, skip, as_bytes_mut(&mut buffer), self.progress)?;
+    /// Reads a few panels' rows at a time and lays them out.
+    fn matrix_in(&self, part: &Part, shape: Shape) -> Result<Matrix> {
+        let mut matrix = Matrix::zeroed(&part.tensor, shape)?;
+        let dtype = dtype_of(part, self.checkpoint)?;
+        let Some(tensor) = self.checkpoint.tensor(&part.tensor) else { return Ok(matrix) };
+        let row_bytes = part.columns * dtype.bitsize() / 8;
+        let panels = (READ_BYTES / (row_bytes * PANEL_ROWS).max(1)).clamp(1, shape.panels().max(1));
+        let mut bytes = try_vec(&part.tensor, panels * PANEL_ROWS * row_bytes, 0u8)?;
+        for first in (0..shape.panels()).step_by(panels) {
+            let rows = first * PANEL_ROWS..((first + panels) * PANEL_ROWS).min(part.rows);
+            let bytes = &mut bytes[..rows.len() * row_bytes];
+            let skip = ((part.first_row + rows.start) * row_bytes) as u64;
+            self.checkpoint.read_tensor(tensor, skip, bytes, self.progress)?;
+            let source = Source { dtype, bytes, columns: part.columns, importance: None };
+            let end = (first + panels).min(shape.panels());
+            let lines = &mut matrix.lines[first * shape.panel_bytes()..end * shape.panel_bytes()];
+            let scales = &mut matrix.scales[first * shape.panel_scale_bytes()..end * shape.panel_scale_bytes()];
+            pack(&source, &shape, lines, scales);
         }
-        Ok(buffer)
+        Ok(matrix)
     }
 }

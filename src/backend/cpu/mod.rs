@@ -9,6 +9,8 @@ mod routing;
 
 use std::sync::Arc;
 
+use half::{bf16, f16};
+use safetensors::Dtype;
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::backend::kv::{KvDtype, KvGeometry, KvPage};
@@ -75,7 +77,7 @@ impl CpuBackend {
         let threads = options.resolved_threads();
         let root = (config.hidden_size as f64).sqrt();
         let embedding_scale =
-            if options.unrounded_embedding_scale { root as f32 } else { weights.embedding.elements.round(root) };
+            if options.unrounded_embedding_scale { root as f32 } else { rounded(root, weights.embedding_dtype) };
         let mut rotary_frequencies = Buffer::zeroed("rotary frequencies", config.head_dim / 2)?;
         for (pair, frequency) in rotary_frequencies.iter_mut().enumerate() {
             *frequency = config.rope_theta.powf(-(2.0 * pair as f64) / config.head_dim as f64) as f32;
@@ -91,6 +93,15 @@ impl CpuBackend {
                 weights,
             }),
         })
+    }
+}
+
+/// `value` rounded to a dtype that weights can have.
+fn rounded(value: f64, dtype: Dtype) -> f32 {
+    match dtype {
+        Dtype::BF16 => bf16::from_f64(value).to_f32(),
+        Dtype::F16 => f16::from_f64(value).to_f32(),
+        _ => value as f32,
     }
 }
 
@@ -118,7 +129,7 @@ impl Backend for CpuBackend {
     }
 
     fn default_kv_dtype(&self) -> KvDtype {
-        KvDtype::of_weights(self.shared.weights.embedding.elements.dtype())
+        KvDtype::of_weights(self.shared.weights.embedding_dtype)
     }
 
     fn new_kv_page(&self, dtype: KvDtype) -> Result<KvPage> {

@@ -253,8 +253,8 @@ impl Shared {
         x: TokenRows,
         out: &mut [f32],
     ) -> Poll<Result<()>> {
-        let split = Split::new(weights.rows, weights.columns, x.count);
-        let out = Output::new(out, weights.rows);
+        let split = Split::new(weights.rows(), weights.columns(), x.count);
+        let out = Output::new(out, weights.rows());
         jobs.run(&self.pool, limit, split.items(), &|item, _| {
             let (rows, tokens) = split.parts_of(item, x.count);
             // SAFETY: items have disjoint rows or tokens, and `out`'s buffer outlives the job.
@@ -365,15 +365,15 @@ impl Pass for CpuPass {
         let jobs = &mut self.jobs;
         ready!(shared.norm(jobs, limit, &weights.input_norm, &self.x, tokens, &mut self.normed))?;
         let x = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: tokens };
-        ready!(shared.matmul(jobs, limit, &weights.query, x, &mut self.query[..tokens * weights.query.rows]))?;
-        ready!(shared.matmul(jobs, limit, &weights.key, x, &mut self.key[..tokens * weights.key.rows]))?;
-        ready!(shared.matmul(jobs, limit, &weights.value, x, &mut self.value[..tokens * weights.value.rows]))?;
+        ready!(shared.matmul(jobs, limit, &weights.query, x, &mut self.query[..tokens * weights.query.rows()]))?;
+        ready!(shared.matmul(jobs, limit, &weights.key, x, &mut self.key[..tokens * weights.key.rows()]))?;
+        ready!(shared.matmul(jobs, limit, &weights.value, x, &mut self.value[..tokens * weights.value.rows()]))?;
 
         let (head_dim, pairs) = (self.geometry.head_dim, shared.rotary_frequencies.len());
-        let rows = [(&mut self.query, weights.query.rows), (&mut self.key, weights.key.rows)];
+        let rows = [(&mut self.query, weights.query.rows()), (&mut self.key, weights.key.rows())];
         let rows = rows.map(|(rows, width)| (Output::new(rows, width), width));
         let (cosines, sines) = (&self.cosines, &self.sines);
-        let split = TokenSplit::new(tokens, weights.query.rows + weights.key.rows);
+        let split = TokenSplit::new(tokens, weights.query.rows() + weights.key.rows());
         ready!(jobs.run(&shared.pool, limit, split.items(), &|item, _| {
             for token in split.tokens_of(item) {
                 let angles = token * pairs..(token + 1) * pairs;
@@ -433,8 +433,8 @@ impl Pass for CpuPass {
         }))?;
 
         let output = &shared.weights.layers[layer].output;
-        let x = TokenRows { data: &self.attended, columns: output.columns, index: None, count: self.tokens };
-        let projected = &mut self.projected[..self.tokens * output.rows];
+        let x = TokenRows { data: &self.attended, columns: output.columns(), index: None, count: self.tokens };
+        let projected = &mut self.projected[..self.tokens * output.rows()];
         ready!(shared.matmul(&mut self.jobs, limit, output, x, projected))?;
 
         let (hidden_size, projected) = (config.hidden_size, &self.projected);
@@ -466,7 +466,7 @@ impl Pass for CpuPass {
                 let tokens = split.tokens_of(item);
                 let out = out.skip_rows(tokens.start);
                 // SAFETY: items have different tokens, and the buffer outlives the job.
-                unsafe { shared.kernels.matmul_f32(router, 0..experts, &x.part(tokens), &out) };
+                unsafe { shared.kernels.matmul(router, 0..experts, &x.part(tokens), &out) };
             }))?;
         }
         let (routing, logits, places) = (&mut self.routing, &self.router_logits, &self.places);

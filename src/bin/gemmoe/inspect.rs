@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use gemmoe::model::Description;
 use gemmoe::text::Tokenizer;
-use gemmoe::{Model, Result};
+use gemmoe::{LoadOptions, Model, Result};
 use serde_json::json;
 
 use crate::units::{count, grouped};
@@ -24,7 +24,8 @@ pub struct Inspect {
 
 impl Inspect {
     pub fn run(&self) -> Result<()> {
-        let (description, tokenizer) = Model::inspect(&self.directory, self.follow_links)?;
+        let (description, tokenizer) =
+            Model::inspect(&self.directory, &LoadOptions { follow_links: self.follow_links, ..Default::default() })?;
         if self.json {
             print_json(&description, tokenizer.as_ref())
         } else {

@@ -37,7 +37,7 @@ impl TokenRows<'_> {
     }
 
     #[inline(always)]
-    fn row(&self, token: usize) -> &[f32] {
+    pub fn row(&self, token: usize) -> &[f32] {
         let row = self.index.map_or(token, |index| index[token] as usize);
         &self.data[row * self.columns..(row + 1) * self.columns]
     }
@@ -89,7 +89,7 @@ impl Output {
     /// # Safety
     /// The buffer is alive, and no other thread reads or writes this element during the job.
     #[inline(always)]
-    unsafe fn write(&self, token: usize, row: usize, value: f32) {
+    pub unsafe fn write(&self, token: usize, row: usize, value: f32) {
         let at = token * self.stride + row;
         assert!(row < self.stride && at < self.count);
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.

@@ -13,11 +13,11 @@ use std::ops::Range;
 
 use attention::HeadView;
 use matmul::{Output, TokenRows};
-use vector::{Portable, Vector};
+use vector::Portable;
 
 use crate::backend::kv::{KvBlock, KvPage};
 use crate::error::{Error, Result, Status};
-use crate::model::weights::{Elements, ExpertWeights, Matrix};
+use crate::model::weights::{ExpertWeights, Matrix};
 
 /// Which instruction set to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,7 +37,6 @@ pub struct Kernels {
     /// The instruction set, for people.
     pub name: &'static str,
     matmul: unsafe fn(&Matrix, Range<usize>, &TokenRows, &Output),
-    matmul_f32: unsafe fn(&[f32], Range<usize>, &TokenRows, &Output),
     geglu: unsafe fn(&ExpertWeights, Range<usize>, &TokenRows, bool, &Output),
     attend: unsafe fn(&HeadView, &mut [f32], &mut [f32]),
     store: unsafe fn(&[f32], &mut KvPage, KvBlock, usize),
@@ -48,9 +47,8 @@ impl Kernels {
     pub fn get(instructions: Instructions) -> Result<Kernels> {
         let portable = Kernels {
             name: "portable",
-            matmul: matmul_with::<Portable>,
-            matmul_f32: matmul::matmul::<Portable, f32>,
-            geglu: geglu_with::<Portable>,
+            matmul: matmul_with,
+            geglu: geglu_with,
             attend: attention::attend::<Portable>,
             store: store::store,
         };
@@ -72,15 +70,6 @@ impl Kernels {
     pub unsafe fn matmul(&self, weights: &Matrix, rows: Range<usize>, x: &TokenRows, out: &Output) {
         // SAFETY: `get` hands the table out only where its instruction set is present; the rest is the caller's promise.
         unsafe { (self.matmul)(weights, rows, x, out) }
-    }
-
-    /// As `matmul`, for weights `[rows, x.columns]` that are f32 whatever the checkpoint's dtype: the router.
-    ///
-    /// # Safety
-    /// As for `matmul`.
-    pub unsafe fn matmul_f32(&self, weights: &[f32], rows: Range<usize>, x: &TokenRows, out: &Output) {
-        // SAFETY: as in `matmul`.
-        unsafe { (self.matmul_f32)(weights, rows, x, out) }
     }
 
     /// `out[token][row] = gelu(gate[row] . x[token]) * (up[row] . x[token])` for the given rows of an expert.
@@ -105,34 +94,26 @@ impl Kernels {
     }
 }
 
-/// # Safety
-/// As for [`matmul::matmul`].
-#[inline(always)]
-unsafe fn matmul_with<V: Vector>(weights: &Matrix, rows: Range<usize>, x: &TokenRows, out: &Output) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match &weights.elements {
-            Elements::Bf16(elements) => matmul::matmul::<V, _>(elements, rows, x, out),
-            Elements::F16(elements) => matmul::matmul::<V, _>(elements, rows, x, out),
-            Elements::F32(elements) => matmul::matmul::<V, _>(elements, rows, x, out),
+fn naive(weights: &Matrix, rows: Range<usize>, x: &TokenRows, mut see: impl FnMut(usize, usize, f32)) {
+    let mut row_numbers = vec![0.0; weights.columns()];
+    for row in rows {
+        weights.read_row(row, &mut row_numbers);
+        for token in 0..x.count {
+            see(token, row, row_numbers.iter().zip(x.row(token)).map(|(w, x)| w * x).sum());
         }
     }
 }
 
-/// # Safety
-/// As for [`matmul::geglu`].
-#[inline(always)]
-unsafe fn geglu_with<V: Vector>(expert: &ExpertWeights, rows: Range<usize>, x: &TokenRows, exact: bool, out: &Output) {
-    use Elements::{Bf16, F16, F32};
-    // SAFETY: the caller's promise.
-    unsafe {
-        match (&expert.gate.elements, &expert.up.elements) {
-            (Bf16(gate), Bf16(up)) => matmul::geglu::<V, _>(gate, up, rows, x, exact, out),
-            (F16(gate), F16(up)) => matmul::geglu::<V, _>(gate, up, rows, x, exact, out),
-            (F32(gate), F32(up)) => matmul::geglu::<V, _>(gate, up, rows, x, exact, out),
-            _ => unreachable!("weights.rs keeps an expert's gate and up in one dtype"),
-        }
-    }
+unsafe fn matmul_with(weights: &Matrix, rows: Range<usize>, x: &TokenRows, out: &Output) {
+    naive(weights, rows, x, |token, row, sum| unsafe { out.write(token, row, sum) });
+}
+
+unsafe fn geglu_with(expert: &ExpertWeights, rows: Range<usize>, x: &TokenRows, exact: bool, out: &Output) {
+    use math::{gelu_erf, gelu_tanh};
+    let mut gates = Vec::new();
+    naive(&expert.gate, rows.clone(), x, |_, _, gate| gates.push(if exact { gelu_erf(gate) } else { gelu_tanh(gate) }));
+    let mut gates = gates.into_iter();
+    naive(&expert.up, rows, x, |token, row, up| unsafe { out.write(token, row, gates.next().unwrap_or(0.0) * up) });
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -144,21 +125,16 @@ fn avx2() -> Option<Kernels> {
 fn avx2() -> Option<Kernels> {
     use vector::Avx2;
 
-    // SAFETY of the five: called through a table that `avx2` hands out only after detection.
+    // SAFETY of the four: called through a table that `avx2` hands out only after detection.
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn matmul(weights: &Matrix, rows: Range<usize>, x: &TokenRows, out: &Output) {
         // SAFETY: the instruction set is enabled on this function; the rest is the caller's promise.
-        unsafe { matmul_with::<Avx2>(weights, rows, x, out) }
-    }
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn matmul_f32(weights: &[f32], rows: Range<usize>, x: &TokenRows, out: &Output) {
-        // SAFETY: as above.
-        unsafe { matmul::matmul::<Avx2, f32>(weights, rows, x, out) }
+        unsafe { matmul_with(weights, rows, x, out) }
     }
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn geglu(expert: &ExpertWeights, rows: Range<usize>, x: &TokenRows, exact: bool, out: &Output) {
         // SAFETY: as above.
-        unsafe { geglu_with::<Avx2>(expert, rows, x, exact, out) }
+        unsafe { geglu_with(expert, rows, x, exact, out) }
     }
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn attend(view: &HeadView, scores: &mut [f32], out: &mut [f32]) {
@@ -172,5 +148,5 @@ fn avx2() -> Option<Kernels> {
 
     let present =
         is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-    present.then_some(Kernels { name: "avx2", matmul, matmul_f32, geglu, attend, store })
+    present.then_some(Kernels { name: "avx2", matmul, geglu, attend, store })
 }

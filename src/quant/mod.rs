@@ -1,0 +1,9 @@
+//! How weight matrices are held: number formats, the layout in memory and in files, and rounding to them.
+
+mod format;
+mod panels;
+mod rounding;
+
+pub use format::{BLOCK, Format, Groups, ScaleDtype};
+pub use panels::{LINE_BYTES, PANEL_ROWS, Shape, Source, pack, unpack_row};
+pub use rounding::{Rounded, round_group};
