@@ -33,9 +33,9 @@ pub struct Groups {
 /// What scales are stored as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScaleDtype {
-    /// bfloat16: any size, a relative error up to 2^-9.
+    /// bfloat16: any size, a relative error up to 2^-8.
     Bf16,
-    /// Half precision: a relative error up to 2^-12, scales from 6e-8 to 65504.
+    /// Half precision: a relative error up to 2^-11, scales from 6e-8 to 65504.
     F16,
 }
 

@@ -5,5 +5,5 @@ mod panels;
 mod rounding;
 
 pub use format::{BLOCK, Format, Groups, ScaleDtype};
-pub use panels::{LINE_BYTES, PANEL_ROWS, Shape, Source, pack, unpack_row};
+pub use panels::{INT4_BIAS_BITS, INT8_BIAS_BITS, LINE_BYTES, PANEL_ROWS, Shape, Source, pack, unpack_row};
 pub use rounding::{Rounded, round_group};

@@ -29,6 +29,12 @@ pub const PANEL_ROWS: usize = 16;
 /// Bytes of a line: a cache line, and the widest vector.
 pub const LINE_BYTES: usize = 64;
 
+/// What is added to the whole numbers of int8 is `1 << INT8_BIAS_BITS`.
+pub const INT8_BIAS_BITS: u32 = 7;
+
+/// The same of int4.
+pub const INT4_BIAS_BITS: u32 = 3;
+
 /// Bytes of one row in one line.
 const WORD: usize = LINE_BYTES / PANEL_ROWS;
 
@@ -231,8 +237,10 @@ fn put_integer(format: Format, lines: &mut [u8], row: usize, column: usize, inte
 /// The byte of a panel's lines a whole number is in, the bits it is shifted by, and what is added to it.
 fn integer_place(format: Format, row: usize, column: usize) -> (usize, u32, i32) {
     match format {
-        Format::Int8(_) => (column / 4 * LINE_BYTES + row * WORD + column % 4, 0, 128),
-        _ => (column / 8 * LINE_BYTES + row * WORD + column % 4, if column % 8 < 4 { 0 } else { 4 }, 8),
+        Format::Int8(_) => (column / 4 * LINE_BYTES + row * WORD + column % 4, 0, 1 << INT8_BIAS_BITS),
+        _ => {
+            (column / 8 * LINE_BYTES + row * WORD + column % 4, if column % 8 < 4 { 0 } else { 4 }, 1 << INT4_BIAS_BITS)
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::task::{Poll, ready};
 
 use super::Shared;
 use super::jobs::Jobs;
+use super::kernels::activations::{Activations, Packed, Place, Precision, TILE, tiles};
 use super::kernels::attention::HeadView;
 use super::kernels::math::{log_softmax_at, rms_norm, rotate};
 use super::kernels::matmul::{Output, TokenRows};
@@ -17,16 +18,22 @@ use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, try_with_capacity};
 use crate::model::Config;
 use crate::model::weights::Matrix;
+use crate::quant::{PANEL_ROWS, Shape};
 
-/// Multiply-adds of one item where weights are read from memory: about 100 microseconds of one core, so that threads
-/// balance, a cancel is quick, and a time budget is kept.
-const ITEM_MULTIPLY_ADDS: usize = 1 << 20;
-/// Multiply-adds of one item at the most, where many tokens share the weights: as long, since none waits for memory.
-const MAX_ITEM_MULTIPLY_ADDS: usize = 1 << 23;
+/// Weights of one item, where few tokens share them: about 100 microseconds of one core, which waits for memory, so that
+/// threads balance, a cancel is quick, and a time budget is kept.
+const ITEM_BYTES: usize = 2 << 20;
+/// Multiply-adds of one item where several tokens share the weights: as long.
+const ITEM_MULTIPLY_ADDS: usize = 1 << 23;
+/// Multiply-adds of one item at the most, where two panels of weights by all tokens would be more: fewer, and weights would be
+/// read too often. A third of a millisecond.
+const MAX_ITEM_MULTIPLY_ADDS: usize = 1 << 25;
+/// Multiply-adds of one item of attention.
+const ITEM_ATTENTION: usize = 1 << 20;
 /// Activations an item goes through where that is all it does.
 const ITEM_ACTIVATIONS: usize = 1 << 16;
-/// Rows of an item come in whole tiles.
-const ROW_TILE: usize = 8;
+/// Panels of an item come in fours, which a single token's tiles take, or in pairs.
+const ITEM_PANELS: usize = 4;
 
 /// Activations of one batch; see `Pass` for the stages.
 pub struct CpuPass {
@@ -60,6 +67,8 @@ pub struct CpuPass {
     /// `[max_tokens, num_local_experts]`
     router_logits: Buffer<f32>,
     routing: Routing,
+    /// Whatever is about to be multiplied with weights.
+    packed: Activations,
     /// `[slots, intermediate_size]`
     activated: Buffer<f32>,
     /// `[slots, hidden_size]`: output of a projection, before it joins the residual stream.
@@ -86,6 +95,8 @@ struct Sizes {
     projected: usize,
     logits: usize,
     tokens: usize,
+    /// Tokens and columns of the largest activations.
+    packed: (usize, usize),
 }
 
 impl Sizes {
@@ -97,6 +108,8 @@ impl Sizes {
         };
         let tokens = limits.max_tokens;
         let slots = times(tokens, config.num_experts_per_tok)?;
+        let most_rows = slots.max(limits.logit_rows);
+        let widest = config.hidden_size.max(config.query_size()).max(config.intermediate_size);
         Ok(Sizes {
             rotary: times(tokens, config.head_dim / 2)?,
             x: times(tokens, config.hidden_size)?,
@@ -109,6 +122,7 @@ impl Sizes {
             projected: times(slots, config.hidden_size)?,
             logits: times(limits.logit_rows, config.vocab_size)?,
             tokens,
+            packed: (most_rows, widest),
         })
     }
 
@@ -129,7 +143,8 @@ pub fn planned_bytes(config: &Config, limits: PassLimits, threads: usize) -> Res
         config.num_experts_per_tok,
         limits.max_tokens,
     )?;
-    Ok(Sizes::new(config, limits, threads)?.bytes() + routing)
+    let sizes = Sizes::new(config, limits, threads)?;
+    Ok(sizes.bytes() + Activations::planned_bytes(WHAT, sizes.packed.0, sizes.packed.1)? + routing)
 }
 
 impl CpuPass {
@@ -159,6 +174,7 @@ impl CpuPass {
                 config.num_experts_per_tok,
                 limits.max_tokens,
             )?,
+            packed: Activations::new(WHAT, sizes.packed.0, sizes.packed.1)?,
             activated: zeroed(sizes.activated)?,
             projected: zeroed(sizes.projected)?,
             logits: zeroed(sizes.logits)?,
@@ -187,23 +203,28 @@ impl CpuPass {
     }
 }
 
-/// Splits `rows` rows of `columns` columns for `tokens` tokens into items of about ITEM_MULTIPLY_ADDS each, or where one
-/// tile of rows is more, of fewer tokens and at most about MAX_ITEM_MULTIPLY_ADDS.
+/// Splits a matrix's panels, and many tokens, into items of about ITEM_BYTES or ITEM_MULTIPLY_ADDS each, whichever is less.
 struct Split {
-    rows: usize,
-    rows_per_item: usize,
+    panels: usize,
+    panels_per_item: usize,
     tokens: usize,
     tokens_per_item: usize,
 }
 
 impl Split {
-    fn new(rows: usize, columns: usize, tokens: usize) -> Split {
-        let rows_per_item = ITEM_MULTIPLY_ADDS / (columns * tokens).max(1);
+    /// For `matrices` matrices of one shape that are computed together.
+    fn new(shape: &Shape, matrices: usize, tokens: usize) -> Split {
+        let bytes = ITEM_BYTES / (shape.panel_bytes() * matrices).max(1);
+        let token_multiply_adds = (PANEL_ROWS * shape.columns * matrices).max(1);
+        let multiply_adds = ITEM_MULTIPLY_ADDS / (token_multiply_adds * tokens.max(1));
+        let most_tokens = MAX_ITEM_MULTIPLY_ADDS / (2 * token_multiply_adds);
+        let panels = bytes.min(multiply_adds);
         Split {
-            rows,
-            rows_per_item: rows_per_item.next_multiple_of(ROW_TILE).max(ROW_TILE),
+            panels: shape.panels(),
+            panels_per_item: if panels < ITEM_PANELS && tokens > 1 { 2 } else { panels.next_multiple_of(ITEM_PANELS) }
+                .max(2),
             tokens,
-            tokens_per_item: (MAX_ITEM_MULTIPLY_ADDS / (ROW_TILE * columns).max(1)).max(ROW_TILE),
+            tokens_per_item: (most_tokens / TILE * TILE).max(TILE),
         }
     }
 
@@ -212,14 +233,14 @@ impl Split {
     }
 
     fn items(&self) -> usize {
-        self.rows.div_ceil(self.rows_per_item) * self.token_blocks()
+        self.panels.div_ceil(self.panels_per_item) * self.token_blocks()
     }
 
-    /// An item's rows, and its tokens if there are `tokens` of them. Items of the same rows follow each other.
+    /// An item's panels, and its tokens if there are `tokens` of them. Items of the same panels follow each other.
     fn parts_of(&self, item: usize, tokens: usize) -> (Range<usize>, Range<usize>) {
-        let (rows, block) = (item / self.token_blocks(), item % self.token_blocks());
+        let (panels, block) = (item / self.token_blocks(), item % self.token_blocks());
         let part = |index: usize, size: usize, all: usize| (index * size).min(all)..((index + 1) * size).min(all);
-        (part(rows, self.rows_per_item, self.rows), part(block, self.tokens_per_item, tokens))
+        (part(panels, self.panels_per_item, self.panels), part(block, self.tokens_per_item, tokens))
     }
 }
 
@@ -243,22 +264,105 @@ impl TokenSplit {
     }
 }
 
+/// A matrix and where its products go, `[tokens, rows]`.
+type Product<'a> = (&'a Matrix, &'a mut [f32]);
+
 impl Shared {
-    /// The job `out[token] = weights x[token]` for every token of `x`.
-    fn matmul(
+    /// What activations are packed as for a matrix.
+    fn precision(&self, weights: &Matrix) -> Precision {
+        self.kernels.precision(weights.shape().format)
+    }
+
+    /// The jobs `out[token] = weights x[token]` for every token of `x` and every product; `packed` is scratch.
+    fn matmul<const N: usize>(
         &self,
         jobs: &mut Jobs,
         limit: &Limit,
-        weights: &Matrix,
+        packed: &mut Activations,
         x: TokenRows,
-        out: &mut [f32],
+        products: [Product; N],
     ) -> Poll<Result<()>> {
-        let split = Split::new(weights.rows(), weights.columns(), x.count);
-        let out = Output::new(out, weights.rows());
-        jobs.run(&self.pool, limit, split.items(), &|item, _| {
-            let (rows, tokens) = split.parts_of(item, x.count);
-            // SAFETY: items have disjoint rows or tokens, and `out`'s buffer outlives the job.
-            unsafe { self.kernels.matmul(weights, rows, &x.part(tokens.clone()), &out.skip_rows(tokens.start)) }
+        let products = products
+            .map(|(weights, out)| (weights, Output::new(out, weights.rows()), Split::new(weights.shape(), 1, x.count)));
+        // One precision, but for checkpoints of mixed dtypes.
+        for precision in Precision::ALL {
+            let of_precision = || products.iter().filter(|(weights, ..)| self.precision(weights) == precision);
+            if of_precision().next().is_none() {
+                continue;
+            }
+            let place = Place { precision, tokens: 0..x.count, columns: x.columns };
+            let packing = packed.packing();
+            ready!(jobs.run(&self.pool, limit, tiles(x.count), &|tile, _| {
+                let tokens = tile * TILE..((tile + 1) * TILE).min(x.count);
+                // SAFETY: items have tiles of their own, and the buffer outlives the job.
+                unsafe { self.kernels.pack(&packing, &place, tile, &x.part(tokens)) }
+            }))?;
+            let x = packed.packed(&place);
+            let items = of_precision().map(|(_, _, split)| split.items()).sum();
+            ready!(jobs.run(&self.pool, limit, items, &|item, _| {
+                let mut item = item;
+                for (weights, out, split) in of_precision() {
+                    if item < split.items() {
+                        let (panels, tokens) = split.parts_of(item, x.tokens());
+                        let out = out.skip_rows(tokens.start);
+                        // SAFETY: items have different rows or tokens, and the buffer outlives the job.
+                        unsafe { self.kernels.matmul(weights, panels, &x.part(tokens), &out) };
+                        return;
+                    }
+                    item -= split.items();
+                }
+            }))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The job that packs the slots' rows of `x` for each touched expert, as `precision` says for it.
+    fn pack_slots(
+        &self,
+        jobs: &mut Jobs,
+        limit: &Limit,
+        packed: &mut Activations,
+        routing: &Routing,
+        x: TokenRows,
+        precision: &(dyn Fn(usize) -> Precision + Sync),
+    ) -> Poll<Result<()>> {
+        let experts = routing.touched();
+        let most_tiles = tiles(routing.most_slots());
+        let packing = packed.packing();
+        jobs.run(&self.pool, limit, experts.len() * most_tiles, &|item, _| {
+            let (expert, tile) = (experts[item / most_tiles] as usize, item % most_tiles);
+            let slots = routing.slots_of(expert);
+            let tokens = slots.start + tile * TILE..slots.end.min(slots.start + (tile + 1) * TILE);
+            if tokens.start < tokens.end {
+                let place = Place { precision: precision(expert), tokens: slots, columns: x.columns };
+                // SAFETY: items have tiles of their own, and the buffer outlives the job.
+                unsafe { self.kernels.pack(&packing, &place, tile, &x.part(tokens)) }
+            }
+        })
+    }
+
+    /// The job that multiplies the slots of each touched expert with panels of its weights: `multiply(expert, panels, x,
+    /// first slot)`. `shape` is that of every expert's weights but for the format; `matrices` of them are taken at once.
+    fn multiply_slots(
+        &self,
+        jobs: &mut Jobs,
+        limit: &Limit,
+        (packed, columns): (&Activations, usize),
+        routing: &Routing,
+        split: &Split,
+        precision: &(dyn Fn(usize) -> Precision + Sync),
+        multiply: &(dyn Fn(usize, Range<usize>, &Packed, usize) + Sync),
+    ) -> Poll<Result<()>> {
+        let experts = routing.touched();
+        jobs.run(&self.pool, limit, experts.len() * split.items(), &|item, _| {
+            let expert = experts[item / split.items()] as usize;
+            let slots = routing.slots_of(expert);
+            let (panels, tokens) = split.parts_of(item % split.items(), slots.len());
+            if tokens.start < tokens.end {
+                let first = slots.start + tokens.start;
+                let place = Place { precision: precision(expert), tokens: slots, columns };
+                multiply(expert, panels, &packed.packed(&place).part(tokens), first);
+            }
         })
     }
 
@@ -365,9 +469,12 @@ impl Pass for CpuPass {
         let jobs = &mut self.jobs;
         ready!(shared.norm(jobs, limit, &weights.input_norm, &self.x, tokens, &mut self.normed))?;
         let x = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: tokens };
-        ready!(shared.matmul(jobs, limit, &weights.query, x, &mut self.query[..tokens * weights.query.rows()]))?;
-        ready!(shared.matmul(jobs, limit, &weights.key, x, &mut self.key[..tokens * weights.key.rows()]))?;
-        ready!(shared.matmul(jobs, limit, &weights.value, x, &mut self.value[..tokens * weights.value.rows()]))?;
+        let products = [
+            (&weights.query, &mut self.query[..tokens * weights.query.rows()]),
+            (&weights.key, &mut self.key[..tokens * weights.key.rows()]),
+            (&weights.value, &mut self.value[..tokens * weights.value.rows()]),
+        ];
+        ready!(shared.matmul(jobs, limit, &mut self.packed, x, products))?;
 
         let (head_dim, pairs) = (self.geometry.head_dim, shared.rotary_frequencies.len());
         let rows = [(&mut self.query, weights.query.rows()), (&mut self.key, weights.key.rows())];
@@ -406,7 +513,7 @@ impl Pass for CpuPass {
         // One item is one token's heads, as many as make an item at the longest position there is; items of single
         // tokens are split by head instead, so that all threads help.
         let longest = places.iter().map(|(_, position)| *position as usize + 1).max().unwrap_or(1);
-        let enough = (ITEM_MULTIPLY_ADDS / (2 * longest * head_dim)).clamp(1, heads);
+        let enough = (ITEM_ATTENTION / (2 * longest * head_dim)).clamp(1, heads);
         let heads_per_item = if self.tokens >= shared.pool.threads() { enough } else { 1 };
         let items_per_token = heads.div_ceil(heads_per_item);
         ready!(self.jobs.run(&shared.pool, limit, self.tokens * items_per_token, &|item, thread| {
@@ -435,7 +542,7 @@ impl Pass for CpuPass {
         let output = &shared.weights.layers[layer].output;
         let x = TokenRows { data: &self.attended, columns: output.columns(), index: None, count: self.tokens };
         let projected = &mut self.projected[..self.tokens * output.rows()];
-        ready!(shared.matmul(&mut self.jobs, limit, output, x, projected))?;
+        ready!(shared.matmul(&mut self.jobs, limit, &mut self.packed, x, [(output, projected)]))?;
 
         let (hidden_size, projected) = (config.hidden_size, &self.projected);
         let x = Output::new(&mut self.x, hidden_size);
@@ -460,14 +567,8 @@ impl Pass for CpuPass {
         ready!(shared.norm(jobs, limit, &weights.post_attention_norm, &self.x, tokens, &mut self.normed))?;
         if let Some(router) = &weights.router {
             let x = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: tokens };
-            let out = Output::new(&mut self.router_logits, experts);
-            let split = TokenSplit::new(tokens, hidden_size * experts);
-            ready!(jobs.run(&shared.pool, limit, split.items(), &|item, _| {
-                let tokens = split.tokens_of(item);
-                let out = out.skip_rows(tokens.start);
-                // SAFETY: items have different tokens, and the buffer outlives the job.
-                unsafe { shared.kernels.matmul(router, 0..experts, &x.part(tokens), &out) };
-            }))?;
+            let out = &mut self.router_logits[..tokens * experts];
+            ready!(shared.matmul(jobs, limit, &mut self.packed, x, [(router, out)]))?;
         }
         let (routing, logits, places) = (&mut self.routing, &self.router_logits, &self.places);
         ready!(jobs.run_here(limit, 1, |_| {
@@ -494,48 +595,54 @@ impl Pass for CpuPass {
         let (hidden_size, intermediate_size) = (config.hidden_size, config.intermediate_size);
         let experts = &shared.weights.layers[layer].experts;
         let routing = &self.routing;
-        let touched = routing.touched();
-        let most_slots = touched.iter().map(|expert| routing.slots_of(*expert as usize).len()).max().unwrap_or(0);
+        let slot_count = routing.slot_tokens().len();
+        let most_slots = routing.most_slots();
+        let jobs = &mut self.jobs;
 
         // activated[slot] = gelu(gate x) * (up x), x being the normed input of the slot's token.
-        let split = Split::new(intermediate_size, 2 * hidden_size, most_slots);
+        let precision = |expert: usize| shared.precision(&experts[expert].gate);
+        let x = TokenRows {
+            data: &self.normed,
+            columns: hidden_size,
+            index: Some(routing.slot_tokens()),
+            count: slot_count,
+        };
+        ready!(shared.pack_slots(jobs, limit, &mut self.packed, routing, x, &precision))?;
+        let split = Split::new(experts[0].gate.shape(), 2, most_slots);
         let activated = Output::new(&mut self.activated, intermediate_size);
-        let normed = &self.normed;
-        ready!(self.jobs.run(&shared.pool, limit, touched.len() * split.items(), &|item, _| {
-            let expert = touched[item / split.items()] as usize;
-            let slots = routing.slots_of(expert);
-            let (rows, part) = split.parts_of(item % split.items(), slots.len());
-            let slots = slots.start + part.start..slots.start + part.end;
-            let x = TokenRows {
-                data: normed,
-                columns: hidden_size,
-                index: Some(&routing.slot_tokens()[slots.clone()]),
-                count: slots.len(),
-            };
-            let out = activated.skip_rows(slots.start);
-            // SAFETY: items have different slots or different rows, and the buffer outlives the job.
-            unsafe { shared.kernels.geglu(&experts[expert], rows, &x, shared.exact_gelu, &out) }
-        }))?;
+        ready!(shared.multiply_slots(
+            jobs,
+            limit,
+            (&self.packed, hidden_size),
+            routing,
+            &split,
+            &precision,
+            &|expert, panels, x, first| {
+                let out = activated.skip_rows(first);
+                // SAFETY: items have different slots or different rows, and the buffer outlives the job.
+                unsafe { shared.kernels.geglu(&experts[expert], panels, x, shared.exact_gelu, &out) }
+            },
+        ))?;
 
         // projected[slot] = down activated[slot]
-        let split = Split::new(hidden_size, intermediate_size, most_slots);
+        let precision = |expert: usize| shared.precision(&experts[expert].down);
+        let x = TokenRows { data: &self.activated, columns: intermediate_size, index: None, count: slot_count };
+        ready!(shared.pack_slots(jobs, limit, &mut self.packed, routing, x, &precision))?;
+        let split = Split::new(experts[0].down.shape(), 1, most_slots);
         let projected = Output::new(&mut self.projected, hidden_size);
-        let activated = &self.activated;
-        ready!(self.jobs.run(&shared.pool, limit, touched.len() * split.items(), &|item, _| {
-            let expert = touched[item / split.items()] as usize;
-            let slots = routing.slots_of(expert);
-            let (rows, part) = split.parts_of(item % split.items(), slots.len());
-            let slots = slots.start + part.start..slots.start + part.end;
-            let x = TokenRows {
-                data: &activated[slots.start * intermediate_size..slots.end * intermediate_size],
-                columns: intermediate_size,
-                index: None,
-                count: slots.len(),
-            };
-            let out = projected.skip_rows(slots.start);
-            // SAFETY: items have different slots or different rows, and the buffer outlives the job.
-            unsafe { shared.kernels.matmul(&experts[expert].down, rows, &x, &out) }
-        }))?;
+        ready!(shared.multiply_slots(
+            jobs,
+            limit,
+            (&self.packed, intermediate_size),
+            routing,
+            &split,
+            &precision,
+            &|expert, panels, x, first| {
+                let out = projected.skip_rows(first);
+                // SAFETY: items have different slots or different rows, and the buffer outlives the job.
+                unsafe { shared.kernels.matmul(&experts[expert].down, panels, x, &out) }
+            },
+        ))?;
 
         // x += sum of weight * projected over the token's slots, in the order of the weights, rounded once.
         let projected = &self.projected;
@@ -576,7 +683,7 @@ impl Pass for CpuPass {
             }))?;
             let x = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: scored.len() };
             let logits = &mut self.logits[..scored.len() * vocab_size];
-            ready!(shared.matmul(&mut self.jobs, limit, head, x, logits))?;
+            ready!(shared.matmul(&mut self.jobs, limit, &mut self.packed, x, [(head, logits)]))?;
             let (logits, places) = (&self.logits, &self.places);
             let out = Output::new(&mut self.log_probabilities, 1);
             ready!(self.jobs.run(&shared.pool, limit, scored.len(), &|row, _| {
@@ -605,7 +712,8 @@ impl Pass for CpuPass {
             rows += 1;
         }
         let x = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: rows };
-        ready!(shared.matmul(&mut self.jobs, limit, head, x, &mut self.logits[..rows * vocab_size]))?;
+        let logits = &mut self.logits[..rows * vocab_size];
+        ready!(shared.matmul(&mut self.jobs, limit, &mut self.packed, x, [(head, logits)]))?;
         self.jobs.done()
     }
 
@@ -650,6 +758,6 @@ impl Pass for CpuPass {
             &self.logits,
             &self.log_probabilities,
         ];
-        buffers.iter().map(|buffer| buffer.bytes()).sum::<usize>() + self.routing.bytes()
+        buffers.iter().map(|buffer| buffer.bytes()).sum::<usize>() + self.packed.bytes() + self.routing.bytes()
     }
 }

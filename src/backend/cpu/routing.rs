@@ -145,9 +145,14 @@ impl Routing {
         self.starts[expert] as usize..self.starts[expert + 1] as usize
     }
 
+    /// Slots of the expert that has most.
+    pub fn most_slots(&self) -> usize {
+        self.touched().iter().map(|expert| self.slots_of(*expert as usize).len()).max().unwrap_or(0)
+    }
+
     /// The token of each slot.
     pub fn slot_tokens(&self) -> &[u32] {
-        &self.slot_tokens
+        &self.slot_tokens[..self.starts[self.experts] as usize]
     }
 
     /// The (slot, weight) pairs of a token in the current layer, highest weight first.

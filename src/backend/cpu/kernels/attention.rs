@@ -10,7 +10,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 
 use super::math::exp;
-use super::matmul::{Ahead, tile};
+use super::rows::{Ahead, tile};
 use super::vector::{Element, LANES, Vector};
 use crate::backend::kv::{KvBlock, KvDtype, KvElement, KvHalf, KvPage, PAGE_TOKENS};
 

@@ -1,18 +1,15 @@
-//! Matrix products with the weights' rows as the outer loop: each row of weights is read once per tile of tokens.
-//!
-//! Every dot product has LANES partial sums along the columns, added in one fixed order, then the columns past the
-//! last whole vector one by one. So a result does not depend on the tile it was computed in: any batch gives the
-//! same bits as each token alone.
-//!
-//! While the tiles of some rows are computed, the next rows are asked for, spread evenly over the tiles: only the first
-//! tile would read memory otherwise, and memory would be idle during the others.
+//! Matrix products over whole panels of weights: which tiles there are, and what becomes of their sums.
 
 use std::ops::Range;
 
+use super::activations::{Packed, TILE};
+use super::lanes::Lanes;
 use super::math::{gelu_erf, gelu_tanh};
-use super::vector::{Element, LANES, Vector};
+use super::tile::{Dot, PanelPart, PanelSums, Span, TokenPart, tile};
+use crate::model::weights::{ExpertWeights, Matrix};
+use crate::quant::{BLOCK, LINE_BYTES, PANEL_ROWS};
 
-/// Activations of some tokens: rows `[columns]` of `data`, picked by `index` where there is one.
+/// Activations of some tokens as they were computed: rows `[columns]` of `data`, picked by `index` where there is one.
 #[derive(Clone, Copy)]
 pub struct TokenRows<'a> {
     /// `[any, columns]`
@@ -25,7 +22,7 @@ pub struct TokenRows<'a> {
     pub count: usize,
 }
 
-impl TokenRows<'_> {
+impl<'a> TokenRows<'a> {
     /// Some of the tokens.
     pub fn part(&self, tokens: Range<usize>) -> Self {
         assert!(tokens.start <= tokens.end && tokens.end <= self.count);
@@ -36,8 +33,9 @@ impl TokenRows<'_> {
         }
     }
 
+    /// The row of a token.
     #[inline(always)]
-    pub fn row(&self, token: usize) -> &[f32] {
+    pub fn row(&self, token: usize) -> &'a [f32] {
         let row = self.index.map_or(token, |index| index[token] as usize);
         &self.data[row * self.columns..(row + 1) * self.columns]
     }
@@ -52,7 +50,7 @@ pub struct Output {
 }
 
 // SAFETY: an Output is a pointer into a buffer that outlives the job it is used in; the writers of different rows
-// write different elements (see `Output::write`).
+// write different elements (see `Output::row_part`).
 unsafe impl Sync for Output {}
 // SAFETY: as above.
 unsafe impl Send for Output {}
@@ -76,6 +74,7 @@ impl Output {
     /// # Safety
     /// The buffer is alive, and nobody else reads or writes these elements during the job.
     #[allow(clippy::mut_from_ref)] // Disjointness is the caller's promise, as for a raw pointer.
+    #[inline(always)]
     pub unsafe fn row_part(&self, row: usize, columns: Range<usize>) -> &mut [f32] {
         // The row is compared with the number of rows first, so that nothing below can overflow.
         assert!(columns.start <= columns.end && columns.end <= self.stride && row < self.count / self.stride.max(1));
@@ -83,225 +82,209 @@ impl Output {
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), columns.len()) }
     }
+}
 
-    /// Writes one element.
-    ///
-    /// # Safety
-    /// The buffer is alive, and no other thread reads or writes this element during the job.
-    #[inline(always)]
-    pub unsafe fn write(&self, token: usize, row: usize, value: f32) {
-        let at = token * self.stride + row;
-        assert!(row < self.stride && at < self.count);
-        // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
-        unsafe { *self.start.add(at) = value };
+/// Panels that are computed at once for a single token: as many streams of weights are in flight.
+const PANELS_ALONE: usize = 4;
+
+/// Bytes of each panel that stay in the second cache while all tokens pass by.
+pub const CACHED_BYTES: usize = 128 << 10;
+
+/// How far ahead lines are asked for on their way from memory. The processor's own prefetching starts anew in each page.
+const AHEAD_BYTES: usize = 4096;
+
+/// A matrix's layout, in the numbers the loops below need.
+struct Layout<'a> {
+    matrix: &'a Matrix,
+    panels: usize,
+    panel_bytes: usize,
+    panel_scale_bytes: usize,
+    columns_per_line: usize,
+    group_columns: usize,
+    /// Bytes of the scales of one group of sixteen rows; 0 without scales.
+    group_scale_bytes: usize,
+}
+
+impl Layout<'_> {
+    fn of(matrix: &Matrix) -> Layout<'_> {
+        let shape = matrix.shape();
+        let groups = shape.format.groups();
+        Layout {
+            matrix,
+            panels: shape.panels(),
+            panel_bytes: shape.panel_bytes(),
+            panel_scale_bytes: shape.panel_scale_bytes(),
+            columns_per_line: shape.columns_per_line(),
+            group_columns: groups.map_or(BLOCK, |groups| groups.size),
+            group_scale_bytes: groups.map_or(0, |_| 2 * PANEL_ROWS),
+        }
+    }
+
+    /// Panel `panel` from `column` on, which begins a group; for a panel past the end the last one.
+    fn part(&self, panel: usize, column: usize) -> PanelPart {
+        let panel = panel.min(self.panels - 1);
+        let lines = panel * self.panel_bytes + column / self.columns_per_line * LINE_BYTES;
+        let scales = panel * self.panel_scale_bytes + column / self.group_columns * self.group_scale_bytes;
+        PanelPart { lines: self.matrix.lines()[lines..].as_ptr(), scales: self.matrix.scales()[scales..].as_ptr() }
+    }
+
+    /// The rows of panel `panel`; none where it is not one of `panels`.
+    fn rows(&self, panel: usize, panels: &Range<usize>) -> Range<usize> {
+        let rows = self.matrix.rows();
+        let end = if panel < panels.end { rows.min((panel + 1) * PANEL_ROWS) } else { 0 };
+        (panel * PANEL_ROWS).min(end)..end
+    }
+
+    fn span(&self, columns: usize, is_from_memory: bool) -> Span {
+        Span {
+            lines: columns / self.columns_per_line,
+            group_shift: (self.group_columns / BLOCK).trailing_zeros(),
+            ahead_bytes: if is_from_memory { AHEAD_BYTES } else { 0 },
+        }
     }
 }
 
-/// Memory that a tile asks for, `step` bytes further on with every vector of columns.
-#[derive(Clone, Copy)]
-pub struct Ahead {
-    from: *const u8,
-    step: usize,
-}
-
-impl Ahead {
-    /// Nothing but what is read anyway.
-    pub fn nothing<E>(weights: *const E) -> Self {
-        Ahead { from: weights.cast(), step: 0 }
-    }
-}
-
-/// Bytes that come from memory at once.
-const MEMORY_LINE: usize = 64;
-
-/// `R x T` dot products: R rows of weights, `stride` elements apart, with T tokens' activations.
+/// Adds the products of some panels with a tile of tokens to `sums`: PANELS_ALONE panels for a single token, else two.
 ///
 /// # Safety
-/// The instruction set of V is present; `weights` is readable for R rows and `x` for `columns` elements each.
+/// The instruction set of D is present; the panels and `x` hold the span.
 #[inline(always)]
-pub unsafe fn tile<V: Vector, E: Element, const R: usize, const T: usize>(
-    weights: *const E,
-    stride: usize,
-    x: [*const f32; T],
-    columns: usize,
-    mut ahead: Ahead,
-) -> [[f32; T]; R] {
-    let whole = columns / LANES * LANES;
-    let lines = (R * LANES * size_of::<E>()).div_ceil(MEMORY_LINE);
-    // SAFETY: all offsets stay below `columns` in x and below R rows of `stride >= columns` in weights, which the
-    // caller promises are readable; V's instruction set is present by the caller's promise.
+unsafe fn add_tile<D: Dot>(
+    panels: &[PanelPart; PANELS_ALONE],
+    (x, tokens): (TokenPart, usize),
+    span: Span,
+    sums: &mut [PanelSums; PANELS_ALONE],
+) {
+    // SAFETY: the caller's promises.
     unsafe {
-        let mut sums = [[V::zero(); T]; R];
-        let mut column = 0;
-        while column < whole {
-            for line in 0..lines {
-                V::prefetch_far(ahead.from.wrapping_add(line * MEMORY_LINE));
-            }
-            ahead.from = ahead.from.wrapping_add(ahead.step);
-            let mut inputs = [V::zero(); T];
-            for t in 0..T {
-                inputs[t] = V::load_f32(x[t].add(column));
-            }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let weight = E::load::<V>(weights.add(r * stride + column));
-                for t in 0..T {
-                    sums[t] = weight.mul_add(inputs[t], sums[t]);
-                }
-            }
-            column += LANES;
-        }
-        let mut result = [[0.0; T]; R];
-        for r in 0..R {
-            for t in 0..T {
-                let mut sum = sums[r][t].sum();
-                for column in whole..columns {
-                    sum += (*weights.add(r * stride + column)).widen() * *x[t].add(column);
-                }
-                result[r][t] = sum;
-            }
-        }
-        result
-    }
-}
-
-/// Rows of a matrix `[all rows, columns]` that one item computes.
-#[derive(Clone, Copy)]
-struct Rows<'a, E> {
-    weights: &'a [E],
-    columns: usize,
-    /// The first of a tile.
-    first: usize,
-    /// The end of the item's.
-    end: usize,
-}
-
-impl<E: Element> Rows<'_, E> {
-    /// The tile of some tokens, the `turn`th of `turns` over these rows.
-    ///
-    /// # Safety
-    /// The instruction set of V is present.
-    #[inline(always)]
-    unsafe fn tile<V: Vector, const R: usize, const T: usize>(
-        &self,
-        x: &TokenRows,
-        token: usize,
-        (turn, turns): (usize, usize),
-    ) -> [[f32; T]; R] {
-        let weights = &self.weights[self.first * self.columns..(self.first + R) * self.columns];
-        let mut inputs = [std::ptr::null(); T];
-        for (t, input) in inputs.iter_mut().enumerate() {
-            let row = x.row(token + t);
-            assert!(row.len() == self.columns);
-            *input = row.as_ptr();
-        }
-        // Past the item's end the next rows are another thread's.
-        let ahead = if self.first + R < self.end {
-            let step = (R * LANES * size_of::<E>()).div_ceil(turns);
-            let from = weights.as_ptr_range().end.cast::<u8>();
-            Ahead { from: from.wrapping_add(turn * step * (self.columns / LANES)), step }
-        } else {
-            Ahead::nothing(weights.as_ptr())
-        };
-        // SAFETY: `weights` holds R rows and each input `columns` elements, both checked above.
-        unsafe { tile::<V, E, R, T>(weights.as_ptr(), self.columns, inputs, self.columns, ahead) }
-    }
-}
-
-/// Runs `body` over tiles of `rows x tokens`. Eight rows for a single token, so that eight streams of weights are in
-/// flight; else four rows by three tokens, which fills sixteen registers, and by two rather than one where three do not
-/// go into the tokens: four sums are too few to hide a multiply-add's latency.
-macro_rules! for_each_tile {
-    ($rows:expr, $tokens:expr, $body:ident) => {{
-        let rows: Range<usize> = $rows;
-        let tokens: usize = $tokens;
-        let turns = tokens.div_ceil(3);
-        let mut row = rows.start;
         if tokens == 1 {
-            while row + 8 <= rows.end {
-                $body!(row, 0, 8, 1, (0, 1));
-                row += 8;
-            }
+            return tile::<D, PANELS_ALONE, 1>(*panels, x, span, 0, sums);
         }
-        while row + 4 <= rows.end {
-            let (mut token, mut turn) = (0, 0);
-            while tokens - token >= 3 && tokens - token != 4 {
-                $body!(row, token, 4, 3, (turn, turns));
-                (token, turn) = (token + 3, turn + 1);
+        let [a, b, ..] = *panels;
+        let mut first = 0;
+        while first < tokens {
+            let count = (tokens - first).min(D::Lanes::TILE.1);
+            let x = x.skip(first);
+            if D::Lanes::TILE.0 == 2 {
+                add_tokens::<D, 2>([a, b], x, count, span, first, sums);
+            } else {
+                add_tokens::<D, 1>([a], x, count, span, first, sums);
+                add_tokens::<D, 1>([b], x, count, span, first, &mut sums[1..]);
             }
-            while tokens - token >= 2 {
-                $body!(row, token, 4, 2, (turn, turns));
-                (token, turn) = (token + 2, turn + 1);
-            }
-            if token < tokens {
-                $body!(row, token, 4, 1, (turn, turns));
-            }
-            row += 4;
+            first += count;
         }
-        while row < rows.end {
-            for token in 0..tokens {
-                $body!(row, token, 1, 1, (token, tokens));
-            }
-            row += 1;
-        }
-    }};
+    }
 }
 
-/// `out[token][row] = weights[row] . x[token]` for the given rows.
+/// One tile of R panels by `count` tokens.
 ///
 /// # Safety
-/// The instruction set of V is present; nobody else touches these rows of `out` during the call.
+/// As for [`add_tile`]; `sums` has R panels.
 #[inline(always)]
-pub unsafe fn matmul<V: Vector, E: Element>(weights: &[E], rows: Range<usize>, x: &TokenRows, out: &Output) {
-    let end = rows.end;
-    macro_rules! body {
-        ($row:expr, $token:expr, $r:literal, $t:literal, $turn:expr) => {{
-            let part = Rows { weights, columns: x.columns, first: $row, end };
-            // SAFETY: the caller's promises.
-            unsafe {
-                let sums = part.tile::<V, $r, $t>(x, $token, $turn);
-                for (r, sums) in sums.iter().enumerate() {
-                    for (t, sum) in sums.iter().enumerate() {
-                        out.write($token + t, $row + r, *sum);
+unsafe fn add_tokens<D: Dot, const R: usize>(
+    panels: [PanelPart; R],
+    x: TokenPart,
+    count: usize,
+    span: Span,
+    first: usize,
+    sums: &mut [PanelSums],
+) {
+    let Some(sums) = sums.first_chunk_mut::<R>() else { return };
+    // SAFETY: the caller's promises.
+    unsafe {
+        match count {
+            1 => tile::<D, R, 1>(panels, x, span, first, sums),
+            2 => tile::<D, R, 2>(panels, x, span, first, sums),
+            3 => tile::<D, R, 3>(panels, x, span, first, sums),
+            4 => tile::<D, R, 4>(panels, x, span, first, sums),
+            // Where a tile has four tokens at the most, the compiler leaves these out.
+            5 if D::Lanes::TILE.1 >= 5 => tile::<D, R, 5>(panels, x, span, first, sums),
+            6 if D::Lanes::TILE.1 >= 6 => tile::<D, R, 6>(panels, x, span, first, sums),
+            7 if D::Lanes::TILE.1 >= 7 => tile::<D, R, 7>(panels, x, span, first, sums),
+            _ => tile::<D, R, 8>(panels, x, span, first, sums),
+        }
+    }
+}
+
+/// `out[token][row] = weights[row] . x[token]` for the rows of some panels.
+///
+/// # Safety
+/// The instruction set of D is present; nobody else touches these rows of `out` during the call.
+#[inline(always)]
+pub unsafe fn matmul<D: Dot>(weights: &Matrix, panels: Range<usize>, x: &Packed, out: &Output) {
+    let layout = Layout::of(weights);
+    assert!(x.precision() == D::PRECISION && weights.shape().padded_columns() <= x.columns());
+    let columns = weights.shape().padded_columns();
+    let tiles = x.tokens().div_ceil(TILE);
+    let step = if x.tokens() == 1 { PANELS_ALONE } else { 2 };
+    let cached = CACHED_BYTES / LINE_BYTES * layout.columns_per_line;
+    let part_columns = if tiles > 1 { cached } else { columns.max(1) };
+    for panel in panels.clone().step_by(step) {
+        for column in (0..columns).step_by(part_columns) {
+            let parts = std::array::from_fn(|index| layout.part(panel + index, column));
+            let count = part_columns.min(columns - column);
+            for tile in 0..tiles {
+                let tokens = tile * TILE..((tile + 1) * TILE).min(x.tokens());
+                let mut sums = [PanelSums::default(); PANELS_ALONE];
+                for (index, sums) in sums.iter_mut().enumerate().take(step) {
+                    let rows = layout.rows(panel + index, &panels);
+                    for (token, sums) in tokens.clone().zip(sums) {
+                        // SAFETY: the caller's promise.
+                        let out = unsafe { out.row_part(token, rows.clone()) };
+                        if column > 0 {
+                            sums[..out.len()].copy_from_slice(out);
+                        }
+                    }
+                }
+                // SAFETY: the caller's promise; the span ends with the columns, which `x` has too.
+                unsafe { add_tile::<D>(&parts, x.tile(tile, column), layout.span(count, tile == 0), &mut sums) };
+                for (index, sums) in sums.iter().enumerate().take(step) {
+                    let rows = layout.rows(panel + index, &panels);
+                    for (token, sums) in tokens.clone().zip(sums) {
+                        // SAFETY: the caller's promise.
+                        let out = unsafe { out.row_part(token, rows.clone()) };
+                        out.copy_from_slice(&sums[..out.len()]);
                     }
                 }
             }
-        }};
+        }
     }
-    for_each_tile!(rows, x.count, body);
 }
 
-/// `out[token][row] = gelu(gate[row] . x[token]) * (up[row] . x[token])` for the given rows.
+/// `out[token][row] = gelu(gate[row] . x[token]) * (up[row] . x[token])` for the rows of some panels.
 ///
 /// # Safety
 /// As for [`matmul`].
 #[inline(always)]
-pub unsafe fn geglu<V: Vector, E: Element>(
-    gate: &[E],
-    up: &[E],
-    rows: Range<usize>,
-    x: &TokenRows,
-    exact_gelu: bool,
-    out: &Output,
-) {
-    let end = rows.end;
-    macro_rules! body {
-        ($row:expr, $token:expr, $r:literal, $t:literal, $turn:expr) => {{
-            let gate = Rows { weights: gate, columns: x.columns, first: $row, end };
-            let up = Rows { weights: up, columns: x.columns, first: $row, end };
-            // SAFETY: the caller's promises.
-            unsafe {
-                let mut gates = gate.tile::<V, $r, $t>(x, $token, $turn);
-                let ups = up.tile::<V, $r, $t>(x, $token, $turn);
-                for gate in gates.as_flattened_mut() {
-                    *gate = if exact_gelu { gelu_erf(*gate) } else { gelu_tanh(*gate) };
-                }
-                for (r, (gates, ups)) in gates.iter().zip(&ups).enumerate() {
-                    for (t, (gate, up)) in gates.iter().zip(ups).enumerate() {
-                        out.write($token + t, $row + r, gate * up);
+pub unsafe fn geglu<D: Dot>(expert: &ExpertWeights, panels: Range<usize>, x: &Packed, exact_gelu: bool, out: &Output) {
+    let (gate, up) = (Layout::of(&expert.gate), Layout::of(&expert.up));
+    let columns = expert.gate.shape().padded_columns();
+    assert!(x.precision() == D::PRECISION && columns <= x.columns() && expert.up.shape() == expert.gate.shape());
+    let step = if x.tokens() == 1 { PANELS_ALONE / 2 } else { 1 };
+    for panel in panels.clone().step_by(step) {
+        // Gates first, then ups.
+        let parts = std::array::from_fn(|index| match index / step {
+            0 => gate.part(panel + index, 0),
+            _ => up.part(panel + index % step, 0),
+        });
+        for tile in 0..x.tokens().div_ceil(TILE) {
+            let mut sums = [PanelSums::default(); PANELS_ALONE];
+            // SAFETY: the caller's promise; the span ends with the columns, which `x` has too.
+            unsafe { add_tile::<D>(&parts, x.tile(tile, 0), gate.span(columns, tile == 0), &mut sums) };
+            for index in 0..step {
+                let rows = gate.rows(panel + index, &panels);
+                for token in 0..TILE.min(x.tokens() - tile * TILE) {
+                    let (gates, ups) = (&sums[index][token], &sums[step + index][token]);
+                    let mut products = [0f32; PANEL_ROWS];
+                    for row in 0..PANEL_ROWS {
+                        let gate = if exact_gelu { gelu_erf(gates[row]) } else { gelu_tanh(gates[row]) };
+                        products[row] = gate * ups[row];
                     }
+                    // SAFETY: the caller's promise.
+                    let out = unsafe { out.row_part(tile * TILE + token, rows.clone()) };
+                    out.copy_from_slice(&products[..out.len()]);
                 }
             }
-        }};
+        }
     }
-    for_each_tile!(rows, x.count, body);
 }

@@ -1,9 +1,14 @@
 //! The CPU's inner loops, and the one place that chooses an instruction set for them.
 
+pub(super) mod activations;
 pub(super) mod attention;
+mod dots;
+mod lanes;
 pub(crate) mod math;
 pub(super) mod matmul;
+mod rows;
 mod store;
+mod tile;
 mod vector;
 
 #[cfg(test)]
@@ -11,13 +16,17 @@ mod tests;
 
 use std::ops::Range;
 
+use activations::{Packed, Packing, Place, Precision};
 use attention::HeadView;
+use dots::{Bf16, F16, F32, Int4, Int8};
+use lanes::Lanes;
 use matmul::{Output, TokenRows};
-use vector::Portable;
+use tile::Dot;
 
 use crate::backend::kv::{KvBlock, KvPage};
 use crate::error::{Error, Result, Status};
 use crate::model::weights::{ExpertWeights, Matrix};
+use crate::quant::{Format, ScaleDtype};
 
 /// Which instruction set to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,8 +36,39 @@ pub enum Instructions {
     Detect,
     /// Plain Rust.
     Portable,
-    /// AVX2 with FMA and F16C; an error where the processor lacks one of them.
+    /// AVX2 with FMA and F16C.
     Avx2,
+    /// AVX2 and AVX-VNNI.
+    AvxVnni,
+    /// AVX-512 with BW, DQ, VL and VNNI. Where the processor has BF16 too, bf16 weights meet activations rounded to bf16.
+    Avx512,
+}
+
+impl Instructions {
+    /// Those that can be asked for, the best last.
+    pub const ALL: [Instructions; 4] =
+        [Instructions::Portable, Instructions::Avx2, Instructions::AvxVnni, Instructions::Avx512];
+
+    /// Its name, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Instructions::Detect => "detect",
+            Instructions::Portable => "portable",
+            Instructions::Avx2 => "avx2",
+            Instructions::AvxVnni => "avx-vnni",
+            Instructions::Avx512 => "avx512",
+        }
+    }
+
+    /// What it needs, for messages.
+    fn needs(self) -> &'static str {
+        match self {
+            Instructions::Detect | Instructions::Portable => "nothing",
+            Instructions::Avx2 => "AVX2, FMA and F16C",
+            Instructions::AvxVnni => "AVX2, FMA, F16C and AVX-VNNI",
+            Instructions::Avx512 => "AVX-512 F, BW, DQ, VL and VNNI",
+        }
+    }
 }
 
 /// One instruction set's kernels. The functions are safe to call: a table is only handed out where it can run.
@@ -36,8 +76,11 @@ pub enum Instructions {
 pub struct Kernels {
     /// The instruction set, for people.
     pub name: &'static str,
-    matmul: unsafe fn(&Matrix, Range<usize>, &TokenRows, &Output),
-    geglu: unsafe fn(&ExpertWeights, Range<usize>, &TokenRows, bool, &Output),
+    /// What bf16 weights are multiplied with.
+    bf16_precision: Precision,
+    pack: unsafe fn(&Packing, &Place, usize, &TokenRows),
+    matmul: unsafe fn(&Matrix, Range<usize>, &Packed, &Output),
+    geglu: unsafe fn(&ExpertWeights, Range<usize>, &Packed, bool, &Output),
     attend: unsafe fn(&HeadView, &mut [f32], &mut [f32]),
     store: unsafe fn(&[f32], &mut KvPage, KvBlock, usize),
 }
@@ -45,40 +88,51 @@ pub struct Kernels {
 impl Kernels {
     /// The kernels for an instruction set, or an error if this processor does not have it.
     pub fn get(instructions: Instructions) -> Result<Kernels> {
-        let portable = Kernels {
-            name: "portable",
-            matmul: matmul_with,
-            geglu: geglu_with,
-            attend: attention::attend::<Portable>,
-            store: store::store,
+        let found = match instructions {
+            Instructions::Detect => Instructions::ALL.iter().rev().find_map(|instructions| present(*instructions)),
+            wanted => present(wanted),
         };
-        match (instructions, avx2()) {
-            (Instructions::Portable, _) | (Instructions::Detect, None) => Ok(portable),
-            (Instructions::Avx2 | Instructions::Detect, Some(avx2)) => Ok(avx2),
-            (Instructions::Avx2, None) => Err(Error::new(
-                Status::InvalidArgument,
-                "the AVX2 kernels were asked for, but this processor lacks AVX2, FMA or F16C",
-            )
-            .at_key("instructions")),
+        found.ok_or_else(|| {
+            let (name, needs) = (instructions.name(), instructions.needs());
+            let text = format!("the {name} kernels were asked for, but this processor lacks some of {needs}");
+            Error::new(Status::InvalidArgument, text).at_key("instructions")
+        })
+    }
+
+    /// What activations have to be packed as for weights of a format.
+    pub fn precision(&self, format: Format) -> Precision {
+        match format {
+            Format::F32 | Format::F16 => Precision::F32,
+            Format::Bf16 => self.bf16_precision,
+            Format::Int8(_) | Format::Int4(_) => Precision::Int8,
         }
     }
 
-    /// `out[token][row] = weights[row] . x[token]` for the given rows.
+    /// Packs the tokens `x` of one tile of a place; see [`Packing::pack`].
+    ///
+    /// # Safety
+    /// The buffers of `packing` are alive, and nobody else reads or writes this tile during the call.
+    pub unsafe fn pack(&self, packing: &Packing, place: &Place, tile: usize, x: &TokenRows) {
+        // SAFETY: `get` hands the table out only where its instruction set is present; the rest is the caller's promise.
+        unsafe { (self.pack)(packing, place, tile, x) }
+    }
+
+    /// `out[token][row] = weights[row] . x[token]` for the rows of some panels; `x` is packed as `precision` says.
     ///
     /// # Safety
     /// Nobody else touches these rows of `out` during the call, and its buffer is alive.
-    pub unsafe fn matmul(&self, weights: &Matrix, rows: Range<usize>, x: &TokenRows, out: &Output) {
-        // SAFETY: `get` hands the table out only where its instruction set is present; the rest is the caller's promise.
-        unsafe { (self.matmul)(weights, rows, x, out) }
+    pub unsafe fn matmul(&self, weights: &Matrix, panels: Range<usize>, x: &Packed, out: &Output) {
+        // SAFETY: as in `pack`.
+        unsafe { (self.matmul)(weights, panels, x, out) }
     }
 
-    /// `out[token][row] = gelu(gate[row] . x[token]) * (up[row] . x[token])` for the given rows of an expert.
+    /// `out[token][row] = gelu(gate[row] . x[token]) * (up[row] . x[token])` for the rows of some panels of an expert.
     ///
     /// # Safety
     /// As for `matmul`.
-    pub unsafe fn geglu(&self, expert: &ExpertWeights, rows: Range<usize>, x: &TokenRows, exact: bool, out: &Output) {
-        // SAFETY: as in `matmul`.
-        unsafe { (self.geglu)(expert, rows, x, exact, out) }
+    pub unsafe fn geglu(&self, expert: &ExpertWeights, panels: Range<usize>, x: &Packed, exact: bool, out: &Output) {
+        // SAFETY: as in `pack`.
+        unsafe { (self.geglu)(expert, panels, x, exact, out) }
     }
 
     /// One head's attention for one token into `out: [head_dim]`; `scores` is scratch for all its positions.
@@ -94,59 +148,163 @@ impl Kernels {
     }
 }
 
-fn naive(weights: &Matrix, rows: Range<usize>, x: &TokenRows, mut see: impl FnMut(usize, usize, f32)) {
-    let mut row_numbers = vec![0.0; weights.columns()];
-    for row in rows {
-        weights.read_row(row, &mut row_numbers);
-        for token in 0..x.count {
-            see(token, row, row_numbers.iter().zip(x.row(token)).map(|(w, x)| w * x).sum());
+/// The product in the weights' format; `B` is how bf16 is multiplied.
+///
+/// # Safety
+/// As for [`matmul::matmul`].
+#[inline(always)]
+unsafe fn matmul_with<L: Lanes, B: Dot>(weights: &Matrix, panels: Range<usize>, x: &Packed, out: &Output) {
+    use matmul::matmul;
+    // SAFETY: the caller's promise.
+    unsafe {
+        match weights.shape().format {
+            Format::F32 => matmul::<F32<L>>(weights, panels, x, out),
+            Format::F16 => matmul::<F16<L>>(weights, panels, x, out),
+            Format::Bf16 => matmul::<B>(weights, panels, x, out),
+            Format::Int8(groups) => match groups.scales {
+                ScaleDtype::Bf16 => matmul::<Int8<L, false>>(weights, panels, x, out),
+                ScaleDtype::F16 => matmul::<Int8<L, true>>(weights, panels, x, out),
+            },
+            Format::Int4(groups) => match groups.scales {
+                ScaleDtype::Bf16 => matmul::<Int4<L, false>>(weights, panels, x, out),
+                ScaleDtype::F16 => matmul::<Int4<L, true>>(weights, panels, x, out),
+            },
         }
     }
 }
 
-unsafe fn matmul_with(weights: &Matrix, rows: Range<usize>, x: &TokenRows, out: &Output) {
-    naive(weights, rows, x, |token, row, sum| unsafe { out.write(token, row, sum) });
+/// As `matmul_with`, of an expert's first half.
+///
+/// # Safety
+/// As for [`matmul::geglu`].
+#[inline(always)]
+unsafe fn geglu_with<L: Lanes, B: Dot>(
+    expert: &ExpertWeights,
+    panels: Range<usize>,
+    x: &Packed,
+    exact: bool,
+    out: &Output,
+) {
+    use matmul::geglu;
+    // SAFETY: the caller's promise.
+    unsafe {
+        match expert.gate.shape().format {
+            Format::F32 => geglu::<F32<L>>(expert, panels, x, exact, out),
+            Format::F16 => geglu::<F16<L>>(expert, panels, x, exact, out),
+            Format::Bf16 => geglu::<B>(expert, panels, x, exact, out),
+            Format::Int8(groups) => match groups.scales {
+                ScaleDtype::Bf16 => geglu::<Int8<L, false>>(expert, panels, x, exact, out),
+                ScaleDtype::F16 => geglu::<Int8<L, true>>(expert, panels, x, exact, out),
+            },
+            Format::Int4(groups) => match groups.scales {
+                ScaleDtype::Bf16 => geglu::<Int4<L, false>>(expert, panels, x, exact, out),
+                ScaleDtype::F16 => geglu::<Int4<L, true>>(expert, panels, x, exact, out),
+            },
+        }
+    }
 }
 
-unsafe fn geglu_with(expert: &ExpertWeights, rows: Range<usize>, x: &TokenRows, exact: bool, out: &Output) {
-    use math::{gelu_erf, gelu_tanh};
-    let mut gates = Vec::new();
-    naive(&expert.gate, rows.clone(), x, |_, _, gate| gates.push(if exact { gelu_erf(gate) } else { gelu_tanh(gate) }));
-    let mut gates = gates.into_iter();
-    naive(&expert.up, rows, x, |token, row, up| unsafe { out.write(token, row, gates.next().unwrap_or(0.0) * up) });
+/// The table of one instruction set: its name, how sixteen rows, bf16 products and attention are done in it, and the features
+/// its functions are compiled with, which are to be present where the table is handed out.
+macro_rules! kernels {
+    ($name:literal, $lanes:ty, $bf16:ty, $vector:ty $(, $features:literal)?) => {{
+        // SAFETY of the five: called through a table that is handed out only where the features are present; what else they
+        // need is their callers' promise.
+        $(#[target_feature(enable = $features)])?
+        unsafe fn pack(packing: &Packing, place: &Place, tile: usize, x: &TokenRows) {
+            // SAFETY: see above.
+            unsafe { packing.pack(place, tile, x) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn matmul(weights: &Matrix, panels: Range<usize>, x: &Packed, out: &Output) {
+            // SAFETY: see above.
+            unsafe { matmul_with::<$lanes, $bf16>(weights, panels, x, out) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn geglu(expert: &ExpertWeights, panels: Range<usize>, x: &Packed, exact: bool, out: &Output) {
+            // SAFETY: see above.
+            unsafe { geglu_with::<$lanes, $bf16>(expert, panels, x, exact, out) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn attend(view: &HeadView, scores: &mut [f32], out: &mut [f32]) {
+            // SAFETY: see above.
+            unsafe { attention::attend::<$vector>(view, scores, out) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn store(row: &[f32], page: &mut KvPage, block: KvBlock, slot: usize) {
+            store::store(row, page, block, slot)
+        }
+        Kernels { name: $name, bf16_precision: <$bf16 as Dot>::PRECISION, pack, matmul, geglu, attend, store }
+    }};
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn avx2() -> Option<Kernels> {
-    None
+fn present(instructions: Instructions) -> Option<Kernels> {
+    use lanes::portable::Portable;
+    (instructions == Instructions::Portable).then(|| kernels!("portable", Portable, Bf16<Portable>, vector::Portable))
+}
+
+/// The kernels of an instruction set, where the processor has it.
+#[cfg(target_arch = "x86_64")]
+fn present(instructions: Instructions) -> Option<Kernels> {
+    use lanes::{avx_vnni::AvxVnni, avx2::Avx2, avx512::Avx512, portable::Portable};
+
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+    match instructions {
+        Instructions::Detect => None,
+        Instructions::Portable => Some(kernels!("portable", Portable, Bf16<Portable>, vector::Portable)),
+        Instructions::Avx2 => avx2.then(|| kernels!("avx2", Avx2, Bf16<Avx2>, vector::Avx2, "avx2,fma,f16c")),
+        Instructions::AvxVnni => (avx2 && is_x86_feature_detected!("avxvnni"))
+            .then(|| kernels!("avx-vnni", AvxVnni<false>, Bf16<Avx2>, vector::Avx2, "avx2,fma,f16c,avxvnni")),
+        Instructions::Avx512 if !avx2 || !avx512() => None,
+        Instructions::Avx512 if is_x86_feature_detected!("avx512bf16") => Some(kernels!(
+            "avx512 with bf16",
+            Avx512,
+            dots::Bf16Pairs,
+            vector::Avx2,
+            "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16"
+        )),
+        Instructions::Avx512 => Some(kernels!(
+            "avx512",
+            Avx512,
+            Bf16<Avx512>,
+            vector::Avx2,
+            "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
+        )),
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
-fn avx2() -> Option<Kernels> {
-    use vector::Avx2;
+fn avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vnni")
+}
 
-    // SAFETY of the four: called through a table that `avx2` hands out only after detection.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn matmul(weights: &Matrix, rows: Range<usize>, x: &TokenRows, out: &Output) {
-        // SAFETY: the instruction set is enabled on this function; the rest is the caller's promise.
-        unsafe { matmul_with(weights, rows, x, out) }
-    }
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn geglu(expert: &ExpertWeights, rows: Range<usize>, x: &TokenRows, exact: bool, out: &Output) {
-        // SAFETY: as above.
-        unsafe { geglu_with(expert, rows, x, exact, out) }
-    }
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn attend(view: &HeadView, scores: &mut [f32], out: &mut [f32]) {
-        // SAFETY: as above.
-        unsafe { attention::attend::<Avx2>(view, scores, out) }
-    }
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn store(row: &[f32], page: &mut KvPage, block: KvBlock, slot: usize) {
-        store::store(row, page, block, slot)
-    }
+/// Kernels for tests that no processor is given: the twin of AVX-VNNI on processors with AVX-512, and AVX-512 without BF16.
+#[cfg(all(test, target_arch = "x86_64"))]
+fn variants() -> Vec<Kernels> {
+    use lanes::{avx_vnni::AvxVnni, avx2::Avx2, avx512::Avx512};
 
-    let present =
-        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-    present.then_some(Kernels { name: "avx2", matmul, geglu, attend, store })
+    if !avx512() {
+        return Vec::new();
+    }
+    vec![
+        kernels!(
+            "avx-vnni by avx512",
+            AvxVnni<true>,
+            Bf16<Avx2>,
+            vector::Avx2,
+            "avx2,fma,f16c,avx512f,avx512vl,avx512vnni"
+        ),
+        kernels!(
+            "avx512 without bf16",
+            Avx512,
+            Bf16<Avx512>,
+            vector::Avx2,
+            "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
+        ),
+    ]
 }

@@ -2,8 +2,12 @@
 
 use half::{bf16, f16};
 
+use safetensors::Dtype;
+
+use super::activations::{Activations, TILE, tiles};
+use super::matmul::CACHED_BYTES;
 use super::*;
-use crate::memory::Buffer;
+use crate::quant::{BLOCK, Groups, LINE_BYTES, Shape, Source};
 
 mod cache;
 
@@ -28,60 +32,111 @@ impl Random {
         (0..count).map(|_| self.unit()).collect()
     }
 
-    /// A matrix in each dtype.
-    fn matrices(&mut self, rows: usize, columns: usize) -> [Matrix; 3] {
-        let mut bf16s = Buffer::zeroed("a test", rows * columns).unwrap();
-        let mut f16s = Buffer::zeroed("a test", rows * columns).unwrap();
-        let mut f32s = Buffer::zeroed("a test", rows * columns).unwrap();
-        bf16s.iter_mut().for_each(|element| *element = bf16::from_f32(self.unit()));
-        f16s.iter_mut().for_each(|element| *element = f16::from_f32(self.unit()));
-        f32s.iter_mut().for_each(|element| *element = self.unit());
-        [Elements::Bf16(bf16s), Elements::F16(f16s), Elements::F32(f32s)].map(|elements| Matrix {
-            rows,
-            columns,
-            elements,
-        })
+    /// A matrix in each format.
+    fn matrices(&mut self, rows: usize, columns: usize) -> Vec<Matrix> {
+        let numbers = self.vector(rows * columns);
+        formats()
+            .into_iter()
+            .map(|format| {
+                let (dtype, bytes): (Dtype, Vec<u8>) = match format {
+                    Format::Bf16 => {
+                        (Dtype::BF16, numbers.iter().flat_map(|n| bf16::from_f32(*n).to_le_bytes()).collect())
+                    }
+                    Format::F16 => (Dtype::F16, numbers.iter().flat_map(|n| f16::from_f32(*n).to_le_bytes()).collect()),
+                    _ => (Dtype::F32, numbers.iter().flat_map(|n| n.to_le_bytes()).collect()),
+                };
+                let source = Source { dtype, bytes: &bytes, columns, importance: None };
+                Matrix::from_rows("a test", Shape { rows, columns, format }, &source).unwrap()
+            })
+            .collect()
     }
 }
 
-fn all_kernels() -> Vec<Kernels> {
-    [Instructions::Portable, Instructions::Avx2].into_iter().filter_map(|wanted| Kernels::get(wanted).ok()).collect()
+/// Every format there is.
+fn formats() -> Vec<Format> {
+    let mut formats = vec![Format::F32, Format::F16, Format::Bf16];
+    for scales in [ScaleDtype::Bf16, ScaleDtype::F16] {
+        formats.push(Format::Int8(Groups { size: 32, scales }));
+        formats.extend([32, 64, 128].map(|size| Format::Int4(Groups { size, scales })));
+    }
+    formats
 }
 
-/// The dot product of row `row` and `x` in f64, and the sum of its terms' sizes, which bounds its error in f32.
-fn dot(matrix: &Matrix, row: usize, x: &[f32]) -> (f64, f64) {
-    let mut weights = vec![0.0; matrix.columns];
+/// Those of every instruction set this machine has.
+fn all_kernels() -> Vec<Kernels> {
+    let mut kernels: Vec<Kernels> =
+        Instructions::ALL.into_iter().filter_map(|wanted| Kernels::get(wanted).ok()).collect();
+    #[cfg(target_arch = "x86_64")]
+    kernels.extend(variants());
+    kernels
+}
+
+/// Activations of `x` as the kernels take them for a format.
+fn packed_for(kernels: &Kernels, format: Format, x: &TokenRows) -> (Activations, Place) {
+    let mut activations = Activations::new("a test", x.count, x.columns).unwrap();
+    let place = Place { precision: kernels.precision(format), tokens: 0..x.count, columns: x.columns };
+    let packing = activations.packing();
+    for tile in 0..tiles(x.count) {
+        let tokens = tile * TILE..((tile + 1) * TILE).min(x.count);
+        // SAFETY: this is the only thread, and the buffers live on.
+        unsafe { kernels.pack(&packing, &place, tile, &x.part(tokens)) };
+    }
+    (activations, place)
+}
+
+/// The dot product of row `row` and `x` in f64, and the largest error it may have on these kernels.
+fn dot(kernels: &Kernels, matrix: &Matrix, row: usize, x: &[f32]) -> (f64, f64) {
+    let mut weights = vec![0.0; matrix.columns()];
     matrix.read_row(row, &mut weights);
     let terms = weights.iter().zip(x).map(|(weight, x)| *weight as f64 * *x as f64);
-    (terms.clone().sum(), terms.map(f64::abs).sum())
+    let size: f64 = terms.clone().map(f64::abs).sum();
+    let sums = 3e-7 * size * (1.0 + matrix.columns() as f64 / 64.0);
+    let rounding = match kernels.precision(matrix.shape().format) {
+        Precision::F32 => 0.0,
+        Precision::Bf16 => size / 256.0,
+        // Half a step of each block, whose size is the block's largest by 127.
+        Precision::Int8 => (weights.chunks(BLOCK).zip(x.chunks(BLOCK)))
+            .map(|(weights, x)| {
+                let largest = x.iter().fold(0f32, |largest, x| largest.max(x.abs())) as f64;
+                largest / 254.0 * weights.iter().map(|weight| weight.abs() as f64).sum::<f64>()
+            })
+            .sum(),
+    };
+    (terms.sum(), sums + 1.001 * rounding)
 }
 
-const SHAPES: [(usize, usize); 6] = [(1, 1), (8, 8), (13, 72), (17, 60), (9, 257), (24, 7)];
+const SHAPES: [(usize, usize); 8] = [(1, 1), (8, 8), (13, 72), (17, 60), (9, 257), (24, 7), (70, 160), (32, 384)];
+
+/// All products, of all rows in two parts.
+fn multiply(kernels: &Kernels, matrix: &Matrix, x: &TokenRows) -> Vec<f32> {
+    let mut out = vec![f32::NAN; x.count * matrix.rows()];
+    let (activations, place) = packed_for(kernels, matrix.shape().format, x);
+    let panels = matrix.shape().panels();
+    for part in [0..panels / 2, panels / 2..panels] {
+        // SAFETY: this is the only thread, and `out` lives on.
+        unsafe { kernels.matmul(matrix, part, &activations.packed(&place), &Output::new(&mut out, matrix.rows())) };
+    }
+    out
+}
 
 #[test]
-fn matrix_products_agree_with_f64_for_every_dtype_shape_and_number_of_tokens() {
+fn matrix_products_agree_with_f64_for_every_format_shape_and_number_of_tokens() {
     let mut random = Random::fresh();
     for (rows, columns) in SHAPES {
         for matrix in random.matrices(rows, columns) {
-            let data = random.vector(9 * columns);
+            let data = random.vector(20 * columns);
             let index: Vec<u32> = vec![8, 0, 3, 3, 7, 1, 5];
-            for (count, index) in
-                [(1, None), (2, None), (3, None), (9, None), (7, Some(&index[..])), (1, Some(&index[..]))]
-            {
+            let counts = [1, 2, 3, 4, 5, 8, 9, 15, 20].map(|count| (count, None));
+            for (count, index) in counts.into_iter().chain([(7, Some(&index[..])), (1, Some(&index[..]))]) {
                 let x = TokenRows { data: &data, columns, index, count };
                 for kernels in all_kernels() {
-                    let mut out = vec![f32::NAN; count * rows];
-                    let half = rows / 2;
-                    for part in [0..half, half..rows] {
-                        // SAFETY: this is the only thread, and `out` lives on.
-                        unsafe { kernels.matmul(&matrix, part, &x, &Output::new(&mut out, rows)) };
-                    }
+                    let out = multiply(&kernels, &matrix, &x);
                     for token in 0..count {
-                        let at = index.map_or(token, |index| index[token] as usize) * columns;
                         for row in 0..rows {
-                            let (expected, size) = dot(&matrix, row, &data[at..at + columns]);
+                            let (expected, allowed) = dot(&kernels, &matrix, row, x.row(token));
                             let error = (out[token * rows + row] as f64 - expected).abs();
-                            assert!(error <= 3e-7 * size * (1.0 + columns as f64 / 64.0), "{}", kernels.name);
+                            let format = matrix.shape().format;
+                            assert!(error <= allowed, "{} {format:?} {error} of {allowed}", kernels.name);
                         }
                     }
                 }
@@ -91,23 +146,70 @@ fn matrix_products_agree_with_f64_for_every_dtype_shape_and_number_of_tokens() {
 }
 
 #[test]
+fn long_rows_are_cut_where_many_tokens_pass_and_give_the_same_bits() {
+    let mut random = Random::fresh();
+    let columns = 2 * CACHED_BYTES / LINE_BYTES * 8 + 72;
+    let data = random.vector(10 * columns);
+    for matrix in random.matrices(19, columns) {
+        for kernels in all_kernels() {
+            let run = |first: usize, count: usize| {
+                let x = TokenRows { data: &data[first * columns..], columns, index: None, count };
+                multiply(&kernels, &matrix, &x).into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let alone: Vec<u32> = (0..10).flat_map(|token| run(token, 1)).collect();
+            assert!(run(0, 10) == alone, "{} {:?}", kernels.name, matrix.shape().format);
+        }
+    }
+}
+
+#[test]
 fn a_token_gets_the_same_bits_in_every_tile() {
     let mut random = Random::fresh();
     for (rows, columns) in SHAPES {
         for matrix in random.matrices(rows, columns) {
-            let data = random.vector(8 * columns);
+            let data = random.vector(17 * columns);
             for kernels in all_kernels() {
                 let run = |first: usize, count: usize| {
                     let x = TokenRows { data: &data[first * columns..], columns, index: None, count };
-                    let mut out = vec![0.0; count * rows];
-                    // SAFETY: this is the only thread, and `out` lives on.
-                    unsafe { kernels.matmul(&matrix, 0..rows, &x, &Output::new(&mut out, rows)) };
-                    out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                    multiply(&kernels, &matrix, &x).into_iter().map(f32::to_bits).collect::<Vec<_>>()
                 };
-                let alone: Vec<u32> = (0..8).flat_map(|token| run(token, 1)).collect();
-                for count in 2..=8 {
+                let alone: Vec<u32> = (0..17).flat_map(|token| run(token, 1)).collect();
+                for count in 2..=17 {
                     assert_eq!(run(0, count), alone[..count * rows], "{} {count}", kernels.name);
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn quantised_products_have_the_same_bits_on_every_instruction_set_with_fused_multiply_adds() {
+    let mut random = Random::fresh();
+    for (rows, columns) in SHAPES {
+        let data = random.vector(11 * columns);
+        let x = TokenRows { data: &data, columns, index: None, count: 11 };
+        for matrix in random.matrices(rows, columns).iter().filter(|matrix| matrix.shape().format.groups().is_some()) {
+            let mut first: Option<Vec<u32>> = None;
+            for kernels in all_kernels().iter().filter(|kernels| kernels.name != "portable") {
+                let bits: Vec<u32> = multiply(kernels, matrix, &x).into_iter().map(f32::to_bits).collect();
+                assert_eq!(&bits, first.get_or_insert_with(|| bits.clone()), "{}", kernels.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_activation_that_is_not_finite_makes_every_product_it_enters_not_a_number() {
+    let mut random = Random::fresh();
+    for matrix in random.matrices(20, 70) {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut data = random.vector(3 * 70);
+            data[70 + 33] = bad;
+            for kernels in all_kernels() {
+                let out = multiply(&kernels, &matrix, &TokenRows { data: &data, columns: 70, index: None, count: 3 });
+                let is_number = |token: usize| out[token * 20..(token + 1) * 20].iter().all(|value| value.is_finite());
+                assert!(is_number(0) && is_number(2), "{}", kernels.name);
+                assert!(out[20..40].iter().all(|value| !value.is_finite()), "{}", kernels.name);
             }
         }
     }
@@ -117,28 +219,38 @@ fn a_token_gets_the_same_bits_in_every_tile() {
 fn an_experts_first_half_agrees_with_f64() {
     let mut random = Random::fresh();
     for (rows, columns) in SHAPES {
-        let gates = random.matrices(rows, columns);
-        let ups = random.matrices(rows, columns);
-        let downs = random.matrices(1, 1);
-        let data = random.vector(5 * columns);
+        let (gates, ups, downs) =
+            (random.matrices(rows, columns), random.matrices(rows, columns), random.matrices(1, 1));
+        let data = random.vector(11 * columns);
         for ((gate, up), down) in gates.into_iter().zip(ups).zip(downs) {
             let expert = ExpertWeights { gate, up, down };
-            for (kernels, exact) in all_kernels().into_iter().flat_map(|kernels| [(kernels, false), (kernels, true)]) {
-                let x = TokenRows { data: &data, columns, index: None, count: 5 };
-                let mut out = vec![f32::NAN; 5 * rows];
+            let cases = [1, 2, 5, 11].map(|count| [(count, false), (count, true)]);
+            for (kernels, (count, exact)) in all_kernels()
+                .into_iter()
+                .flat_map(|kernels| cases.as_flattened().iter().map(move |case| (kernels, *case)))
+            {
+                let x = TokenRows { data: &data, columns, index: None, count };
+                let (activations, place) = packed_for(&kernels, expert.gate.shape().format, &x);
+                let mut out = vec![f32::NAN; count * rows];
+                let panels = 0..expert.gate.shape().panels();
                 // SAFETY: this is the only thread, and `out` lives on.
-                unsafe { kernels.geglu(&expert, 0..rows, &x, exact, &Output::new(&mut out, rows)) };
-                for token in 0..5 {
-                    let x = &data[token * columns..(token + 1) * columns];
+                unsafe {
+                    let out = Output::new(&mut out, rows);
+                    kernels.geglu(&expert, panels, &activations.packed(&place), exact, &out)
+                };
+                for token in 0..count {
                     for row in 0..rows {
-                        let ((gate, gate_size), (up, up_size)) = (dot(&expert.gate, row, x), dot(&expert.up, row, x));
+                        let (gate, gate_error) = dot(&kernels, &expert.gate, row, x.row(token));
+                        let (up, up_error) = dot(&kernels, &expert.up, row, x.row(token));
                         let inner = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044715 * gate.powi(3));
                         let tanh = 0.5 * gate * (1.0 + inner.tanh());
                         let erf = 0.5 * gate * (1.0 + libm::erf(gate / 2f64.sqrt()));
-                        let expected = if exact { erf } else { tanh } * up;
-                        let size = (1.0 + gate_size) * (1.0 + up_size);
-                        let error = (out[token * rows + row] as f64 - expected).abs();
-                        assert!(error <= 1e-6 * size * (1.0 + columns as f64 / 64.0), "{} {error}", kernels.name);
+                        let gelu = if exact { erf } else { tanh };
+                        // GeLU's slope is below 1.13.
+                        let gelu_error = 1.13 * gate_error + 1e-6 * (1.0 + gate.abs());
+                        let allowed = gelu_error * (up.abs() + up_error) + gelu.abs() * up_error + 1e-7;
+                        let error = (out[token * rows + row] as f64 - gelu * up).abs();
+                        assert!(error <= allowed, "{} {error} of {allowed}", kernels.name);
                     }
                 }
             }
