@@ -161,20 +161,23 @@ fn sessions_on_several_threads_give_what_each_gives_alone() {
 
 #[test]
 fn instruction_sets_agree_within_rounding() {
-    if Kernels::get(Instructions::Avx2).is_err() {
-        return;
-    }
     for (name, directory) in shapes() {
+        let is_bf16 = name.contains("bf16");
         let directory = directory.to_temporary();
         let tokens = Random::new(9).tokens(40, 97);
-        let [portable, avx2] = [Instructions::Portable, Instructions::Avx2].map(|instructions| {
+        let logits = |instructions| {
             let mut session = session_with(&load_with(directory.path(), 2, instructions), KvDtype::F32);
             session.prefill(&tokens).unwrap();
             session.logits().unwrap().to_vec()
-        });
+        };
+        let portable = logits(Instructions::Portable);
         let largest = portable.iter().fold(0f32, |max, value| max.max(value.abs()));
-        for (a, b) in portable.iter().zip(&avx2) {
-            assert!((a - b).abs() < 2e-5 * largest, "{name}");
+        for instructions in Instructions::ALL.into_iter().filter(|wanted| Kernels::get(*wanted).is_ok()) {
+            // AVX-512 may round activations to bf16 before they meet bf16 weights.
+            let tolerance = if is_bf16 && instructions == Instructions::Avx512 { 3e-2 } else { 2e-5 };
+            for (a, b) in portable.iter().zip(&logits(instructions)) {
+                assert!((a - b).abs() < tolerance * largest, "{name}, {}", instructions.name());
+            }
         }
     }
 }
@@ -228,7 +231,8 @@ fn narrower_keys_and_values_keep_logits_near_those_of_f32() {
     let tolerances = [(KvDtype::Bf16, 4e-2), (KvDtype::F16, 5e-3), (KvDtype::Int8, 6e-2)];
     for (name, directory) in shapes() {
         let directory = directory.to_temporary();
-        let model = load(directory.path());
+        // Where activations are rounded too, that is most of the error.
+        let model = load_with(directory.path(), 2, Instructions::Portable);
         let tokens = Random::new(16).tokens(100, 97);
         let logits = |dtype| {
             let mut session = session_with(&model, dtype);

@@ -6,15 +6,27 @@ mod common;
 use common::{golden, load_options, session_with};
 use gemmoe::backend::KvDtype;
 use gemmoe::backend::cpu::CpuOptions;
-use gemmoe::backend::cpu::kernels::{Instructions, Kernels};
-use gemmoe::{LoadOptions, Sampling};
+use gemmoe::backend::cpu::kernels::{Instructions, Kernels, Precision};
+use gemmoe::quant::Format;
+use gemmoe::{LoadOptions, Model, Sampling};
 use serde_json::Value;
 
-/// Of the largest logit. Tighter than the 2e-4 that was promised: the two GeLUs can differ by as little as 1e-4.
+/// Of the largest logit, where activations are f32. Tighter than the 2e-4 that was promised: the two GeLUs can differ by as
+/// little as 1e-4.
 const TOLERANCE: f64 = 2e-5;
+/// The same where activations are rounded to bf16 before they meet bf16 weights, as AVX-512 does. Routers may then choose
+/// differently where two experts are close, so routes and greedy tokens are not compared.
+const TOLERANCE_BF16: f64 = 5e-2;
 
 fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// Whether this instruction set rounds activations that meet this directory's weights, some of which may be bf16.
+fn rounds_activations(path: &std::path::Path, instructions: Instructions) -> bool {
+    let dtypes = Model::inspect(path, &LoadOptions::default()).unwrap().0.dtypes;
+    let kernels = Kernels::get(instructions).unwrap();
+    dtypes.iter().any(|dtype| dtype == "BF16") && kernels.precision(Format::Bf16) != Precision::F32
 }
 
 fn check_directory(path: &std::path::Path, instructions: Instructions) -> f64 {
@@ -28,6 +40,8 @@ fn check_directory(path: &std::path::Path, instructions: Instructions) -> f64 {
         exact_gelu: option("exact_gelu"),
     };
     let model = load_options(path, &LoadOptions { cpu, ..Default::default() });
+    let rounds = rounds_activations(path, instructions);
+    let tolerance = if rounds { TOLERANCE_BF16 } else { TOLERANCE };
     let mut worst = 0f64;
     for case in expected["cases"].as_array().unwrap() {
         let tokens = ids(&case["tokens"]);
@@ -40,8 +54,11 @@ fn check_directory(path: &std::path::Path, instructions: Instructions) -> f64 {
         assert_eq!(found.len(), logits.len());
         for (found, expected) in found.iter().zip(&logits) {
             let error = (*found as f64 - expected).abs() / largest;
-            assert!(error < TOLERANCE, "{name}, {} tokens: relative error {error:.2e}", tokens.len());
+            assert!(error < tolerance, "{name}, {} tokens: relative error {error:.2e}", tokens.len());
             worst = worst.max(error);
+        }
+        if rounds {
+            continue;
         }
         for (layer, experts) in case["experts"].as_array().unwrap().iter().enumerate() {
             assert_eq!(session.routes(layer).unwrap().experts, ids(experts), "{name}, layer {layer}");
@@ -55,7 +72,7 @@ fn check_directory(path: &std::path::Path, instructions: Instructions) -> f64 {
 
 #[test]
 fn every_golden_checkpoint_agrees_with_the_float64_reference() {
-    for instructions in [Instructions::Portable, Instructions::Avx2] {
+    for instructions in Instructions::ALL {
         if Kernels::get(instructions).is_err() {
             continue;
         }

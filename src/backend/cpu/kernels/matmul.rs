@@ -195,13 +195,14 @@ unsafe fn add_tokens<D: Dot, const R: usize>(
         match count {
             1 => tile::<D, R, 1>(panels, x, span, first, sums),
             2 => tile::<D, R, 2>(panels, x, span, first, sums),
-            3 => tile::<D, R, 3>(panels, x, span, first, sums),
-            4 => tile::<D, R, 4>(panels, x, span, first, sums),
-            // Where a tile has four tokens at the most, the compiler leaves these out.
+            // What an instruction set has no registers for, the compiler leaves out.
+            3 if D::Lanes::TILE.1 >= 3 => tile::<D, R, 3>(panels, x, span, first, sums),
+            4 if D::Lanes::TILE.1 >= 4 => tile::<D, R, 4>(panels, x, span, first, sums),
             5 if D::Lanes::TILE.1 >= 5 => tile::<D, R, 5>(panels, x, span, first, sums),
             6 if D::Lanes::TILE.1 >= 6 => tile::<D, R, 6>(panels, x, span, first, sums),
             7 if D::Lanes::TILE.1 >= 7 => tile::<D, R, 7>(panels, x, span, first, sums),
-            _ => tile::<D, R, 8>(panels, x, span, first, sums),
+            8 if D::Lanes::TILE.1 >= 8 => tile::<D, R, 8>(panels, x, span, first, sums),
+            _ => unreachable!("a tile has {count} tokens"),
         }
     }
 }

@@ -16,7 +16,8 @@ mod tests;
 
 use std::ops::Range;
 
-use activations::{Packed, Packing, Place, Precision};
+pub use activations::Precision;
+use activations::{Packed, Packing, Place};
 use attention::HeadView;
 use dots::{Bf16, F16, F32, Int4, Int8};
 use lanes::Lanes;

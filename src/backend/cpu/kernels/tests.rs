@@ -10,6 +10,7 @@ use super::*;
 use crate::quant::{BLOCK, Groups, LINE_BYTES, Shape, Source};
 
 mod cache;
+mod speed;
 
 /// Numbers in [-1, 1) from the clock's seed, which a failing test prints.
 struct Random(u64);
