@@ -229,7 +229,7 @@ fn plan_prints_what_the_library_plans() {
     let path = directory.path().to_str().unwrap();
     let options = ["--context", "40", "--chunk", "9", "--kv", "f16", "--sessions", "3", "--threads", "2"];
     let arguments = [&["plan", path][..], &options].concat();
-    let load = LoadOptions { cpu: CpuOptions { threads: 2, ..Default::default() }, ..Default::default() };
+    let load = LoadOptions { cpu: CpuOptions { threads: 2.into(), ..Default::default() }, ..Default::default() };
     let session =
         SessionOptions { context_size: 40, prefill_chunk: 9, kv_dtype: Some(KvDtype::F16), ..Default::default() };
     let plan = Model::plan(directory.path(), &load, &session).unwrap();

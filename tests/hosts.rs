@@ -6,7 +6,7 @@ mod common;
 mod tokenizer_sample;
 
 use std::collections::BTreeSet;
-use std::ffi::c_char;
+use std::ffi::{c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -256,7 +256,8 @@ macro_rules! layout {
 fn structs_have_one_layout_in_c_and_in_rust() {
     let mut lines: Vec<String> = Vec::new();
     layout!(lines, GemmoeLoadOptions, "gemmoe_load_options", struct_size: u32, flags: u32, threads: u32,
-        instructions: u32, kv_limit_bytes: u64, reserved: [u64; 4]);
+        instructions: u32, kv_limit_bytes: u64, priority: u32, spin_us: u32, parallel_for: ffi::GemmoeParallelFor,
+        parallel_for_context: *mut c_void, reserved: [u64; 4]);
     layout!(lines, GemmoeLoadProgress, "gemmoe_load_progress", struct_size: u32, state: u32, bytes_total: u64,
         bytes_read: u64);
     layout!(lines, GemmoeModelInfo, "gemmoe_model_info", struct_size: u32, vocab_size: u32, hidden_size: u32,
