@@ -97,7 +97,7 @@
 #define GEMMOE_PRIORITY_NORMAL 0
 
 /**
- * gemmoe_load_options.priority: a nice value higher by 5; a third of the processor time where they compete with others of the
+ * gemmoe_load_options.priority: a nice value higher by 5; a quarter of the processor time where they compete with others of the
  * host. INVALID_ARGUMENT on systems without priorities of single threads (all but Linux).
  */
 #define GEMMOE_PRIORITY_LOW 1

@@ -171,6 +171,11 @@ fn threads_get_ok_or_busy_and_a_cancelled_prefill_goes_on() {
 }
 
 #[test]
+fn the_hosts_own_threads_give_the_same_tokens_whatever_they_do_wrong() {
+    Workshop::new().run_every_way("parallel_for.c");
+}
+
+#[test]
 fn the_library_prints_nothing_and_survives_forks() {
     Workshop::new().run_every_way("guest.c");
 }
