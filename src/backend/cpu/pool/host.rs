@@ -65,7 +65,7 @@ impl Drop for HostThreads {
 
 /// What the host calls: takes part in the job of the pool that `context` stands for, if there is one and `index` is free.
 /// No panic leaves it: those of the work are kept for the pool's caller.
-unsafe extern "C" fn task(context: *mut c_void, index: u32) {
+extern "C" fn task(context: *mut c_void, index: u32) {
     let _quiet = Quiet::enter();
     let shared = {
         let pools = POOLS.read().unwrap_or_else(PoisonError::into_inner);
