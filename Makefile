@@ -8,7 +8,7 @@ LIB := target/release
 DEMO := examples/demo-model
 SYSTEM_LIBS := -lpthread -ldl -lm
 
-.PHONY: help lib cli demo game test bench frames batching cancel header check clean
+.PHONY: help lib cli demo game test bench frames batching cancel busy header check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ batching: ## tokens/s of 1 to 16 sessions in one batch
 
 cancel: ## how long a cancel takes
 	$(CARGO) bench --locked --bench cancel
+
+busy: ## what is left of decode when each processor has another busy process
+	$(CARGO) bench --locked --bench busy
 
 header: ## write include/gemmoe.h anew from src/ffi
 	GEMMOE_WRITE_HEADER=1 $(CARGO) test --locked --test header

@@ -31,7 +31,7 @@
 #include <stddef.h>
 #include <stdint.h>
 /* Initialisers: all defaults. */
-#define GEMMOE_LOAD_OPTIONS_INIT { sizeof(gemmoe_load_options), 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_LOAD_OPTIONS_INIT { sizeof(gemmoe_load_options), 0, 0, 0, 0, 0, 0, NULL, NULL, { 0, 0, 0, 0 } }
 #define GEMMOE_LOAD_PROGRESS_INIT { sizeof(gemmoe_load_progress), 0, 0, 0 }
 #define GEMMOE_MODEL_INFO_INIT \
     { sizeof(gemmoe_model_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
@@ -70,6 +70,13 @@
 #define GEMMOE_LOAD_EXACT_GELU 4
 
 /**
+ * gemmoe_load_options.flags: keep each of the library's own threads on a processor of its own, among those the loading
+ * thread may use; one of them is left to the calling thread, which is never pinned. INVALID_ARGUMENT where there are fewer
+ * processors than threads, and on systems that cannot (all but Linux).
+ */
+#define GEMMOE_LOAD_PIN_THREADS 8
+
+/**
  * gemmoe_load_options.instructions: the best instruction set the processor has.
  */
 #define GEMMOE_INSTRUCTIONS_DETECT 0
@@ -83,6 +90,22 @@
  * gemmoe_load_options.instructions: AVX2, FMA and F16C; INVALID_ARGUMENT where the processor lacks them.
  */
 #define GEMMOE_INSTRUCTIONS_AVX2 2
+
+/**
+ * gemmoe_load_options.priority: the library's own threads have that of the loading thread.
+ */
+#define GEMMOE_PRIORITY_NORMAL 0
+
+/**
+ * gemmoe_load_options.priority: a nice value higher by 5; a quarter of the processor time where they compete with others of the
+ * host. INVALID_ARGUMENT on systems without priorities of single threads (all but Linux).
+ */
+#define GEMMOE_PRIORITY_LOW 1
+
+/**
+ * gemmoe_load_options.priority: the nice value 19; what others leave. INVALID_ARGUMENT as above.
+ */
+#define GEMMOE_PRIORITY_LOWEST 2
 
 /**
  * gemmoe_load_progress.state: still loading.
@@ -498,6 +521,28 @@ typedef struct gemmoe_session gemmoe_session;
 typedef struct gemmoe_text_stream gemmoe_text_stream;
 
 /**
+ * What a gemmoe_parallel_for calls, with the task_context it was given and an index below its count. It returns soon when
+ * there is nothing left to do, and never unwinds.
+ */
+typedef void (*gemmoe_task)(void *task_context, uint32_t index);
+
+/**
+ * A host's way to spread work over threads of its own: calls `task` once with `task_context` and each index below `count`, from
+ * any threads, at the same time or one after the other, and returns when all calls have returned. One after the other
+ * works, and is as slow as one thread.
+ *
+ * It is called from whatever thread computes with the model, many times per token, with a count of 2 to
+ * gemmoe_load_options.threads; it must not unwind, longjmp or block on another call of this library. Results are those of
+ * the library's own threads, to the last bit. While one call of the library is in it, others with the same model compute on
+ * their own threads alone: calls of the library may run on the threads that run tasks.
+ *
+ * A task takes part in whatever is left to do, so mistakes are harmless: what was not called the calling thread does itself;
+ * a wrong or repeated index does nothing; a call that still runs when this function returns is waited for; one that begins
+ * later does nothing, or helps with the work then at hand, also when the model is gone, as long as the library is there.
+ */
+typedef void (*gemmoe_parallel_for)(void *context, uint32_t count, gemmoe_task task, void *task_context);
+
+/**
  * How to load a model. Initialise with GEMMOE_LOAD_OPTIONS_INIT; zeros are the defaults.
  */
 typedef struct gemmoe_load_options {
@@ -510,7 +555,8 @@ typedef struct gemmoe_load_options {
      */
     uint32_t flags;
     /**
-     * Threads that compute, the calling one included; 0 is one per core the process may use, at most 256.
+     * Threads that compute, the calling one included; 0 is one per core the process may use, at most 256. With a
+     * parallel_for, the most tasks of one call of it; with 1 it is never called.
      */
     uint32_t threads;
     /**
@@ -521,6 +567,24 @@ typedef struct gemmoe_load_options {
      * Most bytes of keys and values that all sessions of the model hold together; 0 is no limit.
      */
     uint64_t kv_limit_bytes;
+    /**
+     * One of GEMMOE_PRIORITY_.
+     */
+    uint32_t priority;
+    /**
+     * Microseconds that an idle thread of the library spins before it sleeps, and that a call spins for the last piece of work
+     * of another thread before it sleeps; 0 is 50. A thread that sleeps takes tens of microseconds to wake.
+     */
+    uint32_t spin_us;
+    /**
+     * The host's own threads instead of the library's, which then starts none; NULL is the library's. With it,
+     * GEMMOE_LOAD_PIN_THREADS, priority and spin_us must be 0. Called as long as the model, or a session of it, lives.
+     */
+    gemmoe_parallel_for parallel_for;
+    /**
+     * What parallel_for is called with. Must be usable from any thread.
+     */
+    void *parallel_for_context;
     /**
      * Must be 0.
      */

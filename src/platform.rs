@@ -137,6 +137,74 @@ pub fn advise_huge_pages(start: *mut u8, bytes: usize) {
 #[cfg(not(target_os = "linux"))]
 pub fn advise_huge_pages(_start: *mut u8, _bytes: usize) {}
 
+/// The processors this thread may run on.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub fn usable_processors() -> io::Result<Vec<usize>> {
+    // SAFETY: all zeros are a value of cpu_set_t, the empty set.
+    let mut set = unsafe { std::mem::zeroed::<libc::cpu_set_t>() };
+    // SAFETY: `set` is writable and as large as told; 0 is the calling thread.
+    if unsafe { libc::sched_getaffinity(0, size_of_val(&set), &mut set) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let processors = 0..libc::CPU_SETSIZE as usize;
+    // SAFETY: the numbers are below the set's size.
+    Ok(processors.filter(|processor| unsafe { libc::CPU_ISSET(*processor, &set) }).collect())
+}
+
+/// The processors this thread may run on: this system does not tell.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub fn usable_processors() -> io::Result<Vec<usize>> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "this system has no such call"))
+}
+
+/// Keeps this thread on one of its processors.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub fn pin_this_thread(processor: usize) -> io::Result<()> {
+    if processor >= libc::CPU_SETSIZE as usize {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: all zeros are a value of cpu_set_t, the empty set.
+    let mut set = unsafe { std::mem::zeroed::<libc::cpu_set_t>() };
+    // SAFETY: the number is below the set's size.
+    unsafe { libc::CPU_SET(processor, &mut set) };
+    // SAFETY: `set` is as large as told; 0 is the calling thread.
+    match unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Keeps this thread on one of its processors: this system has no such call.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub fn pin_this_thread(_processor: usize) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// The highest nice value, the lowest priority.
+pub const MAX_NICENESS: i32 = 19;
+
+/// Whether `lower_this_thread` is possible. POSIX gives whole processes a nice value; on Linux a thread has its own.
+pub const HAS_THREAD_PRIORITIES: bool = cfg!(any(target_os = "linux", target_os = "android"));
+
+/// Makes this thread nicer by `step`, to `MAX_NICENESS` at most.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub fn lower_this_thread(step: i32) -> io::Result<()> {
+    // SAFETY: plain numbers; 0 is the calling thread, which exists, so that the call cannot fail.
+    let niceness = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+    let niceness = niceness.saturating_add(step).min(MAX_NICENESS);
+    // SAFETY: as above.
+    match unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Makes this thread nicer: this system has no such call.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub fn lower_this_thread(_step: i32) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// A path as a C host gives it: any bytes where the system allows that.
 #[cfg(unix)]
 pub fn path_from_bytes(bytes: &[u8]) -> Option<PathBuf> {

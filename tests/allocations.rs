@@ -6,6 +6,7 @@ mod counting;
 #[path = "common/tokenizer.rs"]
 mod tokenizer_sample;
 
+use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -13,9 +14,13 @@ use std::time::Duration;
 use common::{Directory, batch, load_with};
 use counting::{allocations, failing_after, live_bytes};
 use gemmoe::backend::cpu::kernels::Instructions;
+use gemmoe::backend::cpu::threads::Task;
+use gemmoe::backend::cpu::{CpuOptions, ParallelFor, ThreadOptions};
 use gemmoe::engine::experts::RouteArrays;
 use gemmoe::text::grammar::{Grammar, GrammarKind};
-use gemmoe::{Budget, LogitBias, Model, Overflow, Pooling, Sampling, Session, SessionOptions, Status};
+use gemmoe::{
+    Budget, LoadOptions, LogitBias, Model, Overflow, Pooling, Progress, Sampling, Session, SessionOptions, Status,
+};
 use serde_json::json;
 
 /// Allocations are counted over the whole process: the tests of this file take turns.
@@ -54,12 +59,28 @@ fn every_setting() -> Sampling {
     }
 }
 
+/// A host that runs tasks one after the other.
+unsafe extern "C" fn run_in_turn(_context: *mut c_void, count: u32, task: Task, task_context: *mut c_void) {
+    // SAFETY: a task may be called with any index.
+    (0..count).for_each(|index| unsafe { task(task_context, index) });
+}
+
 #[test]
 fn a_step_allocates_nothing_and_a_dropped_model_leaves_nothing() {
     let _turn = turn();
+    // SAFETY: the function needs no context.
+    let host = unsafe { ParallelFor::new(run_in_turn, std::ptr::null_mut()) };
+    for parallel_for in [None, Some(host)] {
+        let threads = ThreadOptions { count: 3, parallel_for, ..Default::default() };
+        check_that_steps_allocate_nothing(CpuOptions { threads, ..Default::default() });
+    }
+}
+
+fn check_that_steps_allocate_nothing(cpu: CpuOptions) {
     let directory = Directory::random(71).to_temporary();
+    let options = LoadOptions { cpu, ..Default::default() };
     let round = || {
-        let model = load_with(directory.path(), 3, Instructions::Detect);
+        let model = Model::load(directory.path(), &options, &Progress::default()).unwrap();
         let mut session = session(&model, SessionOptions::default());
         for sampling in [Sampling::default(), every_setting()] {
             session.set_sampling(sampling).unwrap();

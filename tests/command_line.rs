@@ -57,6 +57,17 @@ fn list(tokens: &[u32]) -> String {
 }
 
 #[test]
+fn threads_of_every_kind_give_the_same() {
+    let directory = Directory::random(20).to_temporary();
+    let base = ["logits", "--model", directory.path().to_str().unwrap(), "--tokens", "2,17,5", "--json"];
+    let expected = text_of(&[&base[..], &["--threads", "1"]].concat());
+    let kinds: [&[&str]; 3] = [&["--threads", "1", "--pin"], &["--priority", "low"], &["--priority", "lowest"]];
+    for kind in kinds {
+        assert_eq!(text_of(&[&base[..], kind].concat()), expected, "{kind:?}");
+    }
+}
+
+#[test]
 fn logits_prints_the_last_positions_logits_and_experts() {
     let directory = Directory::random(21).to_temporary();
     let path = directory.path().to_str().unwrap();
@@ -229,7 +240,7 @@ fn plan_prints_what_the_library_plans() {
     let path = directory.path().to_str().unwrap();
     let options = ["--context", "40", "--chunk", "9", "--kv", "f16", "--sessions", "3", "--threads", "2"];
     let arguments = [&["plan", path][..], &options].concat();
-    let load = LoadOptions { cpu: CpuOptions { threads: 2, ..Default::default() }, ..Default::default() };
+    let load = LoadOptions { cpu: CpuOptions { threads: 2.into(), ..Default::default() }, ..Default::default() };
     let session =
         SessionOptions { context_size: 40, prefill_chunk: 9, kv_dtype: Some(KvDtype::F16), ..Default::default() };
     let plan = Model::plan(directory.path(), &load, &session).unwrap();
@@ -444,6 +455,9 @@ fn help_lists_every_command_and_every_option() {
             &[
                 "--prompt",
                 "--tokens",
+                "--threads",
+                "--pin",
+                "--priority",
                 "--max-new",
                 "--temperature",
                 "--top-k",
@@ -495,13 +509,15 @@ fn what_is_wrong_goes_to_stderr_with_the_culprit_in_it() {
     let demo = demo.to_str().unwrap();
     let binary = directory.path().join("model.safetensors");
     let binary = binary.to_str().unwrap();
-    let cases: [(&[&str], &str); 25] = [
+    let cases: [(&[&str], &str); 27] = [
         (&["inspect", "/nonexistent-model"], "/nonexistent-model"),
         (&["generate", "--model", path, "--prompt", "hello"], "tokenizer.json"),
         (&["generate", "--model", path, "--tokens", "2,97"], "token 1 of the input is 97, the vocabulary has 97"),
         (&["generate", "--model", path, "--tokens", "2,x"], "\"x\" is not a token id"),
         (&["generate", "--model", path, "--tokens", "2", "--temperature", "-1"], "temperature"),
         (&["generate", "--model", path], "--prompt"),
+        (&["generate", "--model", path, "--tokens", "2", "--threads", "256", "--pin"], "each of 256 threads"),
+        (&["generate", "--model", path, "--tokens", "2", "--priority", "0"], "possible values: normal, low, lowest"),
         (&["generate", "--model", path, "--tokens", "2", "--repetition-penalty", "0"], "repetition_penalty"),
         (&["generate", "--model", path, "--tokens", "2", "--kv", "f64"], "possible values: f32, bf16, f16, int8"),
         (&["generate", "--model", path, "--tokens", "2", "--context", "513"], "max_position_embeddings is 512"),

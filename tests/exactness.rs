@@ -5,10 +5,13 @@ mod common;
 use common::{Directory, Random, batch, draw_each, load, load_with, session, session_with};
 use gemmoe::backend::KvDtype;
 use gemmoe::backend::cpu::kernels::{Instructions, Kernels};
+use gemmoe::backend::cpu::threads::Task;
+use gemmoe::backend::cpu::{CpuOptions, ParallelFor, ThreadOptions};
 use gemmoe::backend::ops::{Batch, PassLimits, SequenceSlice};
-use gemmoe::{Model, Sampling, Session, SessionOptions, Status};
+use gemmoe::{LoadOptions, Model, Progress, Sampling, Session, SessionOptions, Status};
 use safetensors::Dtype;
 use serde_json::json;
+use std::ffi::c_void;
 use std::sync::Arc;
 
 fn logits_of(session: &Session) -> Vec<u32> {
@@ -136,6 +139,47 @@ fn sessions_stepped_together_give_what_each_gives_alone_for_any_number_of_thread
             for (index, (expected, logits)) in alone.iter().enumerate() {
                 assert_eq!(&tokens[index], expected, "{name}, {threads} threads, session {index}");
                 assert_eq!(&logits_of(&sessions[index]), logits, "{name}, {threads} threads, session {index}");
+            }
+        }
+    }
+}
+
+/// How the host of the next test runs tasks; it is the context.
+type Run = fn(u32, &(dyn Fn(u32) + Sync));
+
+unsafe extern "C" fn parallel_for(context: *mut c_void, count: u32, task: Task, task_context: *mut c_void) {
+    // SAFETY: the context is a `Run` that outlives the model.
+    let run = unsafe { *context.cast::<Run>() };
+    let task_context = task_context.addr();
+    // SAFETY: a task may be called with any index at any time.
+    run(count, &|index| unsafe { task(std::ptr::without_provenance_mut(task_context), index) });
+}
+
+#[test]
+fn the_hosts_own_threads_give_the_same_bits_whatever_they_do_wrong() {
+    let runs: [(&str, Run); 4] = [
+        ("on threads", |count, task| {
+            std::thread::scope(|scope| (0..count).for_each(|index| drop(scope.spawn(move || task(index)))));
+        }),
+        ("in turn", |count, task| (0..count).for_each(task)),
+        ("all but one, twice", |count, task| (1..count).chain(1..count).for_each(task)),
+        ("none", |_, _| {}),
+    ];
+    for (name, directory) in shapes() {
+        let directory = directory.to_temporary();
+        let tokens = Random::new(16).tokens(60, 97);
+        let expected = logits_after(&load_with(directory.path(), 1, Instructions::Detect), &tokens);
+        for (manner, run) in &runs {
+            // SAFETY: `parallel_for` reads a `Run` at the context, which outlives the model, and may run anywhere.
+            let parallel_for = unsafe { ParallelFor::new(parallel_for, (&raw const *run).cast_mut().cast()) };
+            let threads = ThreadOptions { count: 3, parallel_for: Some(parallel_for), ..Default::default() };
+            let cpu = CpuOptions { threads, ..Default::default() };
+            let options = LoadOptions { cpu, ..Default::default() };
+            let model = Model::load(directory.path(), &options, &Progress::default()).unwrap();
+            for chunk in [1, 7, 60] {
+                let mut session = session(&model);
+                tokens.chunks(chunk).for_each(|part| session.prefill(part).unwrap());
+                assert_eq!(logits_of(&session), expected, "{name}, tasks {manner}, chunks of {chunk}");
             }
         }
     }

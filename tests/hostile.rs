@@ -43,7 +43,7 @@ const LONGEST_MESSAGE: usize = 1500;
 
 pub fn load(path: &Path, follow_links: bool) -> Result<Arc<Model>> {
     let mut options = LoadOptions { follow_links, ..Default::default() };
-    options.cpu.threads = 1;
+    options.cpu.threads = 1.into();
     Model::load(path, &options, &Progress::default())
 }
 

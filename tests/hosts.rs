@@ -6,7 +6,7 @@ mod common;
 mod tokenizer_sample;
 
 use std::collections::BTreeSet;
-use std::ffi::c_char;
+use std::ffi::{c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -171,6 +171,11 @@ fn threads_get_ok_or_busy_and_a_cancelled_prefill_goes_on() {
 }
 
 #[test]
+fn the_hosts_own_threads_give_the_same_tokens_whatever_they_do_wrong() {
+    Workshop::new().run_every_way("parallel_for.c");
+}
+
+#[test]
 fn the_library_prints_nothing_and_survives_forks() {
     Workshop::new().run_every_way("guest.c");
 }
@@ -256,7 +261,8 @@ macro_rules! layout {
 fn structs_have_one_layout_in_c_and_in_rust() {
     let mut lines: Vec<String> = Vec::new();
     layout!(lines, GemmoeLoadOptions, "gemmoe_load_options", struct_size: u32, flags: u32, threads: u32,
-        instructions: u32, kv_limit_bytes: u64, reserved: [u64; 4]);
+        instructions: u32, kv_limit_bytes: u64, priority: u32, spin_us: u32, parallel_for: ffi::GemmoeParallelFor,
+        parallel_for_context: *mut c_void, reserved: [u64; 4]);
     layout!(lines, GemmoeLoadProgress, "gemmoe_load_progress", struct_size: u32, state: u32, bytes_total: u64,
         bytes_read: u64);
     layout!(lines, GemmoeModelInfo, "gemmoe_model_info", struct_size: u32, vocab_size: u32, hidden_size: u32,

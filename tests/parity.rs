@@ -34,7 +34,7 @@ fn check_directory(path: &std::path::Path, instructions: Instructions) -> f64 {
     let expected: Value = serde_json::from_slice(&std::fs::read(path.join("expected.json")).unwrap()).unwrap();
     let option = |key: &str| expected["options"][key].as_bool().unwrap_or(false);
     let cpu = CpuOptions {
-        threads: 2,
+        threads: 2.into(),
         instructions,
         unrounded_embedding_scale: option("unrounded_embedding_scale"),
         exact_gelu: option("exact_gelu"),

@@ -31,7 +31,7 @@ fn session_options() -> Vec<SessionOptions> {
 /// Compares the plans of a directory with what is used, and returns the bytes of its weights.
 fn check(directory: &Path, threads: usize) -> (u64, u64) {
     let name = directory.display();
-    let load = LoadOptions { cpu: CpuOptions { threads, ..Default::default() }, ..Default::default() };
+    let load = LoadOptions { cpu: CpuOptions { threads: threads.into(), ..Default::default() }, ..Default::default() };
     let model = load_options(directory, &load);
     for options in session_options() {
         let plan = match (Model::plan(directory, &load, &options), Session::new(Arc::clone(&model), &options)) {
@@ -133,7 +133,7 @@ fn what_a_session_or_a_load_would_refuse_the_plan_refuses() {
     assert_eq!(plan(load, too_long), (Status::InvalidArgument, "context_size".into()));
     let keeps_all = SessionOptions { context_size: 8, overflow: Overflow::Slide { keep: 7 }, ..session };
     assert_eq!(plan(load, keeps_all), (Status::InvalidArgument, "keep_tokens".into()));
-    let threads = LoadOptions { cpu: CpuOptions { threads: 1 << 20, ..Default::default() }, ..load };
+    let threads = LoadOptions { cpu: CpuOptions { threads: (1 << 20).into(), ..Default::default() }, ..load };
     assert_eq!(plan(threads, session), (Status::InvalidArgument, "threads".into()));
     let limited = LoadOptions { kv_limit_bytes: 1000, ..load };
     assert_eq!(plan(limited, session), (Status::KvLimit, "kv_limit_bytes".into()));

@@ -198,7 +198,7 @@ fn a_snapshot_of_another_model_is_told_apart() {
     let with = |path: &Path, cpu| load_options(path, &LoadOptions { cpu, ..Default::default() });
     let directory = original.to_temporary();
     let plain = CpuOptions::default();
-    for cpu in [CpuOptions { exact_gelu: true, ..plain }, CpuOptions { threads: 3, ..plain }] {
+    for cpu in [CpuOptions { exact_gelu: true, ..plain }, CpuOptions { threads: 3.into(), ..plain }] {
         let expected = if cpu.exact_gelu { Status::SnapshotModel } else { Status::Ok };
         assert_eq!(status_of(&with(directory.path(), cpu), &bytes), expected, "{cpu:?}");
     }

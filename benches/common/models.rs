@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use gemmoe::backend::cpu::CpuOptions;
+use gemmoe::backend::cpu::{CpuOptions, Priority, ThreadOptions};
 use gemmoe::{LoadOptions, Model, Progress, Session, SessionOptions};
 
 use super::{setting, slice};
@@ -12,6 +12,17 @@ use super::{setting, slice};
 /// One per processor; `GEMMOE_BENCH_THREADS` says otherwise, to leave the host one of its own.
 pub fn threads() -> usize {
     setting("GEMMOE_BENCH_THREADS", std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// `GEMMOE_BENCH_SPIN_US`, `GEMMOE_BENCH_PIN=1` and `GEMMOE_BENCH_PRIORITY` (0 to 2) change the threads of every bench.
+fn thread_options() -> ThreadOptions {
+    ThreadOptions {
+        count: threads(),
+        pin: setting("GEMMOE_BENCH_PIN", 0) == 1,
+        spin_us: setting("GEMMOE_BENCH_SPIN_US", 0) as u32,
+        priority: [Priority::Normal, Priority::Low, Priority::Lowest][setting("GEMMOE_BENCH_PRIORITY", 0).min(2)],
+        parallel_for: None,
+    }
 }
 
 pub fn demo() -> Arc<Model> {
@@ -42,7 +53,8 @@ pub fn prompt(model: &Model, number: usize, length: usize) -> Vec<u32> {
 }
 
 fn load(directory: &Path) -> Arc<Model> {
-    let options = LoadOptions { cpu: CpuOptions { threads: threads(), ..Default::default() }, ..Default::default() };
+    let options =
+        LoadOptions { cpu: CpuOptions { threads: thread_options(), ..Default::default() }, ..Default::default() };
     Model::load(directory, &options, &Progress::default()).unwrap_or_else(|error| panic!("{error}"))
 }
 

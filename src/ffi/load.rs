@@ -1,6 +1,6 @@
 //! `gemmoe_load`: a model being loaded on a thread of its own, to be polled and cancelled.
 
-use std::ffi::c_char;
+use std::ffi::{c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,8 +14,8 @@ use super::guard::{guard, guard_status};
 use super::handles::{self, Held, Object};
 use super::model::{GemmoeModel, ModelObject};
 use super::structs::{self, Versioned, check_reserved};
-use crate::backend::cpu::CpuOptions;
 use crate::backend::cpu::kernels::Instructions;
+use crate::backend::cpu::{CpuOptions, ParallelFor, Priority, ThreadOptions};
 use crate::engine::{LoadOptions, Model};
 use crate::error::{Error, Result, Status};
 use crate::model::Progress;
@@ -28,6 +28,10 @@ pub const GEMMOE_LOAD_FOLLOW_LINKS: u32 = 1;
 pub const GEMMOE_LOAD_UNROUNDED_EMBEDDING_SCALE: u32 = 2;
 /// gemmoe_load_options.flags: GeLU by its definition instead of the tanh approximation GemMoE was trained with.
 pub const GEMMOE_LOAD_EXACT_GELU: u32 = 4;
+/// gemmoe_load_options.flags: keep each of the library's own threads on a processor of its own, among those the loading
+/// thread may use; one of them is left to the calling thread, which is never pinned. INVALID_ARGUMENT where there are fewer
+/// processors than threads, and on systems that cannot (all but Linux).
+pub const GEMMOE_LOAD_PIN_THREADS: u32 = 8;
 
 /// gemmoe_load_options.instructions: the best instruction set the processor has.
 pub const GEMMOE_INSTRUCTIONS_DETECT: u32 = 0;
@@ -36,10 +40,37 @@ pub const GEMMOE_INSTRUCTIONS_PORTABLE: u32 = 1;
 /// gemmoe_load_options.instructions: AVX2, FMA and F16C; INVALID_ARGUMENT where the processor lacks them.
 pub const GEMMOE_INSTRUCTIONS_AVX2: u32 = 2;
 
+/// gemmoe_load_options.priority: the library's own threads have that of the loading thread.
+pub const GEMMOE_PRIORITY_NORMAL: u32 = 0;
+/// gemmoe_load_options.priority: a nice value higher by 5; a quarter of the processor time where they compete with others of the
+/// host. INVALID_ARGUMENT on systems without priorities of single threads (all but Linux).
+pub const GEMMOE_PRIORITY_LOW: u32 = 1;
+/// gemmoe_load_options.priority: the nice value 19; what others leave. INVALID_ARGUMENT as above.
+pub const GEMMOE_PRIORITY_LOWEST: u32 = 2;
+
 /// gemmoe_load_progress.state: still loading.
 pub const GEMMOE_LOAD_RUNNING: u32 = 0;
 /// gemmoe_load_progress.state: over; gemmoe_load_wait returns at once.
 pub const GEMMOE_LOAD_OVER: u32 = 1;
+
+/// What a gemmoe_parallel_for calls, with the task_context it was given and an index below its count. It returns soon when
+/// there is nothing left to do, and never unwinds.
+pub type GemmoeTask = unsafe extern "C" fn(task_context: *mut c_void, index: u32);
+
+/// A host's way to spread work over threads of its own: calls `task` once with `task_context` and each index below `count`, from
+/// any threads, at the same time or one after the other, and returns when all calls have returned. One after the other
+/// works, and is as slow as one thread.
+///
+/// It is called from whatever thread computes with the model, many times per token, with a count of 2 to
+/// gemmoe_load_options.threads; it must not unwind, longjmp or block on another call of this library. Results are those of
+/// the library's own threads, to the last bit. While one call of the library is in it, others with the same model compute on
+/// their own threads alone: calls of the library may run on the threads that run tasks.
+///
+/// A task takes part in whatever is left to do, so mistakes are harmless: what was not called the calling thread does itself;
+/// a wrong or repeated index does nothing; a call that still runs when this function returns is waited for; one that begins
+/// later does nothing, or helps with the work then at hand, also when the model is gone, as long as the library is there.
+pub type GemmoeParallelFor =
+    Option<unsafe extern "C" fn(context: *mut c_void, count: u32, task: GemmoeTask, task_context: *mut c_void)>;
 
 /// How to load a model. Initialise with GEMMOE_LOAD_OPTIONS_INIT; zeros are the defaults.
 #[repr(C)]
@@ -49,20 +80,32 @@ pub struct GemmoeLoadOptions {
     pub struct_size: u32,
     /// GEMMOE_LOAD_ flags.
     pub flags: u32,
-    /// Threads that compute, the calling one included; 0 is one per core the process may use, at most 256.
+    /// Threads that compute, the calling one included; 0 is one per core the process may use, at most 256. With a
+    /// parallel_for, the most tasks of one call of it; with 1 it is never called.
     pub threads: u32,
     /// One of GEMMOE_INSTRUCTIONS_.
     pub instructions: u32,
     /// Most bytes of keys and values that all sessions of the model hold together; 0 is no limit.
     pub kv_limit_bytes: u64,
+    /// One of GEMMOE_PRIORITY_.
+    pub priority: u32,
+    /// Microseconds that an idle thread of the library spins before it sleeps, and that a call spins for the last piece of work
+    /// of another thread before it sleeps; 0 is 50. A thread that sleeps takes tens of microseconds to wake.
+    pub spin_us: u32,
+    /// The host's own threads instead of the library's, which then starts none; NULL is the library's. With it,
+    /// GEMMOE_LOAD_PIN_THREADS, priority and spin_us must be 0. Called as long as the model, or a session of it, lives.
+    pub parallel_for: GemmoeParallelFor,
+    /// What parallel_for is called with. Must be usable from any thread.
+    pub parallel_for_context: *mut c_void,
     /// Must be 0.
     pub reserved: [u64; 4],
 }
 
-// SAFETY: repr(C), begins with struct_size, four u32 then u64s leave no padding, plain numbers.
+// SAFETY: repr(C), begins with struct_size; even numbers of u32 and of pointers before u64s leave no padding; numbers, and
+// pointers that may be NULL.
 unsafe impl Versioned for GemmoeLoadOptions {
     const NAME: &'static str = "gemmoe_load_options";
-    const FIRST_SIZE: usize = 56;
+    const FIRST_SIZE: usize = 64 + 2 * size_of::<usize>();
 }
 
 /// How far a load has come. Initialise with GEMMOE_LOAD_PROGRESS_INIT.
@@ -119,13 +162,17 @@ impl Held for LoadObject {
 }
 
 impl GemmoeLoadOptions {
+    /// What the fields say, checked. Their pointers are the host's promise.
     pub fn resolve(&self) -> Result<LoadOptions> {
         check_reserved(&self.reserved, "options")?;
         let invalid = |key: &str, found: u32, expected: &str| {
             let text = format!("options.{key} is {found}, expected {expected}");
             Err(Error::new(Status::InvalidArgument, text).at_key(key))
         };
-        let known = GEMMOE_LOAD_FOLLOW_LINKS | GEMMOE_LOAD_UNROUNDED_EMBEDDING_SCALE | GEMMOE_LOAD_EXACT_GELU;
+        let known = GEMMOE_LOAD_FOLLOW_LINKS
+            | GEMMOE_LOAD_UNROUNDED_EMBEDDING_SCALE
+            | GEMMOE_LOAD_EXACT_GELU
+            | GEMMOE_LOAD_PIN_THREADS;
         if self.flags & !known != 0 {
             return invalid("flags", self.flags, "a sum of GEMMOE_LOAD_ flags");
         }
@@ -135,8 +182,23 @@ impl GemmoeLoadOptions {
             GEMMOE_INSTRUCTIONS_AVX2 => Instructions::Avx2,
             other => return invalid("instructions", other, "one of GEMMOE_INSTRUCTIONS_"),
         };
+        let priority = match self.priority {
+            GEMMOE_PRIORITY_NORMAL => Priority::Normal,
+            GEMMOE_PRIORITY_LOW => Priority::Low,
+            GEMMOE_PRIORITY_LOWEST => Priority::Lowest,
+            other => return invalid("priority", other, "one of GEMMOE_PRIORITY_"),
+        };
+        // SAFETY: the host's promises about the field.
+        let parallel_for = |function| unsafe { ParallelFor::new(function, self.parallel_for_context) };
+        let threads = ThreadOptions {
+            count: self.threads as usize,
+            pin: self.flags & GEMMOE_LOAD_PIN_THREADS != 0,
+            spin_us: self.spin_us,
+            priority,
+            parallel_for: self.parallel_for.map(parallel_for),
+        };
         let cpu = CpuOptions {
-            threads: self.threads as usize,
+            threads,
             instructions,
             unrounded_embedding_scale: self.flags & GEMMOE_LOAD_UNROUNDED_EMBEDDING_SCALE != 0,
             exact_gelu: self.flags & GEMMOE_LOAD_EXACT_GELU != 0,

@@ -44,6 +44,10 @@ int main(void) {
     FIELD(gemmoe_load_options, threads);
     FIELD(gemmoe_load_options, instructions);
     FIELD(gemmoe_load_options, kv_limit_bytes);
+    FIELD(gemmoe_load_options, priority);
+    FIELD(gemmoe_load_options, spin_us);
+    FIELD(gemmoe_load_options, parallel_for);
+    FIELD(gemmoe_load_options, parallel_for_context);
     FIELD(gemmoe_load_options, reserved);
     STRUCT(gemmoe_load_progress);
     FIELD(gemmoe_load_progress, struct_size);

@@ -839,9 +839,23 @@ static void struct_sizes(void) {
     settle((gemmoe_session *)live[SESSION]);
 }
 
+static void run_tasks(void *context, uint32_t count, gemmoe_task task, void *task_context) {
+    uint32_t index;
+    (void)context;
+    for (index = 0; index < count; index++) task(task_context, index);
+}
+
 static void load_values(void) {
-    static const uint32_t rows[][3] = {{8, 0, 0}, {0xFFFFFFFF, 0, 0}, {0, 257, 0}, {0, 0xFFFFFFFF, 0}, {0, 0, 3}, {0, 0, 99},
-                                       {0, 0, 0xFFFFFFFF}};
+    static const uint32_t rows[][4] = {{16, 0, 0, 0},
+                                       {0xFFFFFFFF, 0, 0, 0},
+                                       {0, 257, 0, 0},
+                                       {0, 0xFFFFFFFF, 0, 0},
+                                       {0, 0, 3, 0},
+                                       {0, 0, 99, 0},
+                                       {0, 0, 0xFFFFFFFF, 0},
+                                       {0, 0, 0, 3},
+                                       {0, 0, 0, 0xFFFFFFFF},
+                                       {GEMMOE_LOAD_PIN_THREADS, 256, 0, 0}};
     gemmoe_error *error = NULL;
     gemmoe_model *model = NULL;
     gemmoe_session *session = NULL;
@@ -853,6 +867,18 @@ static void load_values(void) {
         padded.load.flags = rows[row][0];
         padded.load.threads = rows[row][1];
         padded.load.instructions = rows[row][2];
+        padded.load.priority = rows[row][3];
+        FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, pass_load_options(&error));
+    }
+    /* What is for the library's own threads, with those of the host. */
+    for (row = 0; row < 3; row++) {
+        memset(&padded, 0, sizeof padded);
+        padded.load.struct_size = sizeof(gemmoe_load_options);
+        padded.load.parallel_for = run_tasks;
+        SUCCEEDS(pass_load_options(&error));
+        if (row == 0) padded.load.flags = GEMMOE_LOAD_PIN_THREADS;
+        if (row == 1) padded.load.priority = GEMMOE_PRIORITY_LOW;
+        if (row == 2) padded.load.spin_us = 1;
         FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, pass_load_options(&error));
     }
     /* A limit no session fits into, and one no session reaches. */

@@ -2,6 +2,7 @@
 
 pub mod kernels;
 pub mod pool;
+pub mod threads;
 
 mod jobs;
 mod pass;
@@ -15,18 +16,19 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::backend::kv::{KvDtype, KvGeometry, KvPage};
 use crate::backend::ops::{Backend, Pass, PassLimits};
-use crate::error::{Error, Result, Status};
+use crate::error::Result;
 use crate::memory::Buffer;
 use crate::model::{Config, Weights};
 use kernels::{Instructions, Kernels};
 use pass::CpuPass;
 use pool::Pool;
+pub use threads::{ParallelFor, Priority, ThreadOptions};
 
 /// What a host may choose about the CPU.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuOptions {
-    /// Threads, the calling one included; 0 means one per core the process may use.
-    pub threads: usize,
+    /// The threads that compute; `4.into()` is four of them.
+    pub threads: ThreadOptions,
     /// Instruction set.
     pub instructions: Instructions,
     /// Multiply the embedding by the unrounded square root of hidden_size.
@@ -38,19 +40,8 @@ pub struct CpuOptions {
 impl CpuOptions {
     /// Whether this machine can do as asked; to be found out before the weights are read.
     pub fn check(&self) -> Result<()> {
-        if self.threads > pool::MAX_THREADS {
-            let text = format!("threads is {}, expected 0 to {}", self.threads, pool::MAX_THREADS);
-            return Err(Error::new(Status::InvalidArgument, text).at_key("threads"));
-        }
+        self.threads.check()?;
         Kernels::get(self.instructions).map(drop)
-    }
-
-    /// The number of threads these options lead to.
-    fn resolved_threads(&self) -> usize {
-        match self.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from).min(pool::MAX_THREADS),
-            threads => threads,
-        }
     }
 }
 
@@ -74,7 +65,6 @@ struct Shared {
 impl CpuBackend {
     /// Takes the weights over and starts the threads.
     pub fn new(config: Config, weights: Weights, options: &CpuOptions) -> Result<Self> {
-        let threads = options.resolved_threads();
         let root = (config.hidden_size as f64).sqrt();
         let embedding_scale =
             if options.unrounded_embedding_scale { root as f32 } else { rounded(root, weights.embedding_dtype) };
@@ -85,7 +75,7 @@ impl CpuBackend {
         Ok(CpuBackend {
             shared: Arc::new(Shared {
                 kernels: Kernels::get(options.instructions)?,
-                pool: Pool::new(threads)?,
+                pool: Pool::with(&options.threads)?,
                 exact_gelu: options.exact_gelu,
                 embedding_scale,
                 rotary_frequencies,
@@ -107,12 +97,12 @@ fn rounded(value: f64, dtype: Dtype) -> f32 {
 
 /// Bytes of workspace that a pass of these limits takes with these options, told before anything is loaded.
 pub fn planned_pass_bytes(config: &Config, limits: PassLimits, options: &CpuOptions) -> Result<usize> {
-    pass::planned_bytes(config, limits, options.resolved_threads())
+    pass::planned_bytes(config, limits, options.threads.resolved_count())
 }
 
 /// What a backend made with these options calls its device.
 pub fn planned_device_name(options: &CpuOptions) -> Result<String> {
-    Ok(device_name(options.resolved_threads(), &Kernels::get(options.instructions)?))
+    Ok(device_name(options.threads.resolved_count(), &Kernels::get(options.instructions)?))
 }
 
 fn device_name(threads: usize, kernels: &Kernels) -> String {

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use gemmoe::backend::cpu::CpuOptions;
+use gemmoe::backend::cpu::{self, CpuOptions, ThreadOptions};
 use gemmoe::{LoadOptions, Model, Progress, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::ModelArgs;
+use crate::{ModelArgs, Priority};
 
 /// A bar on stderr that is not there where stderr is not a terminal.
 pub fn bar(length: u64, template: &str) -> ProgressBar {
@@ -18,9 +18,14 @@ pub fn bar(length: u64, template: &str) -> ProgressBar {
 
 /// Loads the model, showing how far it is.
 pub fn load(args: &ModelArgs) -> Result<Arc<Model>> {
+    let priority = match args.priority {
+        Priority::Normal => cpu::Priority::Normal,
+        Priority::Low => cpu::Priority::Low,
+        Priority::Lowest => cpu::Priority::Lowest,
+    };
     let options = LoadOptions {
         cpu: CpuOptions {
-            threads: args.threads,
+            threads: ThreadOptions { count: args.threads, pin: args.pin, priority, ..Default::default() },
             unrounded_embedding_scale: args.unrounded_embedding_scale,
             exact_gelu: args.exact_gelu,
             ..Default::default()

@@ -20,7 +20,7 @@ mod units;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Run GemMoE, the mixture of experts made from Gemma.
 #[derive(Parser)]
@@ -62,6 +62,12 @@ struct ModelArgs {
     /// Threads; by default one per core.
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     threads: usize,
+    /// Keep each thread on a processor of its own (Linux).
+    #[arg(long)]
+    pin: bool,
+    /// Priority of the threads beside other programs (Linux). The thread that waits for them keeps its own.
+    #[arg(long, value_enum, default_value_t = Priority::Normal, hide_default_value = true)]
+    priority: Priority,
     /// Follow symbolic links inside the directory, as in a download cache.
     #[arg(long)]
     follow_links: bool,
@@ -71,6 +77,17 @@ struct ModelArgs {
     /// Use GeLU by its definition instead of the tanh approximation.
     #[arg(long)]
     exact_gelu: bool,
+}
+
+/// Priority of threads.
+#[derive(Clone, Copy, ValueEnum)]
+enum Priority {
+    /// As the program has it
+    Normal,
+    /// A quarter of the time where others compete
+    Low,
+    /// What others leave
+    Lowest,
 }
 
 fn main() -> ExitCode {

@@ -41,7 +41,7 @@ pub struct Plan {
 impl Plan {
     pub fn run(&self) -> Result<()> {
         let load = LoadOptions {
-            cpu: CpuOptions { threads: self.threads, ..Default::default() },
+            cpu: CpuOptions { threads: self.threads.into(), ..Default::default() },
             follow_links: self.follow_links,
             ..Default::default()
         };
