@@ -28,7 +28,8 @@ impl Matrix {
     /// Rounds or lays out rows that are in memory, as a file would have them.
     pub fn from_rows(what: &str, shape: Shape, source: &Source) -> Result<Matrix> {
         let mut matrix = Matrix::zeroed(what, shape)?;
-        pack(source, &shape, &mut matrix.lines, &mut matrix.scales);
+        pack(source, &shape, &mut matrix.lines, &mut matrix.scales)
+            .map_err(|at| not_finite(what, at.row, at.column))?;
         Ok(matrix)
     }
 
@@ -318,6 +319,14 @@ impl Plan {
     }
 }
 
+/// A number that is infinite or NaN cannot be rounded.
+fn not_finite(tensor: &str, row: usize, column: usize) -> Error {
+    let text = format!(
+        "tensor \"{tensor}\" has a number in row {row}, column {column} that is not finite: it cannot be rounded"
+    );
+    Error::new(Status::TensorValue, text).at_key(tensor)
+}
+
 /// The dtype a part is stored in.
 fn dtype_of(part: &Part, checkpoint: &Checkpoint) -> Result<Dtype> {
     let dtype = checkpoint.tensor(&part.tensor).map(|tensor| tensor.info.dtype);
@@ -411,7 +420,8 @@ impl Reader<'_> {
             let end = (first + panels).min(shape.panels());
             let lines = &mut matrix.lines[first * shape.panel_bytes()..end * shape.panel_bytes()];
             let scales = &mut matrix.scales[first * shape.panel_scale_bytes()..end * shape.panel_scale_bytes()];
-            pack(&source, &shape, lines, scales);
+            pack(&source, &shape, lines, scales)
+                .map_err(|at| not_finite(&part.tensor, part.first_row + rows.start + at.row, at.column))?;
         }
         Ok(matrix)
     }

@@ -4,6 +4,6 @@ mod format;
 mod panels;
 mod rounding;
 
-pub use format::{BLOCK, Format, Groups, ScaleDtype};
-pub use panels::{LINE_BYTES, PANEL_ROWS, Shape, Source, pack, unpack_row};
+pub use format::{BLOCK, Format, GROUP_SIZES, Groups, ScaleDtype};
+pub use panels::{LINE_BYTES, NotFinite, PANEL_ROWS, Shape, Source, pack, unpack_row};
 pub use rounding::{Rounded, round_group};
