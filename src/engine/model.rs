@@ -59,7 +59,7 @@ impl Model {
             Some(tokenizer) => read_chat_template(&checkpoint, &description.config, tokenizer),
             None => Err(no_tokenizer()),
         };
-        let weights = Weights::load(&description, &checkpoint, progress)?;
+        let weights = Weights::load(&description, &checkpoint, options.cpu.resolved_threads(), progress)?;
         let Description { config, layout, .. } = description;
         let backend = Box::new(CpuBackend::new(config.clone(), weights, &options.cpu)?);
         Ok(Arc::new(Model {

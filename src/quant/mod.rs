@@ -5,5 +5,5 @@ mod panels;
 mod rounding;
 
 pub use format::{BLOCK, Format, GROUP_SIZES, Groups, ScaleDtype};
-pub use panels::{LINE_BYTES, NotFinite, PANEL_ROWS, Shape, Source, pack, unpack_row};
+pub use panels::{LINE_BYTES, NotFinite, PANEL_ROWS, Shape, Source, pack, pack_on, unpack_row};
 pub use rounding::{Rounded, round_group};

@@ -17,7 +17,10 @@
 //! with what makes them unsigned added, because the processors' dot products take one unsigned side.
 //! This file is the only one that knows.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use half::{bf16, f16};
+use parking_lot::Mutex;
 use safetensors::Dtype;
 
 use super::format::{Format, Groups, MAX_GROUP};
@@ -114,6 +117,11 @@ pub struct Source<'a> {
 }
 
 impl Source<'_> {
+    /// Rows there are.
+    pub fn rows(&self) -> usize {
+        self.bytes.len() / self.row_bytes().max(1)
+    }
+
     /// Bytes of one row.
     fn row_bytes(&self) -> usize {
         self.columns * self.dtype.bitsize() / 8
@@ -188,6 +196,54 @@ pub fn pack(source: &Source, shape: &Shape, lines: &mut [u8], scales: &mut [u8])
     Ok(rounded)
 }
 
+/// Weights a thread is started for: below, starting it takes longer.
+const THREAD_WEIGHTS: usize = 1 << 18;
+
+/// As [`pack`], with the panels shared out to as many as `threads` threads, this one included. One that the system refuses
+/// is done without.
+pub fn pack_on(
+    threads: usize,
+    source: &Source,
+    shape: &Shape,
+    lines: &mut [u8],
+    scales: &mut [u8],
+) -> Result<Rounded, NotFinite> {
+    let panels = source.rows().div_ceil(PANEL_ROWS);
+    let threads = threads.min(source.rows() * source.columns / THREAD_WEIGHTS).clamp(1, panels.max(1));
+    if threads == 1 || shape.panel_bytes() == 0 {
+        return pack(source, shape, lines, scales);
+    }
+    // Of one size whatever the number of threads, so that errors are added up in one order.
+    let share = (THREAD_WEIGHTS / (PANEL_ROWS * source.columns)).max(1);
+    let rows = source.bytes.chunks(share * PANEL_ROWS * source.row_bytes());
+    let mut scales = scales.chunks_mut((share * shape.panel_scale_bytes()).max(1));
+    let parts = rows.zip(lines.chunks_mut(share * shape.panel_bytes())).map(|(bytes, lines)| {
+        let source = Source { bytes, ..*source };
+        Mutex::new((source, lines, scales.next().unwrap_or_default(), Ok(Rounded::default())))
+    });
+    let parts: Vec<_> = parts.collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let (source, lines, scales, result) = &mut *part.lock();
+            *result = pack(source, shape, lines, scales);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            // Its handle is not needed: the scope waits.
+            drop(std::thread::Builder::new().spawn_scoped(scope, work));
+        }
+        work();
+    });
+    let mut rounded = Rounded::default();
+    for (index, part) in parts.into_iter().enumerate() {
+        let (.., result) = part.into_inner();
+        rounded.add(&result.map_err(|at| NotFinite { row: index * share * PANEL_ROWS + at.row, ..at })?);
+    }
+    Ok(rounded)
+}
+
 /// Words of four bytes, `[rows][words]` to `[words][16 rows]`.
 fn copy_words(rows: &Source, lines: &mut [u8]) {
     // Sixteen words of a row are a line of the cache: each is fetched once.
@@ -215,7 +271,7 @@ fn copy_halves(rows: &Source, lines: &mut [u8]) {
 
 fn widen(rows: &Source, lines: &mut [u8]) {
     let mut numbers = [0f32; LINE_BYTES];
-    for row in 0..rows.bytes.len() / rows.row_bytes().max(1) {
+    for row in 0..rows.rows() {
         for (block, lines) in lines.chunks_mut(numbers.len() * LINE_BYTES).enumerate() {
             let numbers = &mut numbers[..lines.len() / LINE_BYTES];
             rows.read(row, block * LINE_BYTES, numbers);
@@ -236,7 +292,7 @@ fn round_panel(
 ) -> Result<Rounded, NotFinite> {
     let mut rounded = Rounded::default();
     let mut numbers = [0f32; MAX_GROUP];
-    let row_count = rows.bytes.len() / rows.row_bytes().max(1);
+    let row_count = rows.rows();
     let lines = lines.chunks_exact_mut(LINE_BYTES * groups.size / columns_per_line(format));
     for (group, (lines, scales)) in lines.zip(scales.chunks_exact_mut(2 * PANEL_ROWS)).enumerate() {
         let first = group * groups.size;
@@ -420,6 +476,30 @@ mod tests {
             assert_eq!(lines, all_lines[..lines.len()], "{format}");
             assert_eq!(scales, all_scales[..scales.len()], "{format}");
         }
+    }
+
+    #[test]
+    fn any_number_of_threads_gives_the_same_bytes_and_the_same_error() {
+        let (rows, columns) = (1203, 1500);
+        let mut bytes = source_bytes(Dtype::BF16, rows * columns);
+        for format in [Format::INT4, Format::INT8, Format::Bf16, Format::F32] {
+            let source = Source { dtype: Dtype::BF16, bytes: &bytes, columns, importance: None };
+            let shape = Shape { rows, columns, format };
+            let (lines, scales, rounded) = packed(&source, &shape).unwrap();
+            for threads in [2, 3, 64] {
+                let (mut its_lines, mut its_scales) = (vec![0; lines.len()], vec![0; scales.len()]);
+                let error = pack_on(threads, &source, &shape, &mut its_lines, &mut its_scales).unwrap();
+                assert!(its_lines == lines && its_scales == scales, "{format}, {threads} threads");
+                assert!((error.error - rounded.error).abs() <= 1e-9 * rounded.error);
+                assert_eq!((error.count, error.largest), (rounded.count, rounded.largest));
+            }
+        }
+        bytes[2 * (1100 * columns + 7)..][..2].copy_from_slice(&bf16::NAN.to_le_bytes());
+        let source = Source { dtype: Dtype::BF16, bytes: &bytes, columns, importance: None };
+        let shape = Shape { rows, columns, format: Format::INT8 };
+        let (mut lines, mut scales) = (vec![0; shape.line_bytes()], vec![0; shape.scale_bytes()]);
+        let refused = pack_on(2, &source, &shape, &mut lines, &mut scales);
+        assert_eq!(refused, Err(NotFinite { row: 1100, column: 7 }));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::kernels::math::{log_softmax_at, rms_norm, rotate};
 use super::kernels::matmul::{Output, TokenRows};
 use super::routing::Routing;
 use crate::backend::kv::{KvBlock, KvDtype, KvGeometry, KvHalf, PAGE_TOKENS, shared_page};
+use crate::backend::observer::{Input, Observer};
 use crate::backend::ops::{Batch, Limit, NO_TARGET, Pass, PassLimits, Routes};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, try_with_capacity};
@@ -71,6 +72,8 @@ pub struct CpuPass {
     /// `[max_tokens]`: the tokens of the batch that have a target, then the log-probability of each one's.
     scored: Vec<u32>,
     log_probabilities: Buffer<f32>,
+    /// Shown what matrices are multiplied with.
+    observer: Option<Arc<Observer>>,
 }
 
 /// Elements of each buffer of a pass.
@@ -137,6 +140,7 @@ impl CpuPass {
         let config = &shared.config;
         let sizes = Sizes::new(config, limits, shared.pool.threads())?;
         let zeroed = |elements: usize| Buffer::zeroed(WHAT, elements);
+        let observer = shared.observer.lock().clone();
         Ok(CpuPass {
             geometry: KvGeometry::of(config, KvDtype::F32),
             limits,
@@ -165,6 +169,7 @@ impl CpuPass {
             logit_rows: try_with_capacity(WHAT, limits.max_sequences)?,
             scored: try_with_capacity(WHAT, limits.max_tokens)?,
             log_probabilities: zeroed(sizes.tokens)?,
+            observer,
             shared,
         })
     }
@@ -185,6 +190,21 @@ impl CpuPass {
         }
         Ok(())
     }
+}
+
+/// The job of showing an observer, where there is one, what a product's input is.
+fn observe(
+    jobs: &mut Jobs,
+    limit: &Limit,
+    observer: &Option<Arc<Observer>>,
+    input: Input,
+    x: TokenRows,
+) -> Poll<Result<()>> {
+    let Some(observer) = observer else { return Poll::Ready(Ok(())) };
+    jobs.run_here(limit, 1, |_| {
+        observer.see(input, (0..x.count).map(|token| x.row(token)));
+        Ok(())
+    })
 }
 
 /// Splits `rows` rows of `columns` columns for `tokens` tokens into items of about ITEM_MULTIPLY_ADDS each, or where one
@@ -365,6 +385,7 @@ impl Pass for CpuPass {
         let jobs = &mut self.jobs;
         ready!(shared.norm(jobs, limit, &weights.input_norm, &self.x, tokens, &mut self.normed))?;
         let x = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: tokens };
+        ready!(observe(jobs, limit, &self.observer, Input::Attention(layer), x))?;
         ready!(shared.matmul(jobs, limit, &weights.query, x, &mut self.query[..tokens * weights.query.rows()]))?;
         ready!(shared.matmul(jobs, limit, &weights.key, x, &mut self.key[..tokens * weights.key.rows()]))?;
         ready!(shared.matmul(jobs, limit, &weights.value, x, &mut self.value[..tokens * weights.value.rows()]))?;
@@ -435,6 +456,7 @@ impl Pass for CpuPass {
         let output = &shared.weights.layers[layer].output;
         let x = TokenRows { data: &self.attended, columns: output.columns(), index: None, count: self.tokens };
         let projected = &mut self.projected[..self.tokens * output.rows()];
+        ready!(observe(&mut self.jobs, limit, &self.observer, Input::Output(layer), x))?;
         ready!(shared.matmul(&mut self.jobs, limit, output, x, projected))?;
 
         let (hidden_size, projected) = (config.hidden_size, &self.projected);
@@ -501,6 +523,13 @@ impl Pass for CpuPass {
         let split = Split::new(intermediate_size, 2 * hidden_size, most_slots);
         let activated = Output::new(&mut self.activated, intermediate_size);
         let normed = &self.normed;
+        for expert in touched {
+            let slots = routing.slots_of(*expert as usize);
+            let index = Some(&routing.slot_tokens()[slots.clone()]);
+            let x = TokenRows { data: normed, columns: hidden_size, index, count: slots.len() };
+            let input = Input::Expert(layer, *expert as usize);
+            ready!(observe(&mut self.jobs, limit, &self.observer, input, x))?;
+        }
         ready!(self.jobs.run(&shared.pool, limit, touched.len() * split.items(), &|item, _| {
             let expert = touched[item / split.items()] as usize;
             let slots = routing.slots_of(expert);
@@ -521,6 +550,13 @@ impl Pass for CpuPass {
         let split = Split::new(hidden_size, intermediate_size, most_slots);
         let projected = Output::new(&mut self.projected, hidden_size);
         let activated = &self.activated;
+        for expert in touched {
+            let slots = routing.slots_of(*expert as usize);
+            let data = &activated[slots.start * intermediate_size..slots.end * intermediate_size];
+            let x = TokenRows { data, columns: intermediate_size, index: None, count: slots.len() };
+            let input = Input::Down(layer, *expert as usize);
+            ready!(observe(&mut self.jobs, limit, &self.observer, input, x))?;
+        }
         ready!(self.jobs.run(&shared.pool, limit, touched.len() * split.items(), &|item, _| {
             let expert = touched[item / split.items()] as usize;
             let slots = routing.slots_of(expert);
@@ -576,6 +612,7 @@ impl Pass for CpuPass {
             }))?;
             let x = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: scored.len() };
             let logits = &mut self.logits[..scored.len() * vocab_size];
+            ready!(observe(&mut self.jobs, limit, &self.observer, Input::Head, x))?;
             ready!(shared.matmul(&mut self.jobs, limit, head, x, logits))?;
             let (logits, places) = (&self.logits, &self.places);
             let out = Output::new(&mut self.log_probabilities, 1);
@@ -605,6 +642,7 @@ impl Pass for CpuPass {
             rows += 1;
         }
         let x = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: rows };
+        ready!(observe(&mut self.jobs, limit, &self.observer, Input::Head, x))?;
         ready!(shared.matmul(&mut self.jobs, limit, head, x, &mut self.logits[..rows * vocab_size]))?;
         self.jobs.done()
     }
