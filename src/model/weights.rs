@@ -10,7 +10,7 @@ use super::progress::Progress;
 use super::quantization;
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, as_bytes, try_vec, try_with_capacity};
-use crate::quant::{Format, LINE_BYTES, PANEL_ROWS, Shape, Source, pack, pack_on, unpack_row};
+use crate::quant::{Format, LINE_BYTES, NotFinite, PANEL_ROWS, Shape, Source, pack, pack_on, unpack_row};
 
 /// A weight matrix `[rows, columns]` = `[out, in]`.
 pub struct Matrix {
@@ -29,8 +29,7 @@ impl Matrix {
     /// Rounds or lays out rows that are in memory, as a file would have them.
     pub fn from_rows(what: &str, shape: Shape, source: &Source) -> Result<Matrix> {
         let mut matrix = Matrix::zeroed(what, shape)?;
-        pack(source, &shape, &mut matrix.lines, &mut matrix.scales)
-            .map_err(|at| not_finite(what, at.row, at.column))?;
+        pack(source, &shape, &mut matrix.lines, &mut matrix.scales).map_err(|at| not_finite(what, at))?;
         Ok(matrix)
     }
 
@@ -403,12 +402,17 @@ impl Plan {
     }
 }
 
-/// A number that is infinite or NaN cannot be rounded.
-pub fn not_finite(tensor: &str, row: usize, column: usize) -> Error {
-    let text = format!(
-        "tensor \"{tensor}\" has a number in row {row}, column {column} that is not finite: it cannot be rounded"
-    );
+/// The error of a number that is infinite or NaN and cannot be rounded.
+fn not_finite(tensor: &str, at: NotFinite) -> Error {
+    let (row, column) = (at.row, at.column);
+    let text = format!("tensor \"{tensor}\" has in row {row}, column {column} a number that is not finite");
     Error::new(Status::TensorValue, text).at_key(tensor)
+}
+
+/// The same of a part's matrix, as the error for its tensor, which may have rows before it, and its file.
+pub fn not_finite_in(part: &Part, at: NotFinite, checkpoint: &Checkpoint) -> Error {
+    let file = checkpoint.tensor(&part.tensor).map(|tensor| checkpoint.file_of(tensor)).unwrap_or_default();
+    not_finite(&part.tensor, NotFinite { row: part.first_row + at.row, ..at }).in_file(file)
 }
 
 /// The dtype a part is stored in.
@@ -566,8 +570,10 @@ impl Reader<'_> {
             let end = first + source.rows().div_ceil(PANEL_ROWS);
             let lines = &mut matrix.lines[first * shape.panel_bytes()..end * shape.panel_bytes()];
             let scales = &mut matrix.scales[first * shape.panel_scale_bytes()..end * shape.panel_scale_bytes()];
-            pack_on(self.threads, source, &shape, lines, scales)
-                .map_err(|at| not_finite(&part.tensor, part.first_row + first * PANEL_ROWS + at.row, at.column))?;
+            pack_on(self.threads, source, &shape, lines, scales).map_err(|at| {
+                let at = NotFinite { row: first * PANEL_ROWS + at.row, ..at };
+                not_finite_in(part, at, self.checkpoint)
+            })?;
             Ok(())
         })?;
         Ok(matrix)

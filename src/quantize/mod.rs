@@ -14,12 +14,12 @@ pub use report::{Kind, QuantizeReport, TensorReport};
 use crate::error::{Error, Result, Status};
 use crate::memory::try_vec;
 use crate::model::json::UniqueMembers;
-use crate::model::weights::{each_rows, not_finite};
+use crate::model::weights::{each_rows, not_finite_in};
 use crate::model::writer::DEFAULT_SHARD_BYTES;
 use crate::model::{
     Checkpoint, Config, Description, Formats, ModelWriter, Progress, Quantization, config, quantization,
 };
-use crate::quant::{Format, PANEL_ROWS, Rounded, Shape, Source, pack_on};
+use crate::quant::{Format, NotFinite, PANEL_ROWS, Rounded, Shape, Source, pack_on};
 use tensors::Planned;
 
 /// Files that are copied where they are there, and the largest that are.
@@ -170,9 +170,8 @@ impl Work<'_> {
             scales.fill(0);
             let source = Source { importance: importance.as_deref(), ..*source };
             let part_rounded = pack_on(self.threads, &source, &shape, lines, scales).map_err(|at| {
-                let row = part.first_row + first * PANEL_ROWS + at.row;
-                let file = self.checkpoint.tensor(&part.tensor).map(|tensor| self.checkpoint.file_of(tensor));
-                not_finite(&part.tensor, row, at.column).in_file(file.unwrap_or_default())
+                let at = NotFinite { row: first * PANEL_ROWS + at.row, ..at };
+                not_finite_in(part, at, self.checkpoint)
             })?;
             rounded.add(&part_rounded);
             bytes_before += source.bytes.len() as u64;

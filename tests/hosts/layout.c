@@ -44,6 +44,10 @@ int main(void) {
     FIELD(gemmoe_load_options, threads);
     FIELD(gemmoe_load_options, instructions);
     FIELD(gemmoe_load_options, kv_limit_bytes);
+    FIELD(gemmoe_load_options, experts_format);
+    FIELD(gemmoe_load_options, attention_format);
+    FIELD(gemmoe_load_options, head_format);
+    FIELD(gemmoe_load_options, embedding_format);
     FIELD(gemmoe_load_options, reserved);
     STRUCT(gemmoe_load_progress);
     FIELD(gemmoe_load_progress, struct_size);
@@ -69,6 +73,10 @@ int main(void) {
     FIELD(gemmoe_model_info, expert_bytes);
     FIELD(gemmoe_model_info, tokenizer_bytes);
     FIELD(gemmoe_model_info, kv_bytes_per_token);
+    FIELD(gemmoe_model_info, experts_format);
+    FIELD(gemmoe_model_info, attention_format);
+    FIELD(gemmoe_model_info, head_format);
+    FIELD(gemmoe_model_info, embedding_format);
     FIELD(gemmoe_model_info, reserved);
     STRUCT(gemmoe_message);
     FIELD(gemmoe_message, struct_size);

@@ -67,13 +67,18 @@ pub fn parse_scales(text: &str) -> Result<ScaleDtype, String> {
     scales.ok_or_else(|| "expected bf16 or f16".to_owned())
 }
 
-/// What the parts of a model are held in, for people.
+/// What the parts of a model are held in, for people: `int8 (groups of 32, bf16 scales): attention, head, embedding; ...`.
 pub fn parts(formats: &Formats) -> String {
-    let part = |(name, format): (&str, Option<Format>)| match format {
-        Some(format) => format!("{name} {format}"),
-        None => format!("{name} of several formats"),
-    };
-    PARTS.into_iter().zip(formats.parts()).map(part).collect::<Vec<_>>().join(", ")
+    let name = |format: Option<Format>| format.map_or("several formats".to_owned(), |format| format.to_string());
+    let mut groups: Vec<(Option<Format>, Vec<&str>)> = Vec::new();
+    for (part, format) in PARTS.into_iter().zip(formats.parts()) {
+        match groups.iter_mut().find(|(known, _)| *known == format) {
+            Some((_, parts)) => parts.push(part),
+            None => groups.push((format, vec![part])),
+        }
+    }
+    let group = |(format, parts): (Option<Format>, Vec<&str>)| format!("{}: {}", name(format), parts.join(", "));
+    groups.into_iter().map(group).collect::<Vec<_>>().join("; ")
 }
 
 /// The same as JSON; null for a part of several formats.

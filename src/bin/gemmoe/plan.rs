@@ -81,7 +81,7 @@ impl Plan {
         let sessions = if self.sessions == 1 { "session" } else { "sessions" };
         let total = plan.total_bytes(self.sessions);
         row("total", total, format!("with {} {sessions}", grouped(self.sessions)));
-        println!("\nWeights: {}.", parts(&plan.formats));
+        println!("\nWeights in {}.", parts(&plan.formats));
         println!("On {}.", plan.device_name);
         match free {
             None => {}
