@@ -80,7 +80,7 @@ pub enum Status {
     TensorMissing = 53,
     /// A tensor's shape contradicts config.json.
     TensorShape = 54,
-    /// A tensor's element type is not BF16, F16 or F32.
+    /// A tensor's element type is not BF16, F16 or F32, or not that of the format config.json says it is quantised to.
     TensorDtype = 55,
     /// A tensor is stored more than once, under one name or in two layouts.
     TensorDuplicate = 56,

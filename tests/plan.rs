@@ -9,7 +9,8 @@ use std::sync::Arc;
 use common::{Directory, golden, load_options};
 use gemmoe::backend::KvDtype;
 use gemmoe::backend::cpu::CpuOptions;
-use gemmoe::{LoadOptions, Model, Overflow, Session, SessionOptions, Status};
+use gemmoe::quant::{Format, Groups, ScaleDtype};
+use gemmoe::{Formats, LoadOptions, Model, Overflow, Session, SessionOptions, Status};
 use safetensors::Dtype;
 use serde_json::json;
 
@@ -30,8 +31,13 @@ fn session_options() -> Vec<SessionOptions> {
 
 /// Compares the plans of a directory with what is used, and returns the bytes of its weights.
 fn check(directory: &Path, threads: usize) -> (u64, u64) {
+    check_in(directory, threads, Formats::default())
+}
+
+/// The same with weights rounded on load.
+fn check_in(directory: &Path, threads: usize, formats: Formats) -> (u64, u64) {
     let name = directory.display();
-    let load = LoadOptions { cpu: CpuOptions { threads, ..Default::default() }, ..Default::default() };
+    let load = LoadOptions { cpu: CpuOptions { threads, ..Default::default() }, formats, ..Default::default() };
     let model = load_options(directory, &load);
     for options in session_options() {
         let plan = match (Model::plan(directory, &load, &options), Session::new(Arc::clone(&model), &options)) {
@@ -52,6 +58,7 @@ fn check(directory: &Path, threads: usize) -> (u64, u64) {
         let (weights, experts) = model.backend().weight_bytes();
         assert_eq!((plan.weight_bytes, plan.expert_bytes), (weights as u64, experts as u64), "{name}");
         assert_eq!(plan.device_name, model.backend().device_name(), "{name}");
+        assert_eq!(plan.formats, *model.formats(), "{name}");
         assert_eq!(plan.kv_bytes, plan.kv_bytes_per_token * plan.context_size.next_multiple_of(16) as u64, "{name}");
         let tokenizer = model.tokenizer().map_or(0, |tokenizer| tokenizer.bytes_in_use());
         assert_eq!(plan.tokenizer_bytes, tokenizer as u64, "{name}");
@@ -87,6 +94,25 @@ fn random_models_of_every_dtype_take_what_the_plan_says() {
     }
     // Two sizes a shape: bf16 and f16 take the same.
     assert_eq!(sizes.len(), 6);
+}
+
+#[test]
+fn weights_rounded_on_load_take_what_the_plan_says() {
+    let none = Formats::default();
+    let wide = Format::Int4(Groups { size: 128, scales: ScaleDtype::F16 });
+    let rows = [
+        Formats { experts: Some(Format::INT4), ..none },
+        Formats { attention: Some(Format::INT8), head: Some(Format::INT8), ..none },
+        Formats { head: Some(Format::INT8), embedding: Some(wide), ..none },
+        Formats { experts: Some(wide), attention: Some(wide), embedding: Some(Format::INT4), ..none },
+    ];
+    let mut sizes = BTreeSet::new();
+    for formats in rows {
+        sizes.insert(check_in(Directory::random(17).to_temporary().path(), 2, formats));
+        let untied = common::golden().into_iter().nth(1).unwrap();
+        check_in(&untied, 1, formats);
+    }
+    assert_eq!(sizes.len(), rows.len());
 }
 
 /// One tensor after the other in another dtype than the rest.

@@ -842,6 +842,9 @@ static void struct_sizes(void) {
 static void load_values(void) {
     static const uint32_t rows[][3] = {{8, 0, 0}, {0xFFFFFFFF, 0, 0}, {0, 257, 0}, {0, 0xFFFFFFFF, 0}, {0, 0, 3}, {0, 0, 99},
                                        {0, 0, 0xFFFFFFFF}};
+    static const uint32_t formats[] = {GEMMOE_FORMAT_BF16, GEMMOE_FORMAT_F16, GEMMOE_FORMAT_F32, 5, 12, 0x100,
+                                       GEMMOE_FORMAT_INT4 | GEMMOE_FORMAT_GROUP_64 | GEMMOE_FORMAT_GROUP_128, 0x10004,
+                                       0xFFFFFFFF};
     gemmoe_error *error = NULL;
     gemmoe_model *model = NULL;
     gemmoe_session *session = NULL;
@@ -853,6 +856,17 @@ static void load_values(void) {
         padded.load.flags = rows[row][0];
         padded.load.threads = rows[row][1];
         padded.load.instructions = rows[row][2];
+        FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, pass_load_options(&error));
+    }
+    /* Formats that weights cannot be rounded to, for each part in turn. */
+    for (row = 0; row < 4 * (sizeof formats / sizeof formats[0]); row++) {
+        uint32_t format = formats[row / 4];
+        memset(&padded, 0, sizeof padded);
+        padded.load.struct_size = sizeof(gemmoe_load_options);
+        padded.load.experts_format = row % 4 == 0 ? format : 0;
+        padded.load.attention_format = row % 4 == 1 ? format : 0;
+        padded.load.head_format = row % 4 == 2 ? format : 0;
+        padded.load.embedding_format = row % 4 == 3 ? format : 0;
         FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, pass_load_options(&error));
     }
     /* A limit no session fits into, and one no session reaches. */
