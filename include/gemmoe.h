@@ -31,10 +31,10 @@
 #include <stddef.h>
 #include <stdint.h>
 /* Initialisers: all defaults. */
-#define GEMMOE_LOAD_OPTIONS_INIT { sizeof(gemmoe_load_options), 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_LOAD_OPTIONS_INIT { sizeof(gemmoe_load_options), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_LOAD_PROGRESS_INIT { sizeof(gemmoe_load_progress), 0, 0, 0 }
 #define GEMMOE_MODEL_INFO_INIT \
-    { sizeof(gemmoe_model_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+    { sizeof(gemmoe_model_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_MESSAGE_INIT { sizeof(gemmoe_message), 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_SESSION_OPTIONS_INIT { sizeof(gemmoe_session_options), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_SESSION_INFO_INIT { sizeof(gemmoe_session_info), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
@@ -411,7 +411,7 @@ enum gemmoe_status
      */
     GEMMOE_STATUS_TENSOR_SHAPE = 54,
     /**
-     * A tensor's element type is not BF16, F16 or F32.
+     * A tensor's element type is not BF16, F16 or F32, or not that of the format config.json says it is quantised to.
      */
     GEMMOE_STATUS_TENSOR_DTYPE = 55,
     /**

@@ -121,13 +121,15 @@ fn a_gate_or_up_of_its_own_dtype_is_planned_as_both_are_held() {
     let directory = Directory::random(7);
     let base = check(directory.to_temporary().path(), 1);
     let expert = "model.layers.1.block_sparse_moe.experts.2";
-    // (tensors in f32, bytes more of everything, and of the experts): a matrix has 24 * 40 elements.
+    // (tensors in f32, bytes more of everything, and of the experts): gate and up have 24 rows of 40, which are held as 32,
+    // down 40 rows of 24, held as 48.
+    let (inner, outer) = (32 * 40, 48 * 24);
     let rows = [
-        (vec![format!("{expert}.w1.weight")], 2 * 2 * 960, 2 * 2 * 960),
-        (vec![format!("{expert}.w3.weight")], 2 * 2 * 960, 2 * 2 * 960),
-        (vec![format!("{expert}.w1.weight"), format!("{expert}.w3.weight")], 2 * 2 * 960, 2 * 2 * 960),
-        (vec![format!("{expert}.w2.weight")], 2 * 960, 2 * 960),
-        (vec!["model.embed_tokens.weight".to_owned()], 2 * 97 * 40, 0),
+        (vec![format!("{expert}.w1.weight")], 2 * 2 * inner, 2 * 2 * inner),
+        (vec![format!("{expert}.w3.weight")], 2 * 2 * inner, 2 * 2 * inner),
+        (vec![format!("{expert}.w1.weight"), format!("{expert}.w3.weight")], 2 * 2 * inner, 2 * 2 * inner),
+        (vec![format!("{expert}.w2.weight")], 2 * outer, 2 * outer),
+        (vec!["model.embed_tokens.weight".to_owned()], 2 * 112 * 40, 0),
         (vec!["model.norm.weight".to_owned()], 0, 0),
         (vec!["model.layers.0.block_sparse_moe.gate.weight".to_owned()], 0, 0),
     ];

@@ -299,7 +299,7 @@ fn what_cannot_be_quantised_is_refused_and_leaves_nothing_behind() {
     let target = directory.path().join("quantised");
     let try_with = |source: &Path, formats: Formats, progress: &Progress| {
         let options = QuantizeOptions { formats, ..Default::default() };
-        let error = quantize(source, &target, &options, None, progress).err().expect("it was quantised");
+        let error = quantize(source, &target, &options, None, progress).expect_err("it was quantised");
         let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert!(left.iter().all(|path| *path == target || path.extension().is_none()), "{left:?}");
         (error.status(), error.to_string())

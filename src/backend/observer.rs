@@ -86,13 +86,13 @@ impl Observer {
         }
     }
 
-    /// The mean square of each column, `[columns]`, as a share of the mean of all; none where no row, or only zeros, were
-    /// seen.
-    pub fn mean_squares(&self, input: Input) -> Option<Vec<f32>> {
+    /// The rows that were seen, and the mean square of each of their columns, `[columns]`, as a share of the mean of all;
+    /// none where no row, or only zeros, were seen.
+    pub fn mean_squares(&self, input: Input) -> Option<(u64, Vec<f32>)> {
         let sums = self.sums(input).lock();
         let mean = sums.squares.iter().sum::<f64>() / sums.squares.len() as f64;
         let seen = sums.rows > 0 && mean > 0.0 && mean.is_finite();
-        seen.then(|| sums.squares.iter().map(|square| (square / mean) as f32).collect())
+        seen.then(|| (sums.rows, sums.squares.iter().map(|square| (square / mean) as f32).collect()))
     }
 }
 
@@ -107,7 +107,7 @@ mod tests {
         let rows = [[1.0, 0.0, 2.0, 3.0], [-1.0, 0.0, 0.0, 1.0]];
         observer.see(Input::Expert(1, 3), rows.iter().map(|row| &row[..]));
         observer.see(Input::Head, [&[0.0; 4][..]].into_iter());
-        assert_eq!(observer.mean_squares(Input::Expert(1, 3)), Some(vec![0.5, 0.0, 1.0, 2.5]));
+        assert_eq!(observer.mean_squares(Input::Expert(1, 3)), Some((2, vec![0.5, 0.0, 1.0, 2.5])));
         assert_eq!(observer.mean_squares(Input::Expert(0, 3)), None);
         assert_eq!(observer.mean_squares(Input::Head), None);
     }

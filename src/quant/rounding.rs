@@ -116,10 +116,10 @@ impl Target {
         }
         let (least, most) = (self.least.to_bits() as i32, self.most.to_bits() as i32);
         let mut scales = [0.0; LANES];
-        for lane in 0..LANES {
-            let bits = (extreme * self.places[lane]).to_bits() as i32;
+        for (scale, place) in scales.iter_mut().zip(self.places) {
+            let bits = (extreme * place).to_bits() as i32;
             let magnitude = ((bits & i32::MAX) + self.last_bit / 2) & -self.last_bit;
-            scales[lane] = f32::from_bits((magnitude.max(least).min(most) | bits & i32::MIN) as u32);
+            *scale = f32::from_bits((magnitude.max(least).min(most) | bits & i32::MIN) as u32);
         }
         scales
     }
@@ -134,9 +134,9 @@ impl Target {
         let bits = scale.to_bits() as i32;
         let (magnitude, sign) = (((bits & i32::MAX) + self.last_bit / 2) & -self.last_bit, bits & i32::MIN);
         let mut scales = [0.0; LANES];
-        for lane in 0..LANES {
+        for (scale, step) in scales.iter_mut().zip(self.steps) {
             // Positive floats are in the order of their bits: the next stored scale is one bit further.
-            scales[lane] = f32::from_bits(((magnitude + self.steps[lane]).max(least).min(most) | sign) as u32);
+            *scale = f32::from_bits(((magnitude + step).max(least).min(most) | sign) as u32);
         }
         scales
     }

@@ -10,6 +10,10 @@ use crate::error::{Error, Result, Status};
 /// Longest window of a calibration text, in tokens.
 const WINDOW: usize = 2048;
 
+/// What a text says of a column is weighed against this many rows in which all columns are alike: an expert that saw a few
+/// tokens, or a column that was 0 in all of them, says little of other texts.
+const PRIOR_ROWS: f32 = 64.0;
+
 /// For every matrix the mean square of what each of its columns is multiplied with: an error of a weight adds as much to the
 /// squared error of the output.
 pub struct Importance {
@@ -32,8 +36,11 @@ impl Importance {
         Ok(Importance { observer })
     }
 
-    /// `[columns]`; none where the text did not come by.
+    /// `[columns]`, all above 0; none where the text did not come by.
     pub(super) fn of(&self, input: Input) -> Option<Vec<f32>> {
-        self.observer.mean_squares(input)
+        let (rows, mut columns) = self.observer.mean_squares(input)?;
+        let seen = rows as f32 / (rows as f32 + PRIOR_ROWS);
+        columns.iter_mut().for_each(|column| *column = seen * *column + (1.0 - seen));
+        Some(columns)
     }
 }
