@@ -31,10 +31,11 @@
 #include <stddef.h>
 #include <stdint.h>
 /* Initialisers: all defaults. */
-#define GEMMOE_LOAD_OPTIONS_INIT { sizeof(gemmoe_load_options), 0, 0, 0, 0, 0, 0, NULL, NULL, { 0, 0, 0, 0 } }
+#define GEMMOE_LOAD_OPTIONS_INIT \
+    { sizeof(gemmoe_load_options), 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_LOAD_PROGRESS_INIT { sizeof(gemmoe_load_progress), 0, 0, 0 }
 #define GEMMOE_MODEL_INFO_INIT \
-    { sizeof(gemmoe_model_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+    { sizeof(gemmoe_model_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_MESSAGE_INIT { sizeof(gemmoe_message), 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_SESSION_OPTIONS_INIT { sizeof(gemmoe_session_options), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_SESSION_INFO_INIT { sizeof(gemmoe_session_info), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
@@ -106,6 +107,52 @@
  * gemmoe_load_options.priority: the nice value 19; what others leave. INVALID_ARGUMENT as above.
  */
 #define GEMMOE_PRIORITY_LOWEST 2
+
+/**
+ * Formats of weights: as they are stored; in gemmoe_model_info, of several formats.
+ */
+#define GEMMOE_FORMAT_AS_STORED 0
+
+/**
+ * Formats of weights, in gemmoe_model_info: bfloat16.
+ */
+#define GEMMOE_FORMAT_BF16 1
+
+/**
+ * Formats of weights, in gemmoe_model_info: half precision.
+ */
+#define GEMMOE_FORMAT_F16 2
+
+/**
+ * Formats of weights, in gemmoe_model_info: single precision.
+ */
+#define GEMMOE_FORMAT_F32 3
+
+/**
+ * Formats of weights: whole numbers of 4 bits with a bf16 scale for each 32 of a row, unless one of the flags below is
+ * added. 4.5 bits a weight.
+ */
+#define GEMMOE_FORMAT_INT4 4
+
+/**
+ * Formats of weights: the same with 8 bits. 8.5 bits a weight.
+ */
+#define GEMMOE_FORMAT_INT8 8
+
+/**
+ * Added to GEMMOE_FORMAT_INT4 or GEMMOE_FORMAT_INT8: a scale for each 64.
+ */
+#define GEMMOE_FORMAT_GROUP_64 256
+
+/**
+ * Added to GEMMOE_FORMAT_INT4 or GEMMOE_FORMAT_INT8: a scale for each 128.
+ */
+#define GEMMOE_FORMAT_GROUP_128 512
+
+/**
+ * Added to GEMMOE_FORMAT_INT4 or GEMMOE_FORMAT_INT8: scales in half precision.
+ */
+#define GEMMOE_FORMAT_SCALES_F16 4096
 
 /**
  * gemmoe_load_progress.state: still loading.
@@ -336,6 +383,18 @@ enum gemmoe_status
      */
     GEMMOE_STATUS_READ_FAILED = 24,
     /**
+     * The operating system failed to write a file.
+     */
+    GEMMOE_STATUS_WRITE_FAILED = 25,
+    /**
+     * The disk has too little room for what is to be written.
+     */
+    GEMMOE_STATUS_DISK_FULL = 26,
+    /**
+     * What is to be written is there already.
+     */
+    GEMMOE_STATUS_ALREADY_EXISTS = 27,
+    /**
      * config.json is not valid JSON, or names a key twice.
      */
     GEMMOE_STATUS_CONFIG_SYNTAX = 30,
@@ -376,7 +435,7 @@ enum gemmoe_status
      */
     GEMMOE_STATUS_TENSOR_SHAPE = 54,
     /**
-     * A tensor's element type is not BF16, F16 or F32.
+     * A tensor's element type is not BF16, F16 or F32, or not that of the format config.json says it is quantised to.
      */
     GEMMOE_STATUS_TENSOR_DTYPE = 55,
     /**
@@ -387,6 +446,10 @@ enum gemmoe_status
      * A tensor of an expert or a layer that config.json does not have.
      */
     GEMMOE_STATUS_TENSOR_UNEXPECTED = 57,
+    /**
+     * A tensor that is to be quantised has a number that is infinite or NaN.
+     */
+    GEMMOE_STATUS_TENSOR_VALUE = 58,
     /**
      * tokenizer.json is not valid JSON, or names a key twice.
      */
@@ -586,6 +649,23 @@ typedef struct gemmoe_load_options {
      */
     void *parallel_for_context;
     /**
+     * What the experts are rounded to while they are loaded: GEMMOE_FORMAT_INT4 or GEMMOE_FORMAT_INT8 with flags, or 0: as
+     * they are stored. Weights that `gemmoe quantize` rounded stay in their format: another is INVALID_ARGUMENT.
+     */
+    uint32_t experts_format;
+    /**
+     * The same for queries, keys, values and output projections.
+     */
+    uint32_t attention_format;
+    /**
+     * The same for the head, and for the embedding where that is the head.
+     */
+    uint32_t head_format;
+    /**
+     * The same for the embedding. With another format than the head's, an embedding that is the head is held twice.
+     */
+    uint32_t embedding_format;
+    /**
      * Must be 0.
      */
     uint64_t reserved[4];
@@ -689,6 +769,22 @@ typedef struct gemmoe_model_info {
      * Bytes of keys and values a session takes for each token of its context.
      */
     uint64_t kv_bytes_per_token;
+    /**
+     * What the experts are held in: one of GEMMOE_FORMAT_ with its flags; 0 where they are of several formats.
+     */
+    uint32_t experts_format;
+    /**
+     * The same of queries, keys, values and output projections.
+     */
+    uint32_t attention_format;
+    /**
+     * The same of the head.
+     */
+    uint32_t head_format;
+    /**
+     * The same of the embedding.
+     */
+    uint32_t embedding_format;
     /**
      * Must not be relied on.
      */

@@ -51,6 +51,12 @@ pub enum Status {
     FileTooLarge = 23,
     /// The operating system failed to read a file.
     ReadFailed = 24,
+    /// The operating system failed to write a file.
+    WriteFailed = 25,
+    /// The disk has too little room for what is to be written.
+    DiskFull = 26,
+    /// What is to be written is there already.
+    AlreadyExists = 27,
 
     /// config.json is not valid JSON, or names a key twice.
     ConfigSyntax = 30,
@@ -74,12 +80,14 @@ pub enum Status {
     TensorMissing = 53,
     /// A tensor's shape contradicts config.json.
     TensorShape = 54,
-    /// A tensor's element type is not BF16, F16 or F32.
+    /// A tensor's element type is not BF16, F16 or F32, or not that of the format config.json says it is quantised to.
     TensorDtype = 55,
     /// A tensor is stored more than once, under one name or in two layouts.
     TensorDuplicate = 56,
     /// A tensor of an expert or a layer that config.json does not have.
     TensorUnexpected = 57,
+    /// A tensor that is to be quantised has a number that is infinite or NaN.
+    TensorValue = 58,
 
     /// tokenizer.json is not valid JSON, or names a key twice.
     TokenizerSyntax = 60,
@@ -133,7 +141,7 @@ pub enum Status {
 
 impl Status {
     /// Every status and its name, in the order of its value.
-    pub const TABLE: [(Status, &'static CStr); 55] = {
+    pub const TABLE: [(Status, &'static CStr); 59] = {
         use Status::*;
         [
             (Ok, c"OK"),
@@ -156,6 +164,9 @@ impl Status {
             (FileNotAllowed, c"FILE_NOT_ALLOWED"),
             (FileTooLarge, c"FILE_TOO_LARGE"),
             (ReadFailed, c"READ_FAILED"),
+            (WriteFailed, c"WRITE_FAILED"),
+            (DiskFull, c"DISK_FULL"),
+            (AlreadyExists, c"ALREADY_EXISTS"),
             (ConfigSyntax, c"CONFIG_SYNTAX"),
             (ConfigValue, c"CONFIG_VALUE"),
             (UnsupportedModel, c"UNSUPPORTED_MODEL"),
@@ -169,6 +180,7 @@ impl Status {
             (TensorDtype, c"TENSOR_DTYPE"),
             (TensorDuplicate, c"TENSOR_DUPLICATE"),
             (TensorUnexpected, c"TENSOR_UNEXPECTED"),
+            (TensorValue, c"TENSOR_VALUE"),
             (TokenizerSyntax, c"TOKENIZER_SYNTAX"),
             (TokenizerUnsupported, c"TOKENIZER_UNSUPPORTED"),
             (TokenizerValue, c"TOKENIZER_VALUE"),

@@ -3,7 +3,8 @@
 //! A token goes one way through the rooms of this house:
 //! [`ffi`] (the C ABI) -> [`engine`] (sessions and the forward pass) -> [`backend`] (operations on a device) ->
 //! kernels. Beside the way stand [`model`] (a checkpoint on disk), [`text`] (the tokenizer), [`quant`] (how weights are
-//! held), and below everything [`error`], [`memory`] and [`platform`]. `docs/architecture.md` draws it.
+//! held); above, [`quantize`], which makes one model directory from another; and below everything [`error`], [`memory`] and
+//! [`platform`]. `docs/architecture.md` draws it.
 
 pub mod backend;
 pub mod engine;
@@ -13,6 +14,7 @@ pub mod memory;
 pub mod model;
 pub mod platform;
 pub mod quant;
+pub mod quantize;
 mod quiet;
 pub mod text;
 
@@ -23,3 +25,4 @@ pub use engine::{
 };
 pub use error::{Error, Result, Status};
 pub use model::{Formats, Progress};
+pub use quantize::{Importance, QuantizeOptions, QuantizeReport, quantize};

@@ -121,6 +121,80 @@ pub fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::
     Ok(())
 }
 
+/// Writes all of `bytes` at `offset`.
+#[cfg(unix)]
+pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+/// Writes all of `bytes` at `offset`.
+#[cfg(windows)]
+pub fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    use std::os::windows::fs::FileExt;
+    while !bytes.is_empty() {
+        match file.seek_write(bytes, offset)? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            count => {
+                bytes = &bytes[count..];
+                offset += count as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The directory a path is in.
+pub fn parent_directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Bytes that this process may still write to the disk of a directory, where the system tells.
+#[cfg(unix)]
+pub fn free_disk_bytes(directory: &Path) -> Option<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(directory.as_os_str().as_bytes()).ok()?;
+    let mut space = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: a NUL-terminated path and a struct to fill in, both alive during the call.
+    let result = unsafe { libc::statvfs(path.as_ptr(), space.as_mut_ptr()) };
+    // SAFETY: zeros are a value of this struct of numbers, and the call has filled it in where it succeeded.
+    let space = unsafe { space.assume_init() };
+    // The fields are of different types on different systems.
+    #[allow(clippy::unnecessary_cast)]
+    let bytes = (space.f_bavail as u64).saturating_mul(space.f_frsize as u64);
+    (result == 0).then_some(bytes)
+}
+
+/// Bytes that this process may still write to the disk of a directory: this system is not asked.
+#[cfg(not(unix))]
+pub fn free_disk_bytes(_directory: &Path) -> Option<u64> {
+    None
+}
+
+/// Sees to it that a directory's entries are on the disk.
+#[cfg(unix)]
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// Sees to it that a directory's entries are on the disk: this system does so by itself.
+#[cfg(not(unix))]
+pub fn sync_directory(_directory: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// Gives a directory another name, that of an empty directory perhaps.
+pub fn rename_directory(from: &Path, to: &Path) -> io::Result<()> {
+    // Unix replaces an empty directory by itself, at once.
+    #[cfg(not(unix))]
+    if to.is_dir() {
+        std::fs::remove_dir(to)?;
+    }
+    std::fs::rename(from, to)
+}
+
 /// Asks the system to back a fresh block with huge pages. Advice only: a refusal changes nothing but speed.
 #[cfg(target_os = "linux")]
 pub fn advise_huge_pages(start: *mut u8, bytes: usize) {

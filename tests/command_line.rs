@@ -251,6 +251,12 @@ fn plan_prints_what_the_library_plans() {
         "device": plan.device_name,
         "weight_bytes": plan.weight_bytes,
         "expert_bytes": plan.expert_bytes,
+        "formats": {
+            "experts": {"format": "bf16", "group_size": null, "scales": null},
+            "attention": {"format": "bf16", "group_size": null, "scales": null},
+            "head": {"format": "bf16", "group_size": null, "scales": null},
+            "embedding": {"format": "bf16", "group_size": null, "scales": null},
+        },
         "tokenizer_bytes": 0,
         "context_size": 40,
         "kv_dtype": "f16",
@@ -446,10 +452,109 @@ fn a_dense_model_has_routes_without_specialisation() {
 }
 
 #[test]
+fn quantize_writes_a_directory_and_reports_what_it_cost() {
+    let (source, directory) = (Directory::random(41).to_temporary(), tempfile::tempdir().unwrap());
+    let (from, to) = (source.path().to_str().unwrap(), directory.path().join("out"));
+    let arguments = ["quantize", from, to.to_str().unwrap(), "--group-size", "64", "--scales", "f16"];
+    let found = json_of(&[&arguments[..], &["--attention", "stored", "--json"]].concat());
+    // The embedding, which is the head, and the experts' matrices.
+    let tensors = found["tensors"].as_array().unwrap();
+    assert_eq!((tensors.len(), &found["perplexity"]), (1 + 2 * 12, &json!([])));
+    assert_eq!(tensors[0]["kind"], "embedding");
+    let (int4, int8) = (json!("int4"), json!("int8"));
+    for tensor in tensors {
+        assert_eq!(tensor["format"], if tensor["layer"].is_null() { int8.clone() } else { int4.clone() });
+        assert_eq!((&tensor["group_size"], &tensor["scales"]), (&json!(64), &json!("f16")));
+        assert!(tensor["relative_error"].as_f64().unwrap() > 0.0);
+    }
+    let inspected = json_of(&["inspect", to.to_str().unwrap(), "--json"]);
+    assert_eq!(inspected["weight_bytes"], found["bytes_after"]);
+    assert_eq!(inspected["formats"]["experts"], json!({"format": "int4", "group_size": 64, "scales": "f16"}));
+    assert_eq!(inspected["formats"]["attention"]["format"], "bf16");
+    let planned = json_of(&["plan", to.to_str().unwrap(), "--json"]);
+    assert_eq!(planned["formats"], inspected["formats"]);
+
+    // On load it is the same model.
+    let quantize = "experts=int4,head=int8,group-size=64,scales=f16";
+    let planned_on_load = json_of(&["plan", from, "--quantize", quantize, "--json"]);
+    assert_eq!(planned_on_load["formats"], planned["formats"]);
+    assert_eq!(planned_on_load["weight_bytes"], planned["weight_bytes"]);
+    let logits = |model: &str, more: &[&str]| {
+        json_of(&[&["logits", "--model", model, "--tokens", "2,17,5", "--json"], more].concat())["logits"].clone()
+    };
+    assert_eq!(logits(to.to_str().unwrap(), &[]), logits(from, &["--quantize", quantize]));
+
+    let text = String::from_utf8(gemmoe(&["quantize", from, to.to_str().unwrap()]).stderr).unwrap();
+    assert!(text.contains("nothing is overwritten"), "{text}");
+    for wrong in ["experts", "experts=int3", "router=int8", "group-size=48", "experts=int4,scales=bf17"] {
+        let output = gemmoe(&["plan", from, "--quantize", wrong]);
+        assert!(!output.status.success(), "{wrong}");
+    }
+}
+
+#[test]
+fn quantize_measures_the_perplexity_before_and_after_and_takes_calibration_texts() {
+    let directory = tempfile::tempdir().unwrap();
+    let (demo, text) = (demo_model(), directory.path().join("words.txt"));
+    let sentences: Vec<&str> = vec!["The reason for this is that it is not."; 4];
+    std::fs::write(&text, sentences.join(" ")).unwrap();
+    let (demo, text) = (demo.to_str().unwrap(), text.to_str().unwrap());
+    let quantize = |name: &str, more: &[&str]| {
+        let target = directory.path().join(name);
+        text_of(&[&["quantize", demo, target.to_str().unwrap(), "--perplexity", text], more].concat())
+    };
+    let found: Value = serde_json::from_str(&quantize("plain", &["--json"])).unwrap();
+    let calibrated = quantize("calibrated", &["--calibration", text, "--verbose"]);
+    let measured = &found["perplexity"][0];
+    assert_eq!(measured["name"], "words");
+    let (before, after) = (measured["before"].as_f64().unwrap(), measured["after"].as_f64().unwrap());
+    assert!(before > 1.0 && (after / before - 1.0).abs() < 0.1, "{before} {after}");
+    for part in ["perplexity", "words", "query", "down", "layer", "model.layers.3.block_sparse_moe.experts.3.w2.weight"]
+    {
+        assert!(calibrated.contains(part), "{part}: {calibrated}");
+    }
+    let score = json_of(&["score", "--model", directory.path().join("plain").to_str().unwrap(), text, "--json"]);
+    assert_eq!(score["perplexity"].as_f64().unwrap(), after);
+}
+
+#[test]
 fn help_lists_every_command_and_every_option() {
-    let commands: [(&str, &[&str]); 7] = [
+    let commands: [(&str, &[&str]); 8] = [
         ("inspect", &["DIR", "--follow-links", "--json"]),
-        ("plan", &["DIR", "--context", "--chunk", "--kv", "--sessions", "--threads", "--follow-links", "--json"]),
+        (
+            "plan",
+            &[
+                "DIR",
+                "--context",
+                "--chunk",
+                "--kv",
+                "--sessions",
+                "--threads",
+                "--quantize",
+                "--follow-links",
+                "--json",
+            ],
+        ),
+        (
+            "quantize",
+            &[
+                "DIR",
+                "OUT",
+                "--experts",
+                "--attention",
+                "--head",
+                "--embedding",
+                "--group-size",
+                "--scales",
+                "--calibration",
+                "--perplexity",
+                "--threads",
+                "--follow-links",
+                "--shard-bytes",
+                "--verbose",
+                "--json",
+            ],
+        ),
         (
             "generate",
             &[

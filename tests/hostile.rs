@@ -21,6 +21,8 @@ mod header;
 mod index;
 #[path = "hostile/memory.rs"]
 mod memory;
+#[path = "hostile/quantised.rs"]
+mod quantised;
 #[path = "hostile/tensors.rs"]
 mod tensors;
 #[path = "hostile/tokenizer.rs"]
@@ -155,6 +157,11 @@ fn a_header_that_cannot_be_is_refused() {
 #[test]
 fn tensors_that_do_not_make_the_model_are_refused() {
     refuse_all(tensors::cases(), 130);
+}
+
+#[test]
+fn quantised_directories_that_are_not_what_they_say_are_refused() {
+    refuse_all(quantised::cases(), 75);
 }
 
 #[test]

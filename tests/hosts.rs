@@ -262,14 +262,16 @@ fn structs_have_one_layout_in_c_and_in_rust() {
     let mut lines: Vec<String> = Vec::new();
     layout!(lines, GemmoeLoadOptions, "gemmoe_load_options", struct_size: u32, flags: u32, threads: u32,
         instructions: u32, kv_limit_bytes: u64, priority: u32, spin_us: u32, parallel_for: ffi::GemmoeParallelFor,
-        parallel_for_context: *mut c_void, reserved: [u64; 4]);
+        parallel_for_context: *mut c_void, experts_format: u32, attention_format: u32,
+        head_format: u32, embedding_format: u32, reserved: [u64; 4]);
     layout!(lines, GemmoeLoadProgress, "gemmoe_load_progress", struct_size: u32, state: u32, bytes_total: u64,
         bytes_read: u64);
     layout!(lines, GemmoeModelInfo, "gemmoe_model_info", struct_size: u32, vocab_size: u32, hidden_size: u32,
         intermediate_size: u32, num_hidden_layers: u32, num_attention_heads: u32, num_key_value_heads: u32,
         head_dim: u32, num_local_experts: u32, num_experts_per_tok: u32, max_position_embeddings: u32,
         bos_token: u32, has_tokenizer: u32, reserved0: u32, weight_bytes: u64, expert_bytes: u64,
-        tokenizer_bytes: u64, kv_bytes_per_token: u64, reserved: [u64; 4]);
+        tokenizer_bytes: u64, kv_bytes_per_token: u64, experts_format: u32, attention_format: u32,
+        head_format: u32, embedding_format: u32, reserved: [u64; 4]);
     layout!(lines, GemmoeMessage, "gemmoe_message", struct_size: u32, reserved0: u32, role: *const c_char,
         text: *const c_char, text_bytes: u64, reserved: [u64; 4]);
     layout!(lines, GemmoeSessionOptions, "gemmoe_session_options", struct_size: u32, context_size: u32,

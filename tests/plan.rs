@@ -9,7 +9,8 @@ use std::sync::Arc;
 use common::{Directory, golden, load_options};
 use gemmoe::backend::KvDtype;
 use gemmoe::backend::cpu::CpuOptions;
-use gemmoe::{LoadOptions, Model, Overflow, Session, SessionOptions, Status};
+use gemmoe::quant::{Format, Groups, ScaleDtype};
+use gemmoe::{Formats, LoadOptions, Model, Overflow, Session, SessionOptions, Status};
 use safetensors::Dtype;
 use serde_json::json;
 
@@ -30,8 +31,14 @@ fn session_options() -> Vec<SessionOptions> {
 
 /// Compares the plans of a directory with what is used, and returns the bytes of its weights.
 fn check(directory: &Path, threads: usize) -> (u64, u64) {
+    check_in(directory, threads, Formats::default())
+}
+
+/// The same with weights rounded on load.
+fn check_in(directory: &Path, threads: usize, formats: Formats) -> (u64, u64) {
     let name = directory.display();
-    let load = LoadOptions { cpu: CpuOptions { threads: threads.into(), ..Default::default() }, ..Default::default() };
+    let cpu = CpuOptions { threads: threads.into(), ..Default::default() };
+    let load = LoadOptions { cpu, formats, ..Default::default() };
     let model = load_options(directory, &load);
     for options in session_options() {
         let plan = match (Model::plan(directory, &load, &options), Session::new(Arc::clone(&model), &options)) {
@@ -52,6 +59,7 @@ fn check(directory: &Path, threads: usize) -> (u64, u64) {
         let (weights, experts) = model.backend().weight_bytes();
         assert_eq!((plan.weight_bytes, plan.expert_bytes), (weights as u64, experts as u64), "{name}");
         assert_eq!(plan.device_name, model.backend().device_name(), "{name}");
+        assert_eq!(plan.formats, *model.formats(), "{name}");
         assert_eq!(plan.kv_bytes, plan.kv_bytes_per_token * plan.context_size.next_multiple_of(16) as u64, "{name}");
         let tokenizer = model.tokenizer().map_or(0, |tokenizer| tokenizer.bytes_in_use());
         assert_eq!(plan.tokenizer_bytes, tokenizer as u64, "{name}");
@@ -89,19 +97,40 @@ fn random_models_of_every_dtype_take_what_the_plan_says() {
     assert_eq!(sizes.len(), 6);
 }
 
+#[test]
+fn weights_rounded_on_load_take_what_the_plan_says() {
+    let none = Formats::default();
+    let wide = Format::Int4(Groups { size: 128, scales: ScaleDtype::F16 });
+    let rows = [
+        Formats { experts: Some(Format::INT4), ..none },
+        Formats { attention: Some(Format::INT8), head: Some(Format::INT8), ..none },
+        Formats { head: Some(Format::INT8), embedding: Some(wide), ..none },
+        Formats { experts: Some(wide), attention: Some(wide), embedding: Some(Format::INT4), ..none },
+    ];
+    let mut sizes = BTreeSet::new();
+    for formats in rows {
+        sizes.insert(check_in(Directory::random(17).to_temporary().path(), 2, formats));
+        let untied = common::golden().into_iter().nth(1).unwrap();
+        check_in(&untied, 1, formats);
+    }
+    assert_eq!(sizes.len(), rows.len());
+}
+
 /// One tensor after the other in another dtype than the rest.
 #[test]
 fn a_gate_or_up_of_its_own_dtype_is_planned_as_both_are_held() {
     let directory = Directory::random(7);
     let base = check(directory.to_temporary().path(), 1);
     let expert = "model.layers.1.block_sparse_moe.experts.2";
-    // (tensors in f32, bytes more of everything, and of the experts): a matrix has 24 * 40 elements.
+    // (tensors in f32, bytes more of everything, and of the experts): gate and up have 24 rows of 40, which are held as 32,
+    // down 40 rows of 24, held as 48.
+    let (inner, outer) = (32 * 40, 48 * 24);
     let rows = [
-        (vec![format!("{expert}.w1.weight")], 2 * 2 * 960, 2 * 2 * 960),
-        (vec![format!("{expert}.w3.weight")], 2 * 2 * 960, 2 * 2 * 960),
-        (vec![format!("{expert}.w1.weight"), format!("{expert}.w3.weight")], 2 * 2 * 960, 2 * 2 * 960),
-        (vec![format!("{expert}.w2.weight")], 2 * 960, 2 * 960),
-        (vec!["model.embed_tokens.weight".to_owned()], 2 * 97 * 40, 0),
+        (vec![format!("{expert}.w1.weight")], 2 * 2 * inner, 2 * 2 * inner),
+        (vec![format!("{expert}.w3.weight")], 2 * 2 * inner, 2 * 2 * inner),
+        (vec![format!("{expert}.w1.weight"), format!("{expert}.w3.weight")], 2 * 2 * inner, 2 * 2 * inner),
+        (vec![format!("{expert}.w2.weight")], 2 * outer, 2 * outer),
+        (vec!["model.embed_tokens.weight".to_owned()], 2 * 112 * 40, 0),
         (vec!["model.norm.weight".to_owned()], 0, 0),
         (vec!["model.layers.0.block_sparse_moe.gate.weight".to_owned()], 0, 0),
     ];

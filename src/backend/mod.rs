@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod kv;
+pub mod observer;
 pub mod ops;
 
 pub use kv::{KvDtype, KvGeometry, KvPage};

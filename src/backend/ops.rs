@@ -10,6 +10,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use super::kv::{KvDtype, KvPage};
+use super::observer::Observer;
 use crate::error::{Error, Result, Status};
 
 /// A wish to stop, set from any thread; passes look at it between pieces of work.
@@ -182,6 +183,10 @@ pub trait Backend: Send + Sync {
 
     /// A workspace; everything a pass within `limits` needs is allocated here.
     fn new_pass(&self, limits: PassLimits) -> Result<Box<dyn Pass>>;
+
+    /// Begins to collect what matrices are multiplied with in passes that are made from now on; each call gives the same
+    /// collection. Fails with `OutOfMemory`.
+    fn observe(&self) -> Result<Arc<Observer>>;
 
     /// A number that differs between models that give different results: of sizes, numerical options, and bytes from
     /// all over the weights.

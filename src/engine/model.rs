@@ -40,6 +40,7 @@ impl LoadOptions {
 pub struct Model {
     config: Config,
     layout: Layout,
+    formats: Formats,
     tokenizer: Option<Tokenizer>,
     stop_tokens: Vec<u32>,
     /// The error is returned when the template is used: models without one are used as well.
@@ -59,13 +60,14 @@ impl Model {
             Some(tokenizer) => read_chat_template(&checkpoint, &description.config, tokenizer),
             None => Err(no_tokenizer()),
         };
-        let weights = Weights::load(&description, &checkpoint, progress)?;
-        let Description { config, layout, .. } = description;
+        let weights = Weights::load(&description, &checkpoint, options.cpu.threads.resolved_count(), progress)?;
+        let Description { config, layout, formats, .. } = description;
         let backend = Box::new(CpuBackend::new(config.clone(), weights, &options.cpu)?);
         Ok(Arc::new(Model {
             stop_tokens: stop_tokens(&config, tokenizer.as_ref()),
             config,
             layout,
+            formats,
             tokenizer,
             chat_template,
             backend,
@@ -89,6 +91,11 @@ impl Model {
     /// How the checkpoint stored its experts.
     pub fn layout(&self) -> Layout {
         self.layout
+    }
+
+    /// What its parts are held in; none where a part's matrices are of several formats.
+    pub fn formats(&self) -> &Formats {
+        &self.formats
     }
 
     /// The tokenizer, or a `NoTokenizer` error for a directory without one.

@@ -8,6 +8,7 @@ use super::session::pass_limits;
 use crate::backend::cpu::{planned_device_name, planned_pass_bytes};
 use crate::backend::kv::{KvDtype, KvGeometry};
 use crate::error::Result;
+use crate::model::Formats;
 
 /// Memory of a model and of each of its sessions, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct MemoryPlan {
     pub weight_bytes: u64,
     /// The experts among them.
     pub expert_bytes: u64,
+    /// What each part of the weights would be held in; none where its matrices are of several formats.
+    pub formats: Formats,
     /// The tokenizer's tables, about; 0 where there is none.
     pub tokenizer_bytes: u64,
     /// Tokens a session can hold, the default filled in.
@@ -62,6 +65,7 @@ impl Model {
             device_name: planned_device_name(&load.cpu)?,
             weight_bytes,
             expert_bytes,
+            formats: description.formats,
             tokenizer_bytes: tokenizer.map_or(0, |tokenizer| tokenizer.bytes_in_use() as u64),
             context_size: session.context_size,
             kv_dtype,

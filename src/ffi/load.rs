@@ -18,7 +18,8 @@ use crate::backend::cpu::kernels::Instructions;
 use crate::backend::cpu::{CpuOptions, ParallelFor, Priority, ThreadOptions};
 use crate::engine::{LoadOptions, Model};
 use crate::error::{Error, Result, Status};
-use crate::model::Progress;
+use crate::model::{Formats, Progress};
+use crate::quant::{BLOCK, Format, Groups, ScaleDtype};
 use crate::quiet::{Quiet, panic_text};
 
 /// gemmoe_load_options.flags: follow symbolic links inside the model directory, as a download cache's layout needs.
@@ -47,6 +48,26 @@ pub const GEMMOE_PRIORITY_NORMAL: u32 = 0;
 pub const GEMMOE_PRIORITY_LOW: u32 = 1;
 /// gemmoe_load_options.priority: the nice value 19; what others leave. INVALID_ARGUMENT as above.
 pub const GEMMOE_PRIORITY_LOWEST: u32 = 2;
+
+/// Formats of weights: as they are stored; in gemmoe_model_info, of several formats.
+pub const GEMMOE_FORMAT_AS_STORED: u32 = 0;
+/// Formats of weights, in gemmoe_model_info: bfloat16.
+pub const GEMMOE_FORMAT_BF16: u32 = 1;
+/// Formats of weights, in gemmoe_model_info: half precision.
+pub const GEMMOE_FORMAT_F16: u32 = 2;
+/// Formats of weights, in gemmoe_model_info: single precision.
+pub const GEMMOE_FORMAT_F32: u32 = 3;
+/// Formats of weights: whole numbers of 4 bits with a bf16 scale for each 32 of a row, unless one of the flags below is
+/// added. 4.5 bits a weight.
+pub const GEMMOE_FORMAT_INT4: u32 = 4;
+/// Formats of weights: the same with 8 bits. 8.5 bits a weight.
+pub const GEMMOE_FORMAT_INT8: u32 = 8;
+/// Added to GEMMOE_FORMAT_INT4 or GEMMOE_FORMAT_INT8: a scale for each 64.
+pub const GEMMOE_FORMAT_GROUP_64: u32 = 0x100;
+/// Added to GEMMOE_FORMAT_INT4 or GEMMOE_FORMAT_INT8: a scale for each 128.
+pub const GEMMOE_FORMAT_GROUP_128: u32 = 0x200;
+/// Added to GEMMOE_FORMAT_INT4 or GEMMOE_FORMAT_INT8: scales in half precision.
+pub const GEMMOE_FORMAT_SCALES_F16: u32 = 0x1000;
 
 /// gemmoe_load_progress.state: still loading.
 pub const GEMMOE_LOAD_RUNNING: u32 = 0;
@@ -97,6 +118,15 @@ pub struct GemmoeLoadOptions {
     pub parallel_for: GemmoeParallelFor,
     /// What parallel_for is called with. Must be usable from any thread.
     pub parallel_for_context: *mut c_void,
+    /// What the experts are rounded to while they are loaded: GEMMOE_FORMAT_INT4 or GEMMOE_FORMAT_INT8 with flags, or 0: as
+    /// they are stored. Weights that `gemmoe quantize` rounded stay in their format: another is INVALID_ARGUMENT.
+    pub experts_format: u32,
+    /// The same for queries, keys, values and output projections.
+    pub attention_format: u32,
+    /// The same for the head, and for the embedding where that is the head.
+    pub head_format: u32,
+    /// The same for the embedding. With another format than the head's, an embedding that is the head is held twice.
+    pub embedding_format: u32,
     /// Must be 0.
     pub reserved: [u64; 4],
 }
@@ -105,7 +135,7 @@ pub struct GemmoeLoadOptions {
 // pointers that may be NULL.
 unsafe impl Versioned for GemmoeLoadOptions {
     const NAME: &'static str = "gemmoe_load_options";
-    const FIRST_SIZE: usize = 64 + 2 * size_of::<usize>();
+    const FIRST_SIZE: usize = 80 + 2 * size_of::<usize>();
 }
 
 /// How far a load has come. Initialise with GEMMOE_LOAD_PROGRESS_INIT.
@@ -206,7 +236,56 @@ impl GemmoeLoadOptions {
         cpu.check()?;
         let kv_limit_bytes = usize::try_from(self.kv_limit_bytes).unwrap_or(usize::MAX);
         let follow_links = self.flags & GEMMOE_LOAD_FOLLOW_LINKS != 0;
-        Ok(LoadOptions { cpu, follow_links, kv_limit_bytes, ..Default::default() })
+        let formats = Formats {
+            experts: format("experts_format", self.experts_format)?,
+            attention: format("attention_format", self.attention_format)?,
+            head: format("head_format", self.head_format)?,
+            embedding: format("embedding_format", self.embedding_format)?,
+        };
+        Ok(LoadOptions { cpu, formats, follow_links, kv_limit_bytes })
+    }
+}
+
+/// A format that weights can be rounded to while they are loaded.
+fn format(key: &str, constant: u32) -> Result<Option<Format>> {
+    const GROUPS: u32 = GEMMOE_FORMAT_GROUP_64 | GEMMOE_FORMAT_GROUP_128;
+    let size = match constant & GROUPS {
+        0 => Some(BLOCK),
+        GEMMOE_FORMAT_GROUP_64 => Some(64),
+        GEMMOE_FORMAT_GROUP_128 => Some(128),
+        _ => None,
+    };
+    let scales = if constant & GEMMOE_FORMAT_SCALES_F16 == 0 { ScaleDtype::Bf16 } else { ScaleDtype::F16 };
+    match (constant, constant & !(GROUPS | GEMMOE_FORMAT_SCALES_F16), size) {
+        (GEMMOE_FORMAT_AS_STORED, ..) => Ok(None),
+        (_, GEMMOE_FORMAT_INT4, Some(size)) => Ok(Some(Format::Int4(Groups { size, scales }))),
+        (_, GEMMOE_FORMAT_INT8, Some(size)) => Ok(Some(Format::Int8(Groups { size, scales }))),
+        _ => {
+            let text = format!(
+                "options.{key} is {constant:#x}, expected 0, GEMMOE_FORMAT_INT4 or GEMMOE_FORMAT_INT8 with flags"
+            );
+            Err(Error::new(Status::InvalidArgument, text).at_key(key))
+        }
+    }
+}
+
+/// The constant of what a part is held in.
+pub(super) fn format_constant(format: Option<Format>) -> u32 {
+    let flags = |groups: Groups| {
+        let size = match groups.size {
+            64 => GEMMOE_FORMAT_GROUP_64,
+            128 => GEMMOE_FORMAT_GROUP_128,
+            _ => 0,
+        };
+        size | if groups.scales == ScaleDtype::F16 { GEMMOE_FORMAT_SCALES_F16 } else { 0 }
+    };
+    match format {
+        None => GEMMOE_FORMAT_AS_STORED,
+        Some(Format::Bf16) => GEMMOE_FORMAT_BF16,
+        Some(Format::F16) => GEMMOE_FORMAT_F16,
+        Some(Format::F32) => GEMMOE_FORMAT_F32,
+        Some(Format::Int4(groups)) => GEMMOE_FORMAT_INT4 | flags(groups),
+        Some(Format::Int8(groups)) => GEMMOE_FORMAT_INT8 | flags(groups),
     }
 }
 
@@ -345,5 +424,29 @@ pub unsafe extern "C" fn gemmoe_model_load(
             model_out.set(handles::insert(ModelObject::new(model))?);
             Ok(())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_format_has_a_constant_of_its_own_and_comes_back_from_it() {
+        let mut constants = Vec::new();
+        for base in [GEMMOE_FORMAT_INT4, GEMMOE_FORMAT_INT8] {
+            for group in [0, GEMMOE_FORMAT_GROUP_64, GEMMOE_FORMAT_GROUP_128] {
+                constants.extend([0, GEMMOE_FORMAT_SCALES_F16].map(|scales| base | group | scales));
+            }
+        }
+        for constant in &constants {
+            let read = format("head_format", *constant).unwrap();
+            assert_eq!(format_constant(read), *constant);
+        }
+        assert_eq!(format("head_format", 0), Ok(None));
+        for wrong in [1, 2, 3, 5, 12, 0x104 | 0x200, 0x100, 0x1000, 0x10000 | 4, u32::MAX] {
+            let error = format("head_format", wrong).unwrap_err();
+            assert_eq!((error.status(), error.key()), (Status::InvalidArgument, Some("head_format")), "{wrong:#x}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use super::arguments::{Out, copy_out};
 use super::error::GemmoeError;
 use super::guard::{Poison, guard, guard_status};
 use super::handles::{self, Held, Object};
+use super::load::format_constant;
 use super::structs::{self, Versioned};
 use crate::backend::kv::KvGeometry;
 use crate::engine::Model;
@@ -85,14 +86,22 @@ pub struct GemmoeModelInfo {
     pub tokenizer_bytes: u64,
     /// Bytes of keys and values a session takes for each token of its context.
     pub kv_bytes_per_token: u64,
+    /// What the experts are held in: one of GEMMOE_FORMAT_ with its flags; 0 where they are of several formats.
+    pub experts_format: u32,
+    /// The same of queries, keys, values and output projections.
+    pub attention_format: u32,
+    /// The same of the head.
+    pub head_format: u32,
+    /// The same of the embedding.
+    pub embedding_format: u32,
     /// Must not be relied on.
     pub reserved: [u64; 4],
 }
 
-// SAFETY: repr(C), begins with struct_size, fourteen u32 then u64s leave no padding, plain numbers.
+// SAFETY: repr(C), begins with struct_size, fourteen u32, four u64, four u32, then u64s leave no padding, plain numbers.
 unsafe impl Versioned for GemmoeModelInfo {
     const NAME: &'static str = "gemmoe_model_info";
-    const FIRST_SIZE: usize = 120;
+    const FIRST_SIZE: usize = 136;
 }
 
 /// Fills in what the model is. Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE. Any thread. Since 0.1.
@@ -136,6 +145,10 @@ fn info(model: &Model) -> GemmoeModelInfo {
         expert_bytes: expert_bytes as u64,
         tokenizer_bytes: tokenizer.map_or(0, |tokenizer| tokenizer.bytes_in_use() as u64),
         kv_bytes_per_token: kv.bytes_per_token() as u64,
+        experts_format: format_constant(model.formats().experts),
+        attention_format: format_constant(model.formats().attention),
+        head_format: format_constant(model.formats().head),
+        embedding_format: format_constant(model.formats().embedding),
         ..GemmoeModelInfo::zeroed()
     }
 }

@@ -14,10 +14,10 @@ use crate::error::{Error, Result, Status};
 use crate::memory::try_vec;
 use crate::platform::{self, Directory, OpenError};
 
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
+pub(super) const SINGLE_FILE: &str = "model.safetensors";
+pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 const MAX_INDEX_BYTES: u64 = 16 << 20;
-const MAX_SHARDS: usize = 1024;
+pub(super) const MAX_SHARDS: usize = 1024;
 /// One read; also the longest a cancelled load goes on.
 const READ_BYTES: usize = 16 << 20;
 

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::json::{Bounded, UniqueMembers};
+use super::quantization::{self, Fault, Quantization};
 use crate::error::{Error, Result, Status};
 
 /// The file's name in a model directory.
@@ -43,6 +44,8 @@ pub struct Config {
     pub bos_token_id: u32,
     /// Tokens that end a generation.
     pub eos_token_ids: Vec<u32>,
+    /// What matrices are stored in, where they were quantised.
+    pub quantization: Option<Quantization>,
 }
 
 /// Number of experts `Config` accepts at most.
@@ -72,6 +75,7 @@ impl Config {
             tie_word_embeddings: keys.flag("tie_word_embeddings", true)?,
             bos_token_id: keys.token("bos_token_id", 2)?,
             eos_token_ids: keys.tokens("eos_token_id", 1)?,
+            quantization: keys.quantization()?,
         };
         config.check_relations()?;
         Ok(config)
@@ -171,12 +175,25 @@ impl Keys {
         if self.flag("attention_bias", false)? {
             return Err(unsupported("attention_bias", &Value::Bool(true), "attention without biases (false)"));
         }
-        for key in ["rope_scaling", "sliding_window", "quantization_config"] {
+        for key in ["rope_scaling", "sliding_window"] {
             if let Some(value) = self.get(key) {
                 return Err(unsupported(key, value, "models without it (null)"));
             }
         }
         Ok(())
+    }
+
+    fn quantization(&self) -> Result<Option<Quantization>> {
+        let Some(value) = self.get(quantization::KEY) else { return Ok(None) };
+        // What is found at `quantization_config` or at one key inside it.
+        let found = |key: &str| {
+            let inside = key.strip_prefix(quantization::KEY).and_then(|rest| rest.strip_prefix('.'));
+            inside.map_or(Some(value), |key| value.get(key)).unwrap_or(&Value::Null).clone()
+        };
+        Quantization::from_json(value).map(Some).map_err(|fault| match fault {
+            Fault::Unsupported(key, runs) => unsupported(&key, &found(&key), &runs),
+            Fault::Value(key, expected) => value_error(&key, &shorten(&found(&key)), &expected),
+        })
     }
 
     /// A whole number in `lowest..=highest`; `4.0` counts as 4.

@@ -1,7 +1,9 @@
 //! Which format each part of a model is held in.
 
 use super::names::Role;
-use crate::quant::Format;
+use super::quantization::PARTS;
+use crate::error::{Error, Result, Status};
+use crate::quant::{Format, GROUP_SIZES};
 
 /// Formats of a model's parts; where none is given a part is held as its checkpoint has it. Norms and routers are f32
 /// always.
@@ -25,6 +27,42 @@ impl Formats {
             true => Formats { head: self.head.or(self.embedding), embedding: self.embedding.or(self.head), ..self },
             false => self,
         }
+    }
+
+    /// An error where a group has a size that there is not.
+    pub fn check(&self) -> Result<()> {
+        for (part, format) in PARTS.iter().zip(self.parts()) {
+            if let Some(groups) = format.and_then(Format::groups)
+                && !GROUP_SIZES.contains(&groups.size)
+            {
+                let text = format!("\"{part}\" was asked for in groups of {}, expected 32, 64 or 128", groups.size);
+                return Err(Error::new(Status::InvalidArgument, text).at_key(*part));
+            }
+        }
+        Ok(())
+    }
+
+    /// These formats where parts are stored as `stored` says: what was rounded once is not rounded again.
+    pub fn over(self, stored: &Formats) -> Result<Formats> {
+        let mut parts = self.parts();
+        for ((part, format), stored) in PARTS.iter().zip(&mut parts).zip(stored.parts()) {
+            match (*format, stored) {
+                (Some(format), Some(stored)) if format != stored => {
+                    let text = format!(
+                        "\"{part}\" was asked for in {format} and is stored in {stored}: load it as it is, or \
+                         quantise the model it was made from"
+                    );
+                    return Err(Error::new(Status::InvalidArgument, text).at_key(*part));
+                }
+                (_, stored) => *format = format.or(stored),
+            }
+        }
+        Ok(Formats::from_parts(parts))
+    }
+
+    /// The format of the matrices of this role that have one by choice; none for norms and routers.
+    pub fn of_matrix(&self, role: Role) -> Option<Format> {
+        if matches!(role, Role::Norm | Role::Router) { None } else { self.of(role) }
     }
 
     /// What a part of this role is held in.

@@ -101,6 +101,9 @@ impl<'de> Deserialize<'de> for Bounded {
                 let mut members = serde_json::Map::new();
                 while members.len() < KEPT {
                     match map.next_entry::<String, Bounded>()? {
+                        Some((key, _)) if members.contains_key(&key) => {
+                            return Err(serde::de::Error::custom(format!("key {key:?} is named twice")));
+                        }
                         Some((key, Bounded(value))) => drop(members.insert(key, value)),
                         None => return Ok(Value::Object(members)),
                     }

@@ -7,13 +7,17 @@ pub mod header;
 pub mod json;
 pub mod names;
 pub mod progress;
+pub mod quantization;
 pub mod weights;
+pub mod writer;
 
 pub use checkpoint::Checkpoint;
 pub use config::Config;
 pub use formats::Formats;
 pub use progress::Progress;
+pub use quantization::Quantization;
 pub use weights::{Description, Weights};
+pub use writer::ModelWriter;
 
 #[cfg(target_endian = "big")]
 compile_error!("safetensors files are little-endian and are read straight into memory");

@@ -252,6 +252,20 @@ fn expert(config: &Config, layout: Layout, layer: usize, index: usize) -> Expert
     }
 }
 
+/// The name of the scales that belong to a quantised tensor.
+pub fn scales(tensor: &str) -> String {
+    format!("{tensor}_scale")
+}
+
+/// Refuses scales of tensors that are not quantised, if config.json is to be believed.
+pub fn check_scales(expected: &[String], checkpoint: &Checkpoint) -> Result<()> {
+    let is_extra = |name: &&str| name.ends_with("_scale") && !expected.iter().any(|expected| expected == name);
+    let Some(name) = checkpoint.tensor_names().filter(is_extra).min() else { return Ok(()) };
+    let file = checkpoint.tensor(name).map(|tensor| checkpoint.file_of(tensor)).unwrap_or_default();
+    let text = format!("tensor \"{name}\" has no place: by config.json nothing is quantised that it belongs to");
+    Err(Error::new(Status::TensorUnexpected, text).in_file(file).at_key(name))
+}
+
 /// Refuses tensors that would change the model but that config.json has no place for: layers and experts
 /// past its counts, and biases.
 pub fn check_no_extra(config: &Config, layout: Layout, checkpoint: &Checkpoint) -> Result<()> {

@@ -1,4 +1,4 @@
-//! How far a load has come, and the wish to stop it; shared between the loading thread and any other.
+//! How far a load, or another reading of a model, has come, and the wish to stop it; shared between the loading thread and any other.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -23,12 +23,12 @@ impl Progress {
         self.bytes_read.load(Ordering::Relaxed)
     }
 
-    /// Asks the load to stop; it ends with `Cancelled` within the time of one 16 MiB read.
+    /// Asks it to stop; it ends with `Cancelled` within the time of one 16 MiB read.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn begin(&self, bytes_total: u64) {
+    pub(crate) fn begin(&self, bytes_total: u64) {
         self.bytes_total.store(bytes_total, Ordering::Relaxed);
     }
 
@@ -36,10 +36,10 @@ impl Progress {
         self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// An error if the load has been cancelled.
+    /// An error if it has been cancelled.
     pub fn check(&self) -> Result<()> {
         match self.cancelled.load(Ordering::Relaxed) {
-            true => Err(Error::new(Status::Cancelled, "loading was cancelled")),
+            true => Err(Error::new(Status::Cancelled, "reading the model was cancelled")),
             false => Ok(()),
         }
     }

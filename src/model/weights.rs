@@ -2,14 +2,15 @@
 
 use safetensors::Dtype;
 
-use super::checkpoint::Checkpoint;
-use super::config::Config;
+use super::checkpoint::{Checkpoint, Tensor};
+use super::config::{self, Config};
 use super::formats::Formats;
 use super::names::{self, Layout, Part, Role};
 use super::progress::Progress;
+use super::quantization;
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, as_bytes, try_vec, try_with_capacity};
-use crate::quant::{Format, PANEL_ROWS, Shape, Source, pack, unpack_row};
+use crate::quant::{Format, LINE_BYTES, NotFinite, PANEL_ROWS, Shape, Source, pack, pack_on, unpack_row};
 
 /// A weight matrix `[rows, columns]` = `[out, in]`.
 pub struct Matrix {
@@ -28,7 +29,7 @@ impl Matrix {
     /// Rounds or lays out rows that are in memory, as a file would have them.
     pub fn from_rows(what: &str, shape: Shape, source: &Source) -> Result<Matrix> {
         let mut matrix = Matrix::zeroed(what, shape)?;
-        pack(source, &shape, &mut matrix.lines, &mut matrix.scales);
+        pack(source, &shape, &mut matrix.lines, &mut matrix.scales).map_err(|at| not_finite(what, at))?;
         Ok(matrix)
     }
 
@@ -138,6 +139,8 @@ pub struct Description {
     pub embedding_dtype: Dtype,
     /// Bytes of everything once it is loaded, and of the experts among it: what [`Weights::bytes`] will say.
     pub loaded_bytes: (u64, u64),
+    /// What each part is held in once it is loaded; none where its matrices have several formats.
+    pub formats: Formats,
     plan: Plan,
 }
 
@@ -150,7 +153,10 @@ impl Description {
         let elements = |part: &Part| (part.rows * part.columns) as u64;
         let mut dtypes: Vec<String> = Vec::new();
         for part in plan.all() {
-            let dtype = checkpoint.tensor(&part.tensor).map(|tensor| tensor.info.dtype.to_string()).unwrap_or_default();
+            let dtype = match plan.stored_format(part) {
+                Some(format) => format.name().to_owned(),
+                None => dtype_of(part, checkpoint)?.to_string(),
+            };
             if !dtypes.contains(&dtype) {
                 dtypes.push(dtype);
             }
@@ -160,12 +166,41 @@ impl Description {
             expert_parameters: plan.layers.iter().flat_map(|layer| layer.expert_parts()).map(elements).sum(),
             bytes: plan.bytes,
             dtypes,
-            embedding_dtype: dtype_of(&plan.embedding, checkpoint)?,
+            embedding_dtype: match (plan.stored_format(&plan.embedding), &config.quantization) {
+                (Some(_), Some(quantization)) => quantization.source_dtype,
+                _ => dtype_of(&plan.embedding, checkpoint)?,
+            },
             loaded_bytes: plan.loaded_bytes(checkpoint)?,
+            formats: plan.held_formats(checkpoint)?,
             layout,
             config,
             plan,
         })
+    }
+
+    /// The embedding's part.
+    pub fn embedding_part(&self) -> &Part {
+        &self.plan.embedding
+    }
+
+    /// The final norm's part.
+    pub fn final_norm_part(&self) -> &Part {
+        &self.plan.final_norm
+    }
+
+    /// The parts of one layer.
+    pub fn layer_parts(&self, layer: usize) -> &names::LayerParts {
+        &self.plan.layers[layer]
+    }
+
+    /// The head's part where it is not the embedding's.
+    pub fn head_part(&self) -> Option<&Part> {
+        self.plan.head.as_ref()
+    }
+
+    /// The format that was asked for where a part is not held as it is stored; none for norms and routers.
+    pub fn asked_format(&self, part: &Part) -> Option<Format> {
+        self.plan.formats.of_matrix(part.role)
     }
 
     /// Parameters one token meets: everything but the experts, and its share of those.
@@ -176,11 +211,17 @@ impl Description {
 }
 
 impl Weights {
-    /// Reads every weight of a checkpoint, all of which its description has checked, in the formats it was made for.
-    pub fn load(description: &Description, checkpoint: &Checkpoint, progress: &Progress) -> Result<Weights> {
+    /// Reads every weight of a checkpoint, all of which its description has checked, in the formats it was made for, and
+    /// lays them out on `threads` threads.
+    pub fn load(
+        description: &Description,
+        checkpoint: &Checkpoint,
+        threads: usize,
+        progress: &Progress,
+    ) -> Result<Weights> {
         let plan = &description.plan;
         progress.begin(plan.bytes);
-        let reader = Reader { plan, checkpoint, progress };
+        let reader = Reader { plan, checkpoint, threads, progress };
         let mut layers = try_with_capacity("layers", plan.layers.len())?;
         for parts in &plan.layers {
             layers.push(reader.layer(parts)?);
@@ -238,7 +279,10 @@ impl Weights {
 
 /// Every part of the model, each checked to be in the checkpoint with its shape and a dtype that can be read.
 struct Plan {
+    /// What parts are held in.
     formats: Formats,
+    /// What they are stored in, where quantised.
+    stored: Formats,
     embedding: Part,
     layers: Vec<names::LayerParts>,
     final_norm: Part,
@@ -247,17 +291,25 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(config: &Config, layout: Layout, checkpoint: &Checkpoint, formats: Formats) -> Result<Plan> {
+    fn new(config: &Config, layout: Layout, checkpoint: &Checkpoint, asked: Formats) -> Result<Plan> {
+        asked.check()?;
         names::check_no_extra(config, layout, checkpoint)?;
-        let mut bytes = 0;
-        let mut check = |part: &Part| -> Result<()> {
-            bytes += check_part(part, checkpoint)?;
-            Ok(())
-        };
         let embedding = names::embedding(config);
         let final_norm = names::final_norm(config);
         let own_head = !config.tie_word_embeddings || checkpoint.tensor(names::HEAD).is_some();
-        let formats = formats.resolved(!own_head);
+        let stored = stored_formats(config, layout, own_head)?;
+        let formats = asked.resolved(!own_head).over(&stored)?;
+        let (mut bytes, mut scale_tensors) = (0, Vec::new());
+        let mut check = |part: &Part| -> Result<()> {
+            bytes += match stored.of_matrix(part.role) {
+                Some(format) => {
+                    scale_tensors.push(names::scales(&part.tensor));
+                    check_quantised(part, format, checkpoint)?
+                }
+                None => check_plain(part, formats.of_matrix(part.role), checkpoint)?,
+            };
+            Ok(())
+        };
         let head = match own_head {
             true => Some(names::head(config)),
             // One tensor held in two formats.
@@ -273,12 +325,44 @@ impl Plan {
             parts.all().try_for_each(&mut check)?;
             layers.push(parts);
         }
-        Ok(Plan { formats, embedding, layers, final_norm, head, bytes })
+        names::check_scales(&scale_tensors, checkpoint)?;
+        Ok(Plan { formats, stored, embedding, layers, final_norm, head, bytes })
     }
 
     fn all(&self) -> impl Iterator<Item = &Part> {
         let layers = self.layers.iter().flat_map(|layer| layer.all());
         [&self.embedding, &self.final_norm].into_iter().chain(&self.head).chain(layers)
+    }
+
+    /// The format a part is stored in, where it is a quantised one.
+    fn stored_format(&self, part: &Part) -> Option<Format> {
+        self.stored.of_matrix(part.role)
+    }
+
+    /// As [`Description::formats`].
+    fn held_formats(&self, checkpoint: &Checkpoint) -> Result<Formats> {
+        let common = |shapes: &mut dyn Iterator<Item = Result<Shape>>| -> Result<Option<Format>> {
+            let mut formats = shapes.map(|shape| Ok::<Format, Error>(shape?.format));
+            let Some(first) = formats.next().transpose()? else { return Ok(None) };
+            let mut alike = true;
+            for format in formats {
+                alike &= format? == first;
+            }
+            Ok(alike.then_some(first))
+        };
+        let shape = |part: &Part| self.shape(part, checkpoint);
+        let attention = |layer: &names::LayerParts| [&layer.query, &layer.key, &layer.value, &layer.output].map(shape);
+        let expert = |expert: &names::ExpertParts| match self.gate_up_shapes(expert, checkpoint) {
+            Ok([gate, up]) => [Ok(gate), Ok(up), shape(&expert.down)],
+            Err(error) => [Err(error.clone()), Err(error.clone()), Err(error)],
+        };
+        let experts = || self.layers.iter().flat_map(|layer| &layer.experts);
+        Ok(Formats {
+            experts: common(&mut experts().flat_map(expert))?,
+            attention: common(&mut self.layers.iter().flat_map(attention))?,
+            head: Some(shape(self.head.as_ref().unwrap_or(&self.embedding))?.format),
+            embedding: Some(shape(&self.embedding)?.format),
+        })
     }
 
     /// The shape a part is held in.
@@ -318,8 +402,21 @@ impl Plan {
     }
 }
 
+/// The error of a number that is infinite or NaN and cannot be rounded.
+fn not_finite(tensor: &str, at: NotFinite) -> Error {
+    let (row, column) = (at.row, at.column);
+    let text = format!("tensor \"{tensor}\" has in row {row}, column {column} a number that is not finite");
+    Error::new(Status::TensorValue, text).at_key(tensor)
+}
+
+/// The same of a part's matrix, as the error for its tensor, which may have rows before it, and its file.
+pub fn not_finite_in(part: &Part, at: NotFinite, checkpoint: &Checkpoint) -> Error {
+    let file = checkpoint.tensor(&part.tensor).map(|tensor| checkpoint.file_of(tensor)).unwrap_or_default();
+    not_finite(&part.tensor, NotFinite { row: part.first_row + at.row, ..at }).in_file(file)
+}
+
 /// The dtype a part is stored in.
-fn dtype_of(part: &Part, checkpoint: &Checkpoint) -> Result<Dtype> {
+pub fn dtype_of(part: &Part, checkpoint: &Checkpoint) -> Result<Dtype> {
     let dtype = checkpoint.tensor(&part.tensor).map(|tensor| tensor.info.dtype);
     dtype.ok_or_else(|| Error::new(Status::Internal, format!("tensor \"{}\" was not checked", part.tensor)))
 }
@@ -331,24 +428,86 @@ fn plain_format(dtype: Dtype, part: &Part) -> Result<Format> {
     })
 }
 
-/// Bytes of the part in its file, once its tensor is there with the right shape and dtype.
-fn check_part(part: &Part, checkpoint: &Checkpoint) -> Result<u64> {
-    let name = &part.tensor;
-    let Some(tensor) = checkpoint.tensor(name) else {
-        let text = format!("tensor \"{name}\" is missing, expected {:?} ({})", part.shape, part.meaning);
-        return Err(Error::new(Status::TensorMissing, text).in_file(checkpoint.table_of_contents()).at_key(name));
+/// What the matrices of a directory are stored in, where quantised.
+fn stored_formats(config: &Config, layout: Layout, own_head: bool) -> Result<Formats> {
+    let Some(quantization) = &config.quantization else { return Ok(Formats::default()) };
+    let formats = quantization.formats;
+    let fail = |part: &str, text: &str| {
+        let key = format!("{}.{part}", quantization::KEY);
+        let error = Error::new(Status::ConfigValue, format!("\"{key}\": {text}"));
+        Err(error.in_file(config::FILE).at_key(key))
     };
+    if layout == Layout::Fused && formats.experts.is_some() {
+        return fail(
+            "experts",
+            "quantised experts are stored one by one, as \"block_sparse_moe\", and these are fused",
+        );
+    }
+    if !own_head && formats.head != formats.embedding {
+        return fail("head", "the head is the embedding here, and must have its format");
+    }
+    Ok(formats)
+}
+
+/// Bytes of a part in its file, once its tensor is there with the right shape and a dtype that can be read, and held in
+/// `format`, if one was asked for.
+fn check_plain(part: &Part, format: Option<Format>, checkpoint: &Checkpoint) -> Result<u64> {
+    let name = &part.tensor;
+    let tensor = find(name, &part.shape, part.meaning, checkpoint)?;
     let fail = |status, text| Err(Error::new(status, text).in_file(checkpoint.file_of(tensor)).at_key(name));
-    if tensor.info.shape != part.shape {
-        let text =
-            format!("tensor \"{name}\" is {:?}, expected {:?} ({})", tensor.info.shape, part.shape, part.meaning);
-        return fail(Status::TensorShape, text);
+    check_shape(name, tensor, &part.shape, part.meaning, checkpoint)?;
+    let dtype = tensor.info.dtype;
+    let Some(plain) = Format::of_dtype(dtype) else {
+        return fail(Status::TensorDtype, format!("tensor \"{name}\" is {dtype}, expected BF16, F16 or F32"));
+    };
+    if let Some(format @ (Format::Bf16 | Format::F16)) = format
+        && format != plain
+    {
+        let text = format!("tensor \"{name}\" is {dtype} and was asked for in {format}: only quantised formats round");
+        return fail(Status::InvalidArgument, text);
     }
-    if Format::of_dtype(tensor.info.dtype).is_none() {
-        let text = format!("tensor \"{name}\" is {}, expected BF16, F16 or F32", tensor.info.dtype);
-        return fail(Status::TensorDtype, text);
+    Ok((part.rows * part.columns * dtype.bitsize() / 8) as u64)
+}
+
+/// The same of a part that is stored in a quantised format, of both its tensors.
+fn check_quantised(part: &Part, format: Format, checkpoint: &Checkpoint) -> Result<u64> {
+    let shape = Shape { rows: part.rows, columns: part.columns, format };
+    let groups = format.groups().map_or(0, |groups| shape.padded_columns() / groups.size);
+    let scales = format.groups().map_or(Dtype::BF16, |groups| groups.scales.dtype());
+    let tensors = [
+        (part.tensor.clone(), Dtype::U8, [shape.panels(), shape.lines_per_panel(), LINE_BYTES], "panels x lines x 64"),
+        (names::scales(&part.tensor), scales, [shape.panels(), groups, PANEL_ROWS], "panels x groups x 16"),
+    ];
+    for (name, dtype, shape, meaning) in tensors {
+        let tensor = find(&name, &shape, meaning, checkpoint)?;
+        if tensor.info.dtype != dtype {
+            let text = format!(
+                "tensor \"{name}\" is {}, expected {dtype}: {} says that \"{}\" is {format}",
+                tensor.info.dtype,
+                config::FILE,
+                part.tensor
+            );
+            return Err(Error::new(Status::TensorDtype, text).in_file(checkpoint.file_of(tensor)).at_key(name));
+        }
+        check_shape(&name, tensor, &shape, meaning, checkpoint)?;
     }
-    Ok((part.rows * part.columns * tensor.info.dtype.bitsize() / 8) as u64)
+    Ok(shape.bytes() as u64)
+}
+
+/// The tensor of this name, or an error that says what it should be.
+fn find<'a>(name: &str, shape: &[usize], meaning: &str, checkpoint: &'a Checkpoint) -> Result<&'a Tensor> {
+    checkpoint.tensor(name).ok_or_else(|| {
+        let text = format!("tensor \"{name}\" is missing, expected {shape:?} ({meaning})");
+        Error::new(Status::TensorMissing, text).in_file(checkpoint.table_of_contents()).at_key(name)
+    })
+}
+
+fn check_shape(name: &str, tensor: &Tensor, shape: &[usize], meaning: &str, checkpoint: &Checkpoint) -> Result<()> {
+    if tensor.info.shape == shape {
+        return Ok(());
+    }
+    let text = format!("tensor \"{name}\" is {:?}, expected {shape:?} ({meaning})", tensor.info.shape);
+    Err(Error::new(Status::TensorShape, text).in_file(checkpoint.file_of(tensor)).at_key(name))
 }
 
 /// Bytes read at once, where a panel is not more: also the longest a cancelled load goes on.
@@ -357,6 +516,7 @@ const READ_BYTES: usize = 16 << 20;
 struct Reader<'a> {
     plan: &'a Plan,
     checkpoint: &'a Checkpoint,
+    threads: usize,
     progress: &'a Progress,
 }
 
@@ -394,25 +554,52 @@ impl Reader<'_> {
         self.matrix_in(part, self.plan.shape(part, self.checkpoint)?)
     }
 
-    /// Reads a few panels' rows at a time and lays them out.
+    /// Reads what is laid out already, and of other tensors a few panels' rows at a time, which it lays out.
     fn matrix_in(&self, part: &Part, shape: Shape) -> Result<Matrix> {
         let mut matrix = Matrix::zeroed(&part.tensor, shape)?;
-        let dtype = dtype_of(part, self.checkpoint)?;
-        let Some(tensor) = self.checkpoint.tensor(&part.tensor) else { return Ok(matrix) };
-        let row_bytes = part.columns * dtype.bitsize() / 8;
-        let panels = (READ_BYTES / (row_bytes * PANEL_ROWS).max(1)).clamp(1, shape.panels().max(1));
-        let mut bytes = try_vec(&part.tensor, panels * PANEL_ROWS * row_bytes, 0u8)?;
-        for first in (0..shape.panels()).step_by(panels) {
-            let rows = first * PANEL_ROWS..((first + panels) * PANEL_ROWS).min(part.rows);
-            let bytes = &mut bytes[..rows.len() * row_bytes];
-            let skip = ((part.first_row + rows.start) * row_bytes) as u64;
-            self.checkpoint.read_tensor(tensor, skip, bytes, self.progress)?;
-            let source = Source { dtype, bytes, columns: part.columns, importance: None };
-            let end = (first + panels).min(shape.panels());
+        if self.plan.stored_format(part).is_some() {
+            let tensors = [(part.tensor.clone(), &mut matrix.lines), (names::scales(&part.tensor), &mut matrix.scales)];
+            for (name, bytes) in tensors {
+                let unchecked = || Error::new(Status::Internal, format!("tensor \"{name}\" was not checked"));
+                let tensor = self.checkpoint.tensor(&name).ok_or_else(unchecked)?;
+                self.checkpoint.read_tensor(tensor, 0, bytes, self.progress)?;
+            }
+            return Ok(matrix);
+        }
+        each_rows(part, self.checkpoint, self.progress, |first, source| {
+            let end = first + source.rows().div_ceil(PANEL_ROWS);
             let lines = &mut matrix.lines[first * shape.panel_bytes()..end * shape.panel_bytes()];
             let scales = &mut matrix.scales[first * shape.panel_scale_bytes()..end * shape.panel_scale_bytes()];
-            pack(&source, &shape, lines, scales);
-        }
+            pack_on(self.threads, source, &shape, lines, scales).map_err(|at| {
+                let at = NotFinite { row: first * PANEL_ROWS + at.row, ..at };
+                not_finite_in(part, at, self.checkpoint)
+            })?;
+            Ok(())
+        })?;
         Ok(matrix)
     }
+}
+
+/// Reads a part that is stored row by row, and shows `see` the rows of a few panels at a time, with the number of the first
+/// panel.
+pub fn each_rows(
+    part: &Part,
+    checkpoint: &Checkpoint,
+    progress: &Progress,
+    mut see: impl FnMut(usize, &Source) -> Result<()>,
+) -> Result<()> {
+    let dtype = dtype_of(part, checkpoint)?;
+    let tensor = find(&part.tensor, &part.shape, part.meaning, checkpoint)?;
+    let row_bytes = part.columns * dtype.bitsize() / 8;
+    let all = part.rows.div_ceil(PANEL_ROWS);
+    let panels = (READ_BYTES / (row_bytes * PANEL_ROWS).max(1)).clamp(1, all.max(1));
+    let mut bytes = try_vec(&part.tensor, panels.min(all) * PANEL_ROWS * row_bytes, 0u8)?;
+    for first in (0..all).step_by(panels) {
+        let rows = first * PANEL_ROWS..((first + panels) * PANEL_ROWS).min(part.rows);
+        let bytes = &mut bytes[..rows.len() * row_bytes];
+        let skip = ((part.first_row + rows.start) * row_bytes) as u64;
+        checkpoint.read_tensor(tensor, skip, bytes, progress)?;
+        see(first, &Source { dtype, bytes, columns: part.columns, importance: None })?;
+    }
+    Ok(())
 }

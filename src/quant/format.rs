@@ -1,5 +1,7 @@
 //! Number formats of weights.
 
+use std::fmt;
+
 use half::{bf16, f16};
 use safetensors::Dtype;
 
@@ -21,10 +23,16 @@ pub enum Format {
     Int4(Groups),
 }
 
+/// The sizes a group can have.
+pub const GROUP_SIZES: [usize; 3] = [32, 64, 128];
+
+/// The largest of them.
+pub(super) const MAX_GROUP: usize = 128;
+
 /// Groups of a row's columns that share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Groups {
-    /// Columns in one: 32, 64 or 128.
+    /// Columns in one: one of GROUP_SIZES.
     pub size: usize,
     /// What scales are stored as.
     pub scales: ScaleDtype,
@@ -40,6 +48,9 @@ pub enum ScaleDtype {
 }
 
 impl ScaleDtype {
+    /// All of them.
+    pub const ALL: [ScaleDtype; 2] = [ScaleDtype::Bf16, ScaleDtype::F16];
+
     /// Its name in files and for people.
     pub fn name(self) -> &'static str {
         match self {
@@ -64,11 +75,30 @@ impl ScaleDtype {
         }
     }
 
+    /// The least and the largest scale rounding uses: those whose inverse is finite, of half precision the subnormal ones
+    /// too, which every processor converts exactly.
+    pub(super) fn range(self) -> (f32, f32) {
+        match self {
+            ScaleDtype::Bf16 => (f32::MIN_POSITIVE, bf16::MAX.to_f32_const()),
+            ScaleDtype::F16 => (f16::MIN_POSITIVE_SUBNORMAL.to_f32_const(), f16::MAX.to_f32_const()),
+        }
+    }
+
     /// A stored scale.
     pub fn decode(self, bytes: [u8; 2]) -> f32 {
         match self {
             ScaleDtype::Bf16 => bf16::from_le_bytes(bytes).to_f32(),
             ScaleDtype::F16 => f16::from_le_bytes(bytes).to_f32(),
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    /// `bf16`; `int4 (groups of 32, bf16 scales)`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.groups() {
+            None => f.write_str(self.name()),
+            Some(Groups { size, scales }) => write!(f, "{} (groups of {size}, {} scales)", self.name(), scales.name()),
         }
     }
 }

@@ -4,6 +4,8 @@ mod format;
 mod panels;
 mod rounding;
 
-pub use format::{BLOCK, Format, Groups, ScaleDtype};
-pub use panels::{INT4_BIAS_BITS, INT8_BIAS_BITS, LINE_BYTES, PANEL_ROWS, Shape, Source, pack, unpack_row};
+pub use format::{BLOCK, Format, GROUP_SIZES, Groups, ScaleDtype};
+pub use panels::{
+    INT4_BIAS_BITS, INT8_BIAS_BITS, LINE_BYTES, NotFinite, PANEL_ROWS, Shape, Source, pack, pack_on, unpack_row,
+};
 pub use rounding::{Rounded, round_group};

@@ -17,10 +17,13 @@
 //! with what makes them unsigned added, because the processors' dot products take one unsigned side.
 //! This file is the only one that knows.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use half::{bf16, f16};
+use parking_lot::Mutex;
 use safetensors::Dtype;
 
-use super::format::{Format, Groups};
+use super::format::{Format, Groups, MAX_GROUP};
 use super::rounding::{Rounded, round_group};
 
 /// Rows of a panel.
@@ -57,12 +60,7 @@ impl Shape {
 
     /// Columns in one line.
     pub fn columns_per_line(&self) -> usize {
-        match self.format {
-            Format::F32 => 1,
-            Format::Bf16 | Format::F16 => 2,
-            Format::Int8(_) => 4,
-            Format::Int4(_) => 8,
-        }
+        columns_per_line(self.format)
     }
 
     /// Columns with those that fill up the last line or group.
@@ -102,6 +100,15 @@ impl Shape {
     }
 }
 
+fn columns_per_line(format: Format) -> usize {
+    match format {
+        Format::F32 => 1,
+        Format::Bf16 | Format::F16 => 2,
+        Format::Int8(_) => 4,
+        Format::Int4(_) => 8,
+    }
+}
+
 /// Rows of a matrix as a file has them, row-major: `[rows, columns]`.
 #[derive(Clone, Copy)]
 pub struct Source<'a> {
@@ -116,20 +123,49 @@ pub struct Source<'a> {
 }
 
 impl Source<'_> {
+    /// Rows there are.
+    pub fn rows(&self) -> usize {
+        self.bytes.len() / self.row_bytes().max(1)
+    }
+
     /// Bytes of one row.
     fn row_bytes(&self) -> usize {
         self.columns * self.dtype.bitsize() / 8
     }
 
-    /// Number `column` of row `row`, widened.
-    fn number(&self, row: usize, column: usize) -> f32 {
-        let at = row * self.row_bytes();
+    /// The numbers of row `row` from `column` on, widened, as many as `out` takes.
+    fn read(&self, row: usize, column: usize, out: &mut [f32]) {
+        let size = self.dtype.bitsize() / 8;
+        let at = row * self.row_bytes() + column * size;
+        let bytes = &self.bytes[at..at + out.len() * size];
         match self.dtype {
-            Dtype::BF16 => bf16::from_le_bytes(bytes_at(self.bytes, at + 2 * column)).to_f32(),
-            Dtype::F16 => f16::from_le_bytes(bytes_at(self.bytes, at + 2 * column)).to_f32(),
-            _ => f32::from_le_bytes(bytes_at(self.bytes, at + 4 * column)),
+            Dtype::BF16 => {
+                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    // Without bf16's care for NaN, whose bits may stay as they are.
+                    *out = f32::from_bits((u16::from_le_bytes(*bytes) as u32) << 16);
+                }
+            }
+            Dtype::F16 => {
+                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *out = f16::from_le_bytes(*bytes).to_f32();
+                }
+            }
+            _ => {
+                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *out = f32::from_le_bytes(*bytes);
+                }
+            }
         }
     }
+}
+
+/// Where a number is that is infinite or none at all, which no scale can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotFinite {
+    /// Its row.
+    pub row: usize,
+    /// Its column.
+    pub column: usize,
 }
 
 fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
@@ -141,7 +177,7 @@ fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 /// Lays rows out as panels: `source` holds the rows of whole panels (the last panel of a matrix may lack rows), `lines` and
 /// `scales` are exactly their bytes, all zeros. Rounds where the format is a quantised one, and otherwise only copies or
 /// widens: every format but those holds what `source` has, or this panics. Returns how far off rounding is, in all.
-pub fn pack(source: &Source, shape: &Shape, lines: &mut [u8], scales: &mut [u8]) -> Rounded {
+pub fn pack(source: &Source, shape: &Shape, lines: &mut [u8], scales: &mut [u8]) -> Result<Rounded, NotFinite> {
     assert_eq!(source.columns, shape.columns);
     let row_bytes = source.row_bytes();
     let mut rounded = Rounded::default();
@@ -157,12 +193,61 @@ pub fn pack(source: &Source, shape: &Shape, lines: &mut [u8], scales: &mut [u8])
             (Format::Int8(groups) | Format::Int4(groups), _) => {
                 let scale_bytes = shape.panel_scale_bytes();
                 let scales = &mut scales[index * scale_bytes..(index + 1) * scale_bytes];
-                rounded.add(&round_panel(&rows, shape.format, groups, lines, scales));
+                let panel = round_panel(&rows, shape.format, groups, lines, scales);
+                rounded.add(&panel.map_err(|at| NotFinite { row: index * PANEL_ROWS + at.row, ..at })?);
             }
             (Format::Bf16 | Format::F16, dtype) => panic!("{dtype} numbers do not fit {}", shape.format.name()),
         }
     }
-    rounded
+    Ok(rounded)
+}
+
+/// Weights a thread is started for: below, starting it takes longer.
+const THREAD_WEIGHTS: usize = 1 << 18;
+
+/// As [`pack`], with the panels shared out to as many as `threads` threads, this one included. One that the system refuses
+/// is done without.
+pub fn pack_on(
+    threads: usize,
+    source: &Source,
+    shape: &Shape,
+    lines: &mut [u8],
+    scales: &mut [u8],
+) -> Result<Rounded, NotFinite> {
+    let panels = source.rows().div_ceil(PANEL_ROWS);
+    let threads = threads.min(source.rows() * source.columns / THREAD_WEIGHTS).clamp(1, panels.max(1));
+    if threads == 1 || shape.panel_bytes() == 0 {
+        return pack(source, shape, lines, scales);
+    }
+    // Of one size whatever the number of threads, so that errors are added up in one order.
+    let share = (THREAD_WEIGHTS / (PANEL_ROWS * source.columns)).max(1);
+    let rows = source.bytes.chunks(share * PANEL_ROWS * source.row_bytes());
+    let mut scales = scales.chunks_mut((share * shape.panel_scale_bytes()).max(1));
+    let parts = rows.zip(lines.chunks_mut(share * shape.panel_bytes())).map(|(bytes, lines)| {
+        let source = Source { bytes, ..*source };
+        Mutex::new((source, lines, scales.next().unwrap_or_default(), Ok(Rounded::default())))
+    });
+    let parts: Vec<_> = parts.collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let (source, lines, scales, result) = &mut *part.lock();
+            *result = pack(source, shape, lines, scales);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            // Its handle is not needed: the scope waits.
+            drop(std::thread::Builder::new().spawn_scoped(scope, work));
+        }
+        work();
+    });
+    let mut rounded = Rounded::default();
+    for (index, part) in parts.into_iter().enumerate() {
+        let (.., result) = part.into_inner();
+        rounded.add(&result.map_err(|at| NotFinite { row: index * share * PANEL_ROWS + at.row, ..at })?);
+    }
+    Ok(rounded)
 }
 
 /// Words of four bytes, `[rows][words]` to `[words][16 rows]`.
@@ -191,47 +276,76 @@ fn copy_halves(rows: &Source, lines: &mut [u8]) {
 }
 
 fn widen(rows: &Source, lines: &mut [u8]) {
-    for row in 0..rows.bytes.len() / rows.row_bytes().max(1) {
-        for (column, line) in lines.chunks_exact_mut(LINE_BYTES).take(rows.columns).enumerate() {
-            line[WORD * row..WORD * (row + 1)].copy_from_slice(&rows.number(row, column).to_le_bytes());
+    let mut numbers = [0f32; LINE_BYTES];
+    for row in 0..rows.rows() {
+        for (block, lines) in lines.chunks_mut(numbers.len() * LINE_BYTES).enumerate() {
+            let numbers = &mut numbers[..lines.len() / LINE_BYTES];
+            rows.read(row, block * LINE_BYTES, numbers);
+            for (number, line) in numbers.iter().zip(lines.chunks_exact_mut(LINE_BYTES)) {
+                line[WORD * row..WORD * (row + 1)].copy_from_slice(&number.to_le_bytes());
+            }
         }
     }
 }
 
 /// Rounds one panel, group by group.
-fn round_panel(rows: &Source, format: Format, groups: Groups, lines: &mut [u8], scales: &mut [u8]) -> Rounded {
+fn round_panel(
+    rows: &Source,
+    format: Format,
+    groups: Groups,
+    lines: &mut [u8],
+    scales: &mut [u8],
+) -> Result<Rounded, NotFinite> {
     let mut rounded = Rounded::default();
-    let (mut numbers, mut integers) = ([0f32; MAX_GROUP], [0i32; MAX_GROUP]);
-    let row_count = rows.bytes.len() / rows.row_bytes().max(1);
-    for (group, scales) in scales.chunks_exact_mut(2 * PANEL_ROWS).enumerate() {
+    let mut numbers = [0f32; MAX_GROUP];
+    let row_count = rows.rows();
+    let lines = lines.chunks_exact_mut(LINE_BYTES * groups.size / columns_per_line(format));
+    for (group, (lines, scales)) in lines.zip(scales.chunks_exact_mut(2 * PANEL_ROWS)).enumerate() {
         let first = group * groups.size;
-        let count = groups.size.min(rows.columns - first);
-        let importance = rows.importance.map(|importance| &importance[first..first + count]);
+        let numbers = &mut numbers[..groups.size.min(rows.columns - first)];
+        let importance = rows.importance.map(|importance| &importance[first..first + numbers.len()]);
         for row in 0..PANEL_ROWS {
-            integers.fill(0);
+            let mut integers = [0i8; MAX_GROUP];
             if row < row_count {
-                for (column, number) in numbers[..count].iter_mut().enumerate() {
-                    *number = rows.number(row, first + column);
+                rows.read(row, first, numbers);
+                if let Some(column) = first_not_finite(numbers) {
+                    return Err(NotFinite { row, column: first + column });
                 }
-                let (scale, error) =
-                    round_group(&numbers[..count], importance, format, groups.scales, &mut integers[..count]);
+                let integers = &mut integers[..numbers.len()];
+                let (scale, error) = round_group(numbers, importance, format, groups.scales, integers);
                 scales[2 * row..2 * row + 2].copy_from_slice(&scale);
                 rounded.add(&error);
             }
-            for (column, integer) in integers[..groups.size].iter().enumerate() {
-                put_integer(format, lines, row, first + column, *integer);
+            put_integers(format, lines, row, &integers[..groups.size]);
+        }
+    }
+    Ok(rounded)
+}
+
+fn first_not_finite(numbers: &[f32]) -> Option<usize> {
+    // An infinity or NaN times 0 is NaN, and stays so in a sum.
+    let zero: f32 = numbers.iter().map(|number| number * 0.0).sum();
+    if zero == 0.0 { None } else { numbers.iter().position(|number| !number.is_finite()) }
+}
+
+/// Writes a group of one row to its `lines`: a word in each.
+fn put_integers(format: Format, lines: &mut [u8], row: usize, integers: &[i8]) {
+    let words = lines.chunks_exact_mut(LINE_BYTES).map(|line| &mut line[row * WORD..(row + 1) * WORD]);
+    match format {
+        Format::Int8(_) => {
+            for (word, integers) in words.zip(integers.as_chunks::<4>().0) {
+                word.copy_from_slice(&integers.map(|integer| (integer as u8).wrapping_add(128)));
+            }
+        }
+        _ => {
+            for (word, integers) in words.zip(integers.as_chunks::<8>().0) {
+                let unsigned = integers.map(|integer| (integer + 8) as u8);
+                for (column, byte) in word.iter_mut().enumerate() {
+                    *byte = unsigned[column] | unsigned[4 + column] << 4;
+                }
             }
         }
     }
-    rounded
-}
-
-/// The largest group there is.
-const MAX_GROUP: usize = 128;
-
-fn put_integer(format: Format, lines: &mut [u8], row: usize, column: usize, integer: i32) {
-    let (at, shift, bias) = integer_place(format, row, column);
-    lines[at] |= ((integer + bias) as u8) << shift;
 }
 
 /// The byte of a panel's lines a whole number is in, the bits it is shifted by, and what is added to it.
@@ -277,5 +391,187 @@ pub fn unpack_row(shape: &Shape, lines: &[u8], scales: &[u8], row: usize, out: &
                 *out = groups.scales.decode(scale) * integer as f32;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::{GROUP_SIZES, ScaleDtype};
+
+    /// Numbers that differ, as a file has them.
+    fn source_bytes(dtype: Dtype, count: usize) -> Vec<u8> {
+        let number = |index: usize| ((index * 2_654_435_761 % 4093) as f32 - 2046.0) / 1024.0;
+        let numbers = (0..count).map(number);
+        match dtype {
+            Dtype::BF16 => numbers.flat_map(|number| bf16::from_f32(number).to_le_bytes()).collect(),
+            Dtype::F16 => numbers.flat_map(|number| f16::from_f32(number).to_le_bytes()).collect(),
+            _ => numbers.flat_map(f32::to_le_bytes).collect(),
+        }
+    }
+
+    fn formats() -> Vec<Format> {
+        let mut formats = vec![Format::Bf16, Format::F16, Format::F32];
+        for size in GROUP_SIZES {
+            for scales in ScaleDtype::ALL {
+                formats.extend([Format::Int8(Groups { size, scales }), Format::Int4(Groups { size, scales })]);
+            }
+        }
+        formats
+    }
+
+    fn packed(source: &Source, shape: &Shape) -> Result<(Vec<u8>, Vec<u8>, Rounded), NotFinite> {
+        let (mut lines, mut scales) = (vec![0; shape.line_bytes()], vec![0; shape.scale_bytes()]);
+        let rounded = pack(source, shape, &mut lines, &mut scales)?;
+        Ok((lines, scales, rounded))
+    }
+
+    #[test]
+    fn every_row_comes_out_as_it_was_packed() {
+        let sizes = [(1, 1), (1, 33), (13, 72), (16, 257), (17, 60), (32, 128), (33, 31), (40, 256), (5, 130), (3, 0)];
+        for (rows, columns) in sizes {
+            for format in formats() {
+                for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32] {
+                    let plain = Format::of_dtype(dtype) == Some(format) || format == Format::F32;
+                    if !plain && format.groups().is_none() {
+                        continue;
+                    }
+                    let bytes = source_bytes(dtype, rows * columns);
+                    let source = Source { dtype, bytes: &bytes, columns, importance: None };
+                    let shape = Shape { rows, columns, format };
+                    let (lines, scales, rounded) = packed(&source, &shape).unwrap();
+                    assert_eq!(lines.len(), shape.panels() * shape.lines_per_panel() * LINE_BYTES);
+                    let mut sums = Rounded::default();
+                    let (mut expected, mut found) = (vec![0f32; columns], vec![0f32; columns]);
+                    for row in 0..rows {
+                        source.read(row, 0, &mut expected);
+                        unpack_row(&shape, &lines, &scales, row, &mut found);
+                        if plain {
+                            assert_eq!(found, expected, "{format} of {dtype}, {rows} x {columns}, row {row}");
+                        }
+                        for (found, expected) in found.iter().zip(&expected) {
+                            let difference = (*found as f64 - *expected as f64).abs();
+                            sums.largest = sums.largest.max(difference);
+                            sums.error += difference * difference;
+                        }
+                    }
+                    let name = format!("{format} of {dtype}, {rows} x {columns}");
+                    assert!((sums.error - rounded.error).abs() <= 1e-6 * rounded.error, "{name}");
+                    assert!((sums.largest - rounded.largest).abs() <= 1e-6 * rounded.largest, "{name}");
+                    // The largest number is 2; half a step, and what a better scale for the others takes from it.
+                    let most = if format.name() == "int4" { 0.5 } else { 0.02 };
+                    assert!(rounded.largest < most, "{name}: {}", rounded.largest);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_fills_up_panels_lines_and_groups_is_zero_and_changes_nothing() {
+        for format in formats().into_iter().filter(|format| format.groups().is_some()) {
+            // The same numbers with 3 rows and columns of zeros more have the same bytes where both have something.
+            let (rows, columns) = (13, 93);
+            let bytes = source_bytes(Dtype::F32, rows * columns);
+            let mut padded = vec![0u8; 16 * 128 * 4];
+            for row in 0..rows {
+                let numbers = &bytes[4 * row * columns..4 * (row + 1) * columns];
+                padded[4 * row * 128..][..4 * columns].copy_from_slice(numbers);
+            }
+            let source = Source { dtype: Dtype::F32, bytes: &bytes, columns, importance: None };
+            let padded = Source { bytes: &padded, columns: 128, ..source };
+            let (lines, scales, _) = packed(&source, &Shape { rows, columns, format }).unwrap();
+            let (all_lines, all_scales, _) = packed(&padded, &Shape { rows: 16, columns: 128, format }).unwrap();
+            assert_eq!(lines, all_lines[..lines.len()], "{format}");
+            assert_eq!(scales, all_scales[..scales.len()], "{format}");
+        }
+    }
+
+    #[test]
+    fn any_number_of_threads_gives_the_same_bytes_and_the_same_error() {
+        let (rows, columns) = (1203, 1500);
+        let mut bytes = source_bytes(Dtype::BF16, rows * columns);
+        for format in [Format::INT4, Format::INT8, Format::Bf16, Format::F32] {
+            let source = Source { dtype: Dtype::BF16, bytes: &bytes, columns, importance: None };
+            let shape = Shape { rows, columns, format };
+            let (lines, scales, rounded) = packed(&source, &shape).unwrap();
+            for threads in [2, 3, 64] {
+                let (mut its_lines, mut its_scales) = (vec![0; lines.len()], vec![0; scales.len()]);
+                let error = pack_on(threads, &source, &shape, &mut its_lines, &mut its_scales).unwrap();
+                assert!(its_lines == lines && its_scales == scales, "{format}, {threads} threads");
+                assert!((error.error - rounded.error).abs() <= 1e-9 * rounded.error);
+                assert_eq!((error.count, error.largest), (rounded.count, rounded.largest));
+            }
+        }
+        bytes[2 * (1100 * columns + 7)..][..2].copy_from_slice(&bf16::NAN.to_le_bytes());
+        let source = Source { dtype: Dtype::BF16, bytes: &bytes, columns, importance: None };
+        let shape = Shape { rows, columns, format: Format::INT8 };
+        let (mut lines, mut scales) = (vec![0; shape.line_bytes()], vec![0; shape.scale_bytes()]);
+        let refused = pack_on(2, &source, &shape, &mut lines, &mut scales);
+        assert_eq!(refused, Err(NotFinite { row: 1100, column: 7 }));
+    }
+
+    #[test]
+    fn a_number_that_is_not_finite_is_named_by_row_and_column() {
+        let (rows, columns) = (37, 70);
+        for number in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for (row, column) in [(0, 0), (36, 69), (17, 31), (16, 64)] {
+                let mut bytes = source_bytes(Dtype::BF16, rows * columns);
+                bytes[2 * (row * columns + column)..][..2].copy_from_slice(&bf16::from_f32(number).to_le_bytes());
+                let source = Source { dtype: Dtype::BF16, bytes: &bytes, columns, importance: None };
+                let shape = Shape { rows, columns, format: Format::INT4 };
+                assert_eq!(packed(&source, &shape).err(), Some(NotFinite { row, column }));
+                assert!(packed(&source, &Shape { format: Format::Bf16, ..shape }).is_ok());
+            }
+        }
+    }
+
+    /// Files carry the layout: these bytes may never change within a version of the format.
+    #[test]
+    fn the_layout_is_the_one_that_files_have() {
+        // Row 0: 1 to 9; row 1: -8 to 0, both with a scale of 1 as they are.
+        let numbers: Vec<f32> = (1..10).chain(-8..1).map(|number| number as f32).collect();
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let halves: Vec<u8> = numbers.iter().flat_map(|number| f16::from_f32(*number).to_le_bytes()).collect();
+        let brains: Vec<u8> = numbers.iter().flat_map(|number| bf16::from_f32(*number).to_le_bytes()).collect();
+        let of = |format, dtype, bytes: &[u8]| {
+            let source = Source { dtype, bytes, columns: 9, importance: None };
+            packed(&source, &Shape { rows: 2, columns: 9, format }).unwrap()
+        };
+        let (lines, _, _) = of(Format::F32, Dtype::F32, &bytes);
+        assert_eq!(lines.len(), 9 * 64);
+        assert_eq!(lines[..8], [1f32.to_le_bytes(), (-8f32).to_le_bytes()].concat());
+        assert_eq!(lines[8 * 64..][..8], [9f32.to_le_bytes(), 0f32.to_le_bytes()].concat());
+
+        let (lines, _, _) = of(Format::Bf16, Dtype::BF16, &brains);
+        assert_eq!(lines.len(), 5 * 64);
+        // 1, 2; -8, -7; then 9 and nothing; 0.
+        assert_eq!(lines[..8], [0x80, 0x3f, 0x00, 0x40, 0x00, 0xc1, 0xe0, 0xc0]);
+        assert_eq!(lines[4 * 64..][..8], [0x10, 0x41, 0, 0, 0, 0, 0, 0]);
+
+        let (lines, _, _) = of(Format::F16, Dtype::F16, &halves);
+        assert_eq!(lines.len(), 5 * 64);
+        // Column 0 of sixteen rows, then column 1.
+        assert_eq!((&lines[..4], &lines[32..36]), (&[0x00, 0x3c, 0x00, 0xc8][..], &[0x00, 0x40, 0x00, 0xc7][..]));
+
+        let groups = Groups { size: 32, scales: ScaleDtype::Bf16 };
+        let exact: Vec<u8> = (-128..-119).chain(-128..-119).flat_map(|n| (n as f32).to_le_bytes()).collect();
+        let (lines, scales, rounded) = of(Format::Int8(groups), Dtype::F32, &exact);
+        assert_eq!((lines.len(), scales.len(), rounded.error), (8 * 64, 32, 0.0));
+        // Four columns of row 0, of row 1, and of rows that are not there; the ninth column; columns that are not there.
+        assert_eq!(lines[..12], [0, 1, 2, 3, 0, 1, 2, 3, 128, 128, 128, 128]);
+        assert_eq!(lines[2 * 64..][..8], [8, 128, 128, 128, 8, 128, 128, 128]);
+        assert_eq!(lines[3 * 64..], [128; 5 * 64]);
+        assert_eq!(scales[..6], [0x80, 0x3f, 0x80, 0x3f, 0, 0]);
+
+        let groups = Groups { size: 32, scales: ScaleDtype::F16 };
+        let exact: Vec<u8> =
+            (-8..1).chain([-16, -14, -12, -10, -8, -6, -4, -2, 14]).flat_map(|n| (n as f32).to_le_bytes()).collect();
+        let (lines, scales, rounded) = of(Format::Int4(groups), Dtype::F32, &exact);
+        assert_eq!((lines.len(), scales.len(), rounded.error), (4 * 64, 32, 0.0));
+        // Columns 0 and 4, 1 and 5, 2 and 6, 3 and 7 of row 0, of row 1, and of rows that are not there; the ninth column.
+        assert_eq!(lines[..12], [0x40, 0x51, 0x62, 0x73, 0x40, 0x51, 0x62, 0x73, 0x88, 0x88, 0x88, 0x88]);
+        assert_eq!(lines[64..][..8], [0x88, 0x88, 0x88, 0x88, 0x8f, 0x88, 0x88, 0x88]);
+        assert_eq!(lines[2 * 64..], [0x88; 2 * 64]);
+        assert_eq!(scales[..6], [0x00, 0x3c, 0x00, 0x40, 0, 0]);
     }
 }

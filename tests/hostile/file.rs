@@ -31,6 +31,18 @@ impl WeightFile {
         WeightFile { tensors: stored.collect() }
     }
 
+    /// The tensors of a file that is in order.
+    pub fn from_bytes(bytes: &[u8]) -> WeightFile {
+        let file = safetensors::SafeTensors::deserialize(bytes).unwrap();
+        let stored = |(name, tensor): (String, safetensors::tensor::TensorView)| Stored {
+            name,
+            dtype: tensor.dtype().to_string(),
+            shape: tensor.shape().iter().map(|size| *size as u64).collect(),
+            data: tensor.data().to_vec(),
+        };
+        WeightFile { tensors: file.tensors().into_iter().map(stored).collect() }
+    }
+
     pub fn get(&mut self, name: &str) -> &mut Stored {
         self.tensors.iter_mut().find(|tensor| tensor.name == name).unwrap()
     }

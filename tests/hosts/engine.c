@@ -218,6 +218,30 @@ static void plans(void) {
     destroy(session);
 }
 
+/* Weights rounded on load: in the formats asked for, in less memory, as planned. */
+static void rounded(void) {
+    gemmoe_load_options load_options = GEMMOE_LOAD_OPTIONS_INIT;
+    gemmoe_memory_plan plan = GEMMOE_MEMORY_PLAN_INIT;
+    gemmoe_model_info plain = GEMMOE_MODEL_INFO_INIT, info = GEMMOE_MODEL_INFO_INIT;
+    gemmoe_model *quantised = NULL;
+    gemmoe_error *error = NULL;
+    SUCCEEDS(gemmoe_model_get_info(model, &plain, &error));
+    CHECK(plain.attention_format == GEMMOE_FORMAT_BF16 || plain.attention_format == GEMMOE_FORMAT_F16 ||
+          plain.attention_format == GEMMOE_FORMAT_F32);
+    load_options.experts_format = GEMMOE_FORMAT_INT4 | GEMMOE_FORMAT_GROUP_64;
+    load_options.attention_format = GEMMOE_FORMAT_INT8;
+    load_options.head_format = GEMMOE_FORMAT_INT8 | GEMMOE_FORMAT_SCALES_F16;
+    load_options.embedding_format = load_options.head_format;
+    SUCCEEDS(gemmoe_plan_memory(directory, &load_options, NULL, &plan, &error));
+    SUCCEEDS(gemmoe_model_load(directory, &load_options, &quantised, &error));
+    SUCCEEDS(gemmoe_model_get_info(quantised, &info, &error));
+    CHECK(info.experts_format == load_options.experts_format && info.attention_format == load_options.attention_format);
+    CHECK(info.head_format == load_options.head_format && info.embedding_format == load_options.embedding_format);
+    CHECK(info.weight_bytes < plain.weight_bytes && info.expert_bytes < plain.expert_bytes);
+    CHECK(info.weight_bytes == plan.weight_bytes && info.kv_bytes_per_token == plain.kv_bytes_per_token);
+    RETURNS(GEMMOE_STATUS_OK, gemmoe_model_destroy(quantised));
+}
+
 static void snapshots(void) {
     gemmoe_session *session = prompted();
     gemmoe_error *error = NULL;
@@ -673,6 +697,7 @@ int main(int argc, char **argv) {
     rewinds();
     set_tokens();
     plans();
+    rounded();
     snapshots();
     batches(0, 0);
     batches(1, 0);

@@ -48,6 +48,10 @@ int main(void) {
     FIELD(gemmoe_load_options, spin_us);
     FIELD(gemmoe_load_options, parallel_for);
     FIELD(gemmoe_load_options, parallel_for_context);
+    FIELD(gemmoe_load_options, experts_format);
+    FIELD(gemmoe_load_options, attention_format);
+    FIELD(gemmoe_load_options, head_format);
+    FIELD(gemmoe_load_options, embedding_format);
     FIELD(gemmoe_load_options, reserved);
     STRUCT(gemmoe_load_progress);
     FIELD(gemmoe_load_progress, struct_size);
@@ -73,6 +77,10 @@ int main(void) {
     FIELD(gemmoe_model_info, expert_bytes);
     FIELD(gemmoe_model_info, tokenizer_bytes);
     FIELD(gemmoe_model_info, kv_bytes_per_token);
+    FIELD(gemmoe_model_info, experts_format);
+    FIELD(gemmoe_model_info, attention_format);
+    FIELD(gemmoe_model_info, head_format);
+    FIELD(gemmoe_model_info, embedding_format);
     FIELD(gemmoe_model_info, reserved);
     STRUCT(gemmoe_message);
     FIELD(gemmoe_message, struct_size);

@@ -856,6 +856,9 @@ static void load_values(void) {
                                        {0, 0, 0, 3},
                                        {0, 0, 0, 0xFFFFFFFF},
                                        {GEMMOE_LOAD_PIN_THREADS, 256, 0, 0}};
+    static const uint32_t formats[] = {GEMMOE_FORMAT_BF16, GEMMOE_FORMAT_F16, GEMMOE_FORMAT_F32, 5, 12, 0x100,
+                                       GEMMOE_FORMAT_INT4 | GEMMOE_FORMAT_GROUP_64 | GEMMOE_FORMAT_GROUP_128, 0x10004,
+                                       0xFFFFFFFF};
     gemmoe_error *error = NULL;
     gemmoe_model *model = NULL;
     gemmoe_session *session = NULL;
@@ -879,6 +882,17 @@ static void load_values(void) {
         if (row == 0) padded.load.flags = GEMMOE_LOAD_PIN_THREADS;
         if (row == 1) padded.load.priority = GEMMOE_PRIORITY_LOW;
         if (row == 2) padded.load.spin_us = 1;
+        FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, pass_load_options(&error));
+    }
+    /* Formats that weights cannot be rounded to, for each part in turn. */
+    for (row = 0; row < 4 * (sizeof formats / sizeof formats[0]); row++) {
+        uint32_t format = formats[row / 4];
+        memset(&padded, 0, sizeof padded);
+        padded.load.struct_size = sizeof(gemmoe_load_options);
+        padded.load.experts_format = row % 4 == 0 ? format : 0;
+        padded.load.attention_format = row % 4 == 1 ? format : 0;
+        padded.load.head_format = row % 4 == 2 ? format : 0;
+        padded.load.embedding_format = row % 4 == 3 ? format : 0;
         FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, pass_load_options(&error));
     }
     /* A limit no session fits into, and one no session reaches. */

@@ -11,10 +11,12 @@ mod routing;
 use std::sync::Arc;
 
 use half::{bf16, f16};
+use parking_lot::Mutex;
 use safetensors::Dtype;
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::backend::kv::{KvDtype, KvGeometry, KvPage};
+use crate::backend::observer::Observer;
 use crate::backend::ops::{Backend, Pass, PassLimits};
 use crate::error::Result;
 use crate::memory::Buffer;
@@ -60,6 +62,8 @@ struct Shared {
     embedding_scale: f32,
     /// `[head_dim / 2]`: radians per position of each rotary pair.
     rotary_frequencies: Buffer<f32>,
+    /// Shown what matrices are multiplied with, where somebody asked for that.
+    observer: Mutex<Option<Arc<Observer>>>,
 }
 
 impl CpuBackend {
@@ -79,6 +83,7 @@ impl CpuBackend {
                 exact_gelu: options.exact_gelu,
                 embedding_scale,
                 rotary_frequencies,
+                observer: Mutex::new(None),
                 config,
                 weights,
             }),
@@ -128,6 +133,14 @@ impl Backend for CpuBackend {
 
     fn new_pass(&self, limits: PassLimits) -> Result<Box<dyn Pass>> {
         Ok(Box::new(CpuPass::new(Arc::clone(&self.shared), limits)?))
+    }
+
+    fn observe(&self) -> Result<Arc<Observer>> {
+        let mut observer = self.shared.observer.lock();
+        match &*observer {
+            Some(observer) => Ok(Arc::clone(observer)),
+            None => Ok(Arc::clone(observer.insert(Arc::new(Observer::new(&self.shared.config)?)))),
+        }
     }
 
     fn fingerprint(&self) -> u64 {

@@ -13,6 +13,7 @@ use super::kernels::math::{log_softmax_at, rms_norm, rotate};
 use super::kernels::matmul::{Output, TokenRows};
 use super::routing::Routing;
 use crate::backend::kv::{KvBlock, KvDtype, KvGeometry, KvHalf, PAGE_TOKENS, shared_page};
+use crate::backend::observer::{Input, Observer};
 use crate::backend::ops::{Batch, Limit, NO_TARGET, Pass, PassLimits, Routes};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, try_with_capacity};
@@ -80,6 +81,8 @@ pub struct CpuPass {
     /// `[max_tokens]`: the tokens of the batch that have a target, then the log-probability of each one's.
     scored: Vec<u32>,
     log_probabilities: Buffer<f32>,
+    /// Shown what matrices are multiplied with.
+    observer: Option<Arc<Observer>>,
 }
 
 /// Elements of each buffer of a pass.
@@ -152,6 +155,7 @@ impl CpuPass {
         let config = &shared.config;
         let sizes = Sizes::new(config, limits, shared.pool.threads())?;
         let zeroed = |elements: usize| Buffer::zeroed(WHAT, elements);
+        let observer = shared.observer.lock().clone();
         Ok(CpuPass {
             geometry: KvGeometry::of(config, KvDtype::F32),
             limits,
@@ -181,6 +185,7 @@ impl CpuPass {
             logit_rows: try_with_capacity(WHAT, limits.max_sequences)?,
             scored: try_with_capacity(WHAT, limits.max_tokens)?,
             log_probabilities: zeroed(sizes.tokens)?,
+            observer,
             shared,
         })
     }
@@ -201,6 +206,37 @@ impl CpuPass {
         }
         Ok(())
     }
+}
+
+/// The job of showing an observer, where there is one, what a product's input is.
+fn observe(
+    jobs: &mut Jobs,
+    limit: &Limit,
+    observer: &Option<Arc<Observer>>,
+    input: Input,
+    x: TokenRows,
+) -> Poll<Result<()>> {
+    let Some(observer) = observer else { return Poll::Ready(Ok(())) };
+    jobs.run_here(limit, 1, |_| {
+        observer.see(input, (0..x.count).map(|token| x.row(token)));
+        Ok(())
+    })
+}
+
+/// The same of each touched expert's slots.
+fn observe_slots(
+    jobs: &mut Jobs,
+    limit: &Limit,
+    observer: &Option<Arc<Observer>>,
+    routing: &Routing,
+    x: TokenRows,
+    input: &dyn Fn(usize) -> Input,
+) -> Poll<Result<()>> {
+    for expert in routing.touched() {
+        let expert = *expert as usize;
+        ready!(observe(jobs, limit, observer, input(expert), x.part(routing.slots_of(expert))))?;
+    }
+    Poll::Ready(Ok(()))
 }
 
 /// Splits a matrix's panels, and many tokens, into items of about ITEM_BYTES or ITEM_MULTIPLY_ADDS each, whichever is less.
@@ -469,6 +505,7 @@ impl Pass for CpuPass {
         let jobs = &mut self.jobs;
         ready!(shared.norm(jobs, limit, &weights.input_norm, &self.x, tokens, &mut self.normed))?;
         let x = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: tokens };
+        ready!(observe(jobs, limit, &self.observer, Input::Attention(layer), x))?;
         let products = [
             (&weights.query, &mut self.query[..tokens * weights.query.rows()]),
             (&weights.key, &mut self.key[..tokens * weights.key.rows()]),
@@ -542,6 +579,7 @@ impl Pass for CpuPass {
         let output = &shared.weights.layers[layer].output;
         let x = TokenRows { data: &self.attended, columns: output.columns(), index: None, count: self.tokens };
         let projected = &mut self.projected[..self.tokens * output.rows()];
+        ready!(observe(&mut self.jobs, limit, &self.observer, Input::Output(layer), x))?;
         ready!(shared.matmul(&mut self.jobs, limit, &mut self.packed, x, [(output, projected)]))?;
 
         let (hidden_size, projected) = (config.hidden_size, &self.projected);
@@ -607,6 +645,7 @@ impl Pass for CpuPass {
             index: Some(routing.slot_tokens()),
             count: slot_count,
         };
+        ready!(observe_slots(jobs, limit, &self.observer, routing, x, &|expert| Input::Expert(layer, expert)))?;
         ready!(shared.pack_slots(jobs, limit, &mut self.packed, routing, x, &precision))?;
         let split = Split::new(experts[0].gate.shape(), 2, most_slots);
         let activated = Output::new(&mut self.activated, intermediate_size);
@@ -627,6 +666,7 @@ impl Pass for CpuPass {
         // projected[slot] = down activated[slot]
         let precision = |expert: usize| shared.precision(&experts[expert].down);
         let x = TokenRows { data: &self.activated, columns: intermediate_size, index: None, count: slot_count };
+        ready!(observe_slots(jobs, limit, &self.observer, routing, x, &|expert| Input::Down(layer, expert)))?;
         ready!(shared.pack_slots(jobs, limit, &mut self.packed, routing, x, &precision))?;
         let split = Split::new(experts[0].down.shape(), 1, most_slots);
         let projected = Output::new(&mut self.projected, hidden_size);
@@ -683,6 +723,7 @@ impl Pass for CpuPass {
             }))?;
             let x = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: scored.len() };
             let logits = &mut self.logits[..scored.len() * vocab_size];
+            ready!(observe(&mut self.jobs, limit, &self.observer, Input::Head, x))?;
             ready!(shared.matmul(&mut self.jobs, limit, &mut self.packed, x, [(head, logits)]))?;
             let (logits, places) = (&self.logits, &self.places);
             let out = Output::new(&mut self.log_probabilities, 1);
@@ -712,6 +753,7 @@ impl Pass for CpuPass {
             rows += 1;
         }
         let x = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: rows };
+        ready!(observe(&mut self.jobs, limit, &self.observer, Input::Head, x))?;
         let logits = &mut self.logits[..rows * vocab_size];
         ready!(shared.matmul(&mut self.jobs, limit, &mut self.packed, x, [(head, logits)]))?;
         self.jobs.done()

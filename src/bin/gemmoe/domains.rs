@@ -55,6 +55,18 @@ impl DomainArgs {
     }
 }
 
+/// The texts of files, and of directories by the names of their files, each with its name.
+pub fn texts_of(paths: &[PathBuf]) -> Result<Vec<(String, String)>> {
+    let mut texts = Vec::new();
+    for path in paths {
+        let files = if path.is_dir() { files_of(path)? } else { vec![path.clone()] };
+        for file in files {
+            texts.push((name_of(&file), files::read(&file)?));
+        }
+    }
+    Ok(texts)
+}
+
 /// The files of a directory that are not hidden, by name.
 fn files_of(directory: &Path) -> Result<Vec<PathBuf>> {
     let unreadable = |error| files::unreadable(directory, &error);

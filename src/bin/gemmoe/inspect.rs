@@ -7,6 +7,7 @@ use gemmoe::text::Tokenizer;
 use gemmoe::{LoadOptions, Model, Result};
 use serde_json::json;
 
+use crate::formats::{parts, parts_json};
 use crate::units::{count, grouped};
 
 #[derive(clap::Args)]
@@ -53,6 +54,7 @@ fn print_text(description: &Description, tokenizer: Option<&Tokenizer>) {
         ),
     );
     row("weights", format!("{} bytes", grouped(description.bytes)));
+    row("formats", parts(&description.formats));
     row("layers", format!("{} of hidden size {}", config.num_hidden_layers, config.hidden_size));
     row("expert size", format!("{}", config.intermediate_size));
     row(
@@ -75,6 +77,7 @@ fn print_json(description: &Description, tokenizer: Option<&Tokenizer>) {
     let object = json!({
         "layout": description.layout.name(),
         "dtypes": description.dtypes,
+        "formats": parts_json(&description.formats),
         "num_local_experts": config.num_local_experts,
         "num_experts_per_tok": config.num_experts_per_tok,
         "parameters": description.parameters,

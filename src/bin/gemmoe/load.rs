@@ -1,4 +1,4 @@
-//! Loading with a progress bar.
+//! Loading, and other readings of a model, with a progress bar.
 
 use std::sync::Arc;
 use std::thread;
@@ -30,14 +30,21 @@ pub fn load(args: &ModelArgs) -> Result<Arc<Model>> {
             exact_gelu: args.exact_gelu,
             ..Default::default()
         },
+        formats: args.quantize.unwrap_or_default(),
         follow_links: args.follow_links,
         ..Default::default()
     };
+    watch("loading", |progress| Model::load(&args.model, &options, progress))
+}
+
+/// Does what reads a model, showing how far it is.
+pub fn watch<T: Send>(doing: &str, work: impl FnOnce(&Progress) -> Result<T> + Send) -> Result<T> {
     let progress = Progress::default();
-    let bar = bar(0, "loading {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left");
+    let bar = bar(0, "{prefix} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left")
+        .with_prefix(doing.to_owned());
     let result = thread::scope(|scope| {
-        let loading = scope.spawn(|| Model::load(&args.model, &options, &progress));
-        while !loading.is_finished() {
+        let working = scope.spawn(|| work(&progress));
+        while !working.is_finished() {
             // Nothing is drawn before the files are checked and the total is known.
             if progress.bytes_total() > 0 {
                 bar.set_length(progress.bytes_total());
@@ -45,7 +52,7 @@ pub fn load(args: &ModelArgs) -> Result<Arc<Model>> {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        loading.join()
+        working.join()
     });
     bar.finish_and_clear();
     result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))

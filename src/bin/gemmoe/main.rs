@@ -4,6 +4,7 @@ mod chat;
 mod domains;
 mod embed;
 mod files;
+mod formats;
 mod generate;
 mod grammar;
 mod heat_map;
@@ -11,6 +12,7 @@ mod inspect;
 mod load;
 mod logits;
 mod plan;
+mod quantize;
 mod routes;
 mod sampling;
 mod score;
@@ -21,6 +23,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use gemmoe::Formats;
 
 /// Run GemMoE, the mixture of experts made from Gemma.
 #[derive(Parser)]
@@ -36,6 +39,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Say how much memory a model and its sessions will take, without reading the weights.
     Plan(plan::Plan),
+    /// Round a model's weights to 8 or 4 bits and write it to another directory, with a report of the errors.
+    Quantize(quantize::Quantize),
     /// Continue a prompt.
     Generate(generate::Generate),
     /// Talk with the model, turn by turn, through its chat template.
@@ -68,6 +73,10 @@ struct ModelArgs {
     /// Priority of the threads beside other programs (Linux). The thread that waits for them keeps its own.
     #[arg(long, value_enum, default_value_t = Priority::Normal, hide_default_value = true)]
     priority: Priority,
+    /// Round weights while loading, as in experts=int4,attention=int8,head=int8; group-size=64 or 128 and scales=f16 can be
+    /// added.
+    #[arg(long, value_name = "PART=FORMAT,...", value_parser = formats::parse_formats)]
+    quantize: Option<Formats>,
     /// Follow symbolic links inside the directory, as in a download cache.
     #[arg(long)]
     follow_links: bool,
@@ -96,6 +105,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Inspect(command) => command.run(),
         Command::Plan(command) => command.run(),
+        Command::Quantize(command) => command.run(),
         Command::Generate(command) => command.run(),
         Command::Chat(command) => command.run(),
         Command::Logits(command) => command.run(),

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use gemmoe::backend::KvDtype;
 use gemmoe::backend::cpu::CpuOptions;
-use gemmoe::{LoadOptions, MemoryPlan, Model, Result, SessionOptions};
+use gemmoe::{Formats, LoadOptions, MemoryPlan, Model, Result, SessionOptions};
 use serde_json::json;
 
+use crate::formats::{parse_formats, parts, parts_json};
 use crate::session::kv_dtypes;
 use crate::units::{grouped, size};
 
@@ -30,6 +31,10 @@ pub struct Plan {
     /// Threads; by default one per core.
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     threads: usize,
+    /// Round weights while loading, as in experts=int4,attention=int8,head=int8; group-size=64 or 128 and scales=f16 can be
+    /// added.
+    #[arg(long, value_name = "PART=FORMAT,...", value_parser = parse_formats)]
+    quantize: Option<Formats>,
     /// Follow symbolic links inside the directory, as in a download cache.
     #[arg(long)]
     follow_links: bool,
@@ -42,6 +47,7 @@ impl Plan {
     pub fn run(&self) -> Result<()> {
         let load = LoadOptions {
             cpu: CpuOptions { threads: self.threads.into(), ..Default::default() },
+            formats: self.quantize.unwrap_or_default(),
             follow_links: self.follow_links,
             ..Default::default()
         };
@@ -75,13 +81,14 @@ impl Plan {
         let sessions = if self.sessions == 1 { "session" } else { "sessions" };
         let total = plan.total_bytes(self.sessions);
         row("total", total, format!("with {} {sessions}", grouped(self.sessions)));
-        println!("\nOn {}.", plan.device_name);
+        println!("\nWeights in {}.", parts(&plan.formats));
+        println!("On {}.", plan.device_name);
         match free {
             None => {}
             Some(free) if total <= free => println!("It fits: {} of memory are free.", size(free)),
             Some(free) => println!(
-                "It does not fit: {} of memory are free. A shorter --context, --kv int8, a smaller --chunk and fewer \
-                 --sessions take less.",
+                "It does not fit: {} of memory are free. A shorter --context, --kv int8, a smaller --chunk, fewer \
+                 --sessions and --quantize take less.",
                 size(free)
             ),
         }
@@ -93,6 +100,7 @@ impl Plan {
             "device": plan.device_name,
             "weight_bytes": plan.weight_bytes,
             "expert_bytes": plan.expert_bytes,
+            "formats": parts_json(&plan.formats),
             "tokenizer_bytes": plan.tokenizer_bytes,
             "context_size": plan.context_size,
             "kv_dtype": plan.kv_dtype.name(),

@@ -1,0 +1,114 @@
+//! What the matrices of a model are multiplied with: the mean square of each of their columns, collected over the passes of
+//! a calibration text. A backend that is asked to shows an `Observer` the inputs of every product.
+
+use parking_lot::Mutex;
+
+use crate::error::Result;
+use crate::memory::try_vec;
+use crate::model::Config;
+
+/// An input that one or several matrices of a layer, or the head, are multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Of queries, keys and values in a layer: `[hidden_size]`.
+    Attention(usize),
+    /// Of the output projection in a layer: `[query_size]`.
+    Output(usize),
+    /// Of gate and up in a layer, of an expert: `[hidden_size]`, of the tokens sent to it.
+    Expert(usize, usize),
+    /// Of down in a layer, of an expert: `[intermediate_size]`.
+    Down(usize, usize),
+    /// Of the head: `[hidden_size]`.
+    Head,
+}
+
+/// Sums over the rows it was shown. Usable from any thread.
+pub struct Observer {
+    layers: Vec<Layer>,
+    head: Mutex<Sums>,
+}
+
+struct Layer {
+    attention: Mutex<Sums>,
+    output: Mutex<Sums>,
+    experts: Vec<Mutex<Sums>>,
+    downs: Vec<Mutex<Sums>>,
+}
+
+struct Sums {
+    rows: u64,
+    /// `[columns]`
+    squares: Vec<f64>,
+}
+
+impl Sums {
+    fn new(columns: usize) -> Result<Mutex<Sums>> {
+        Ok(Mutex::new(Sums { rows: 0, squares: try_vec("mean squares of activations", columns, 0.0)? }))
+    }
+}
+
+impl Observer {
+    /// One for a model.
+    pub fn new(config: &Config) -> Result<Observer> {
+        let (hidden, query, inner) = (config.hidden_size, config.query_size(), config.intermediate_size);
+        let of_experts =
+            |columns: usize| (0..config.num_local_experts).map(|_| Sums::new(columns)).collect::<Result<_>>();
+        let layer = |_| {
+            Ok(Layer {
+                attention: Sums::new(hidden)?,
+                output: Sums::new(query)?,
+                experts: of_experts(hidden)?,
+                downs: of_experts(inner)?,
+            })
+        };
+        let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
+        Ok(Observer { layers, head: Sums::new(hidden)? })
+    }
+
+    fn sums(&self, input: Input) -> &Mutex<Sums> {
+        match input {
+            Input::Attention(layer) => &self.layers[layer].attention,
+            Input::Output(layer) => &self.layers[layer].output,
+            Input::Expert(layer, expert) => &self.layers[layer].experts[expert],
+            Input::Down(layer, expert) => &self.layers[layer].downs[expert],
+            Input::Head => &self.head,
+        }
+    }
+
+    /// Takes in the rows of a product, `[columns]` each.
+    pub fn see<'a>(&self, input: Input, rows: impl Iterator<Item = &'a [f32]>) {
+        let mut sums = self.sums(input).lock();
+        for row in rows {
+            sums.rows += 1;
+            for (sum, value) in sums.squares.iter_mut().zip(row) {
+                *sum += *value as f64 * *value as f64;
+            }
+        }
+    }
+
+    /// The rows that were seen, and the mean square of each of their columns, `[columns]`, as a share of the mean of all;
+    /// none where no row, or only zeros, were seen.
+    pub fn mean_squares(&self, input: Input) -> Option<(u64, Vec<f32>)> {
+        let sums = self.sums(input).lock();
+        let mean = sums.squares.iter().sum::<f64>() / sums.squares.len() as f64;
+        let seen = sums.rows > 0 && mean > 0.0 && mean.is_finite();
+        seen.then(|| (sums.rows, sums.squares.iter().map(|square| (square / mean) as f32).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mean_squares_are_shares_of_their_mean_and_absent_where_nothing_was_seen() {
+        let config = Config::from_json(br#"{"model_type":"gemmoe","hidden_size":4,"num_hidden_layers":2}"#).unwrap();
+        let observer = Observer::new(&config).unwrap();
+        let rows = [[1.0, 0.0, 2.0, 3.0], [-1.0, 0.0, 0.0, 1.0]];
+        observer.see(Input::Expert(1, 3), rows.iter().map(|row| &row[..]));
+        observer.see(Input::Head, [&[0.0; 4][..]].into_iter());
+        assert_eq!(observer.mean_squares(Input::Expert(1, 3)), Some((2, vec![0.5, 0.0, 1.0, 2.5])));
+        assert_eq!(observer.mean_squares(Input::Expert(0, 3)), None);
+        assert_eq!(observer.mean_squares(Input::Head), None);
+    }
+}

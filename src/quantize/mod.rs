@@ -1,0 +1,221 @@
+//! Quantising ahead of time: from one model directory to another, tensor by tensor.
+
+mod calibration;
+mod report;
+mod tensors;
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+pub use calibration::Importance;
+pub use report::{Kind, QuantizeReport, TensorReport};
+
+use crate::error::{Error, Result, Status};
+use crate::memory::try_vec;
+use crate::model::json::UniqueMembers;
+use crate::model::weights::{each_rows, not_finite_in};
+use crate::model::writer::DEFAULT_SHARD_BYTES;
+use crate::model::{
+    Checkpoint, Config, Description, Formats, ModelWriter, Progress, Quantization, config, quantization,
+};
+use crate::quant::{Format, NotFinite, PANEL_ROWS, Rounded, Shape, Source, pack_on};
+use tensors::Planned;
+
+/// Files that are copied where they are there, and the largest that are.
+const FILES_BESIDE: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "LICENSE",
+    "NOTICE",
+];
+const MAX_FILE_BYTES: u64 = 64 << 20;
+
+/// What a host may choose.
+#[derive(Clone, Copy, Debug)]
+pub struct QuantizeOptions {
+    /// What parts are rounded to; those without a format are copied as they are stored. In a model whose embedding is its
+    /// head the two have one format, or the result has a head of its own.
+    pub formats: Formats,
+    /// Threads that round; 0 is one per core the process may use.
+    pub threads: usize,
+    /// Follow symbolic links inside the source directory, as a download cache's layout needs.
+    pub follow_links: bool,
+    /// Bytes of one weight file, about; 0 is 5 GB.
+    pub shard_bytes: u64,
+}
+
+impl Default for QuantizeOptions {
+    /// Experts in int4, everything else but routers and norms in int8, in groups of 32.
+    fn default() -> Self {
+        let formats = Formats {
+            experts: Some(Format::INT4),
+            attention: Some(Format::INT8),
+            head: Some(Format::INT8),
+            embedding: None,
+        };
+        QuantizeOptions { formats, threads: 0, follow_links: false, shard_bytes: 0 }
+    }
+}
+
+/// Writes the model of directory `source`, rounded, to `target`, which must not be there or be empty, in the format of
+/// `docs/format.md`. With `importance` errors count by it. Experts are written one by one whatever the source has.
+///
+/// Memory for about 50 MB of a tensor is taken. `progress` counts bytes of the source, and may be watched and cancelled from
+/// another thread; after a cancel or an error nothing of the target is left.
+///
+/// Fails as loading `source` does; with `InvalidArgument` if it is quantised already or nothing is to be; with `TensorValue`
+/// for numbers that are not finite; with `AlreadyExists`, `DiskFull`, `WriteFailed`, `Cancelled`.
+pub fn quantize(
+    source: &Path,
+    target: &Path,
+    options: &QuantizeOptions,
+    importance: Option<&Importance>,
+    progress: &Progress,
+) -> Result<QuantizeReport> {
+    check_formats(&options.formats)?;
+    let mut checkpoint = Checkpoint::open(source, options.follow_links)?;
+    let config_bytes = checkpoint.read_small_file(config::FILE, config::MAX_BYTES)?.ok_or_else(|| {
+        Error::new(Status::FileNotFound, format!("not found in {}", source.display())).in_file(config::FILE)
+    })?;
+    let config = Config::from_json(&config_bytes)?;
+    if config.quantization.is_some() {
+        let text = format!("{} is quantised already: begin from the model it was made from", source.display());
+        return Err(Error::new(Status::InvalidArgument, text).at_key("source"));
+    }
+    checkpoint.read_headers()?;
+    let description = Description::new(&config, &checkpoint, options.formats)?;
+    let planned = tensors::plan(&description, &checkpoint)?;
+    let new_config = new_config(&config_bytes, &description, options.formats)?;
+    progress.begin(description.bytes);
+    progress.check()?;
+
+    let shard_bytes = if options.shard_bytes == 0 { DEFAULT_SHARD_BYTES } else { options.shard_bytes };
+    let new_tensors: Vec<_> = planned.iter().flat_map(Planned::new_tensors).collect();
+    let mut writer = ModelWriter::create(target, &new_tensors, shard_bytes)?;
+    writer.write_file(config::FILE, &new_config)?;
+    for name in FILES_BESIDE {
+        if let Some(bytes) = checkpoint.read_small_file(name, MAX_FILE_BYTES)? {
+            writer.write_file(name, &bytes)?;
+        }
+    }
+    let threads = match options.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    let mut work = Work { checkpoint: &checkpoint, writer: &mut writer, importance, threads, progress };
+    let mut report = QuantizeReport { bytes_before: description.bytes, ..Default::default() };
+    let mut index = 0;
+    for tensor in &planned {
+        let bytes_after = tensor.new_tensors().iter().map(|tensor| tensor.bytes()).sum();
+        report.bytes_after += bytes_after;
+        report.tensors.extend(work.write(tensor, index, bytes_after)?);
+        index += tensor.new_tensors().len();
+    }
+    writer.finish()?;
+    Ok(report)
+}
+
+fn check_formats(formats: &Formats) -> Result<()> {
+    formats.check()?;
+    let asked: Vec<Format> = formats.parts().into_iter().flatten().collect();
+    match asked.iter().find(|format| format.groups().is_none()) {
+        None if !asked.is_empty() => Ok(()),
+        None => {
+            Err(Error::new(Status::InvalidArgument, "nothing is to be quantised: give a part a format")
+                .at_key("formats"))
+        }
+        Some(plain) => {
+            let text = format!("{plain} is no format to quantise to, expected int8 or int4");
+            Err(Error::new(Status::InvalidArgument, text).at_key("formats"))
+        }
+    }
+}
+
+struct Work<'a> {
+    checkpoint: &'a Checkpoint,
+    writer: &'a mut ModelWriter,
+    importance: Option<&'a Importance>,
+    threads: usize,
+    progress: &'a Progress,
+}
+
+impl Work<'_> {
+    /// Writes a planned tensor, which is tensor `index` of the new directory and, if it is rounded, `index + 1` too.
+    fn write(&mut self, planned: &Planned, index: usize, bytes_after: u64) -> Result<Option<TensorReport>> {
+        let Some(format) = planned.format else {
+            self.copy(planned, index)?;
+            return Ok(None);
+        };
+        let part = &planned.source;
+        let shape = Shape { rows: part.rows, columns: part.columns, format };
+        let importance = self.importance.zip(planned.input).and_then(|(importance, input)| importance.of(input));
+        let (mut rounded, mut scales, mut lines) = (Rounded::default(), Vec::new(), Vec::new());
+        let mut bytes_before = 0;
+        each_rows(part, self.checkpoint, self.progress, |first, source| {
+            let panels = source.rows().div_ceil(PANEL_ROWS);
+            if lines.is_empty() {
+                lines = try_vec(&part.tensor, panels * shape.panel_bytes(), 0u8)?;
+                scales = try_vec(&part.tensor, panels * shape.panel_scale_bytes(), 0u8)?;
+            }
+            let lines = &mut lines[..panels * shape.panel_bytes()];
+            let scales = &mut scales[..panels * shape.panel_scale_bytes()];
+            // Rows that fill up the last panel are not written.
+            lines.fill(0);
+            scales.fill(0);
+            let source = Source { importance: importance.as_deref(), ..*source };
+            let part_rounded = pack_on(self.threads, &source, &shape, lines, scales).map_err(|at| {
+                let at = NotFinite { row: first * PANEL_ROWS + at.row, ..at };
+                not_finite_in(part, at, self.checkpoint)
+            })?;
+            rounded.add(&part_rounded);
+            bytes_before += source.bytes.len() as u64;
+            self.writer.write(index, (first * shape.panel_bytes()) as u64, lines)?;
+            self.writer.write(index + 1, (first * shape.panel_scale_bytes()) as u64, scales)
+        })?;
+        Ok(Some(TensorReport {
+            name: planned.name.clone(),
+            kind: planned.kind,
+            layer: planned.layer,
+            expert: planned.expert,
+            format,
+            rounded,
+            bytes_before,
+            bytes_after,
+        }))
+    }
+
+    fn copy(&mut self, planned: &Planned, index: usize) -> Result<()> {
+        let mut skip = 0;
+        each_rows(&planned.source, self.checkpoint, self.progress, |_, source| {
+            self.writer.write(index, skip, source.bytes)?;
+            skip += source.bytes.len() as u64;
+            Ok(())
+        })
+    }
+}
+
+/// The new config.json: all keys of the source's in their order, and what was quantised.
+fn new_config(bytes: &[u8], description: &Description, asked: Formats) -> Result<Vec<u8>> {
+    let unread =
+        |error| Error::new(Status::ConfigSyntax, format!("not a valid JSON object: {error}")).in_file(config::FILE);
+    let mut members = serde_json::from_slice::<UniqueMembers<Value>>(bytes).map_err(unread)?.0;
+    let mut set = |key: &str, value: Value| match members.iter_mut().find(|(name, _)| name == key) {
+        Some((_, old)) => *old = value,
+        None => members.push((key.to_owned(), value)),
+    };
+    let own_head = description.head_part().is_some();
+    if own_head {
+        set("tie_word_embeddings", json!(false));
+    }
+    let quantization = Quantization { source_dtype: description.embedding_dtype, formats: asked.resolved(!own_head) };
+    set(quantization::KEY, quantization.to_json());
+    let lines =
+        members.iter().map(|(key, value)| format!("  {}: {}", json!(key), format!("{value:#}").replace('\n', "\n  ")));
+    Ok(format!("{{\n{}\n}}\n", lines.collect::<Vec<_>>().join(",\n")).into_bytes())
+}
