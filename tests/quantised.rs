@@ -287,6 +287,11 @@ fn calibration_lowers_the_error_of_what_the_text_uses() {
         distances.push(sum);
     }
     println!("squared distance of logits: {distances:?}");
+    // What the model is used for afterwards is no calibration.
+    session(&model).prefill(&Random::new(99).tokens(200, 3)).unwrap();
+    let target = directory.path().join("afterwards");
+    quantize(source.path(), &target, &options, Some(&importance), &Progress::default()).unwrap();
+    assert_eq!(load(&target).fingerprint(), load(&directory.path().join("calibrated")).fingerprint());
     assert_ne!(distances[0], distances[1]);
     let none = Importance::collect(&model, &[], &mut |_| ()).err().unwrap();
     assert_eq!(none.status(), Status::InvalidArgument);
@@ -349,6 +354,59 @@ fn what_cannot_be_quantised_is_refused_and_leaves_nothing_behind() {
     std::fs::write(&file, "x").unwrap();
     let error = quantize(source.path(), &file, &options, None, &fresh).err().unwrap();
     assert_eq!(error.status(), Status::AlreadyExists);
+}
+
+/// A model of 2 TB whose weights are not there: only its file's length is.
+#[test]
+fn a_disk_without_room_is_told_before_anything_is_written() {
+    let shape = json!({
+        "vocab_size": 3, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+        "num_key_value_heads": 1, "head_dim": 8, "num_local_experts": 1, "num_experts_per_tok": 1,
+    });
+    let mut directory = Directory::random_with(9, shape);
+    let whole = directory.safetensors(|_| true);
+    let length = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&whole[8..8 + length]).unwrap();
+    directory.config["vocab_size"] = json!(1 << 24);
+    directory.config["hidden_size"] = json!(1 << 16);
+    let mut end = 0u64;
+    for (_, tensor) in header.as_object_mut().unwrap().iter_mut() {
+        let shape: Vec<u64> = tensor["shape"].as_array().unwrap().iter().map(|size| size.as_u64().unwrap()).collect();
+        let is_inner = |index: usize, size: u64| size == 8 && (index + 1 == shape.len());
+        let widened: Vec<u64> = shape
+            .iter()
+            .enumerate()
+            .map(|(index, size)| match *size {
+                3 => 1 << 24,
+                size if is_inner(index, size) => 1 << 16,
+                size => size,
+            })
+            .collect();
+        let bytes = 2 * widened.iter().product::<u64>();
+        tensor["shape"] = json!(widened);
+        tensor["data_offsets"] = json!([end, end + bytes]);
+        end += bytes;
+    }
+    // The two matrices whose outputs are hidden_size wide are the other way around.
+    for name in ["self_attn.o_proj", "block_sparse_moe.experts.0.w2"] {
+        header[format!("model.layers.0.{name}.weight")]["shape"] = json!([1 << 16, 8]);
+    }
+    let written = tempfile::tempdir().unwrap();
+    std::fs::write(written.path().join("config.json"), directory.config.to_string()).unwrap();
+    let header = header.to_string();
+    let path = written.path().join("model.safetensors");
+    std::fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat()).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let free = gemmoe::platform::free_disk_bytes(written.path());
+    if file.set_len(8 + header.len() as u64 + end).is_err() || free.is_none_or(|free| free > end / 2) {
+        println!("this disk takes no such file, or has room for it");
+        return;
+    }
+    let target = written.path().join("quantised");
+    let error = quantize(written.path(), &target, &QuantizeOptions::default(), None, &Progress::default());
+    let error = error.expect_err("it was quantised");
+    assert_eq!(error.status(), Status::DiskFull, "{error}");
+    assert_eq!(std::fs::read_dir(written.path()).unwrap().count(), 2);
 }
 
 #[test]

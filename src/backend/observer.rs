@@ -75,6 +75,27 @@ impl Observer {
         }
     }
 
+    /// What was seen up to now.
+    pub fn copied(&self) -> Result<Observer> {
+        let copy = |sums: &Mutex<Sums>| {
+            let sums = sums.lock();
+            let copy = Sums::new(sums.squares.len())?;
+            copy.lock().rows = sums.rows;
+            copy.lock().squares.copy_from_slice(&sums.squares);
+            Ok(copy)
+        };
+        let layer = |layer: &Layer| {
+            Ok(Layer {
+                attention: copy(&layer.attention)?,
+                output: copy(&layer.output)?,
+                experts: layer.experts.iter().map(copy).collect::<Result<_>>()?,
+                downs: layer.downs.iter().map(copy).collect::<Result<_>>()?,
+            })
+        };
+        let layers = self.layers.iter().map(layer).collect::<Result<_>>()?;
+        Ok(Observer { layers, head: copy(&self.head)? })
+    }
+
     /// Takes in the rows of a product, `[columns]` each.
     pub fn see<'a>(&self, input: Input, rows: impl Iterator<Item = &'a [f32]>) {
         let mut sums = self.sums(input).lock();
@@ -110,5 +131,9 @@ mod tests {
         assert_eq!(observer.mean_squares(Input::Expert(1, 3)), Some((2, vec![0.5, 0.0, 1.0, 2.5])));
         assert_eq!(observer.mean_squares(Input::Expert(0, 3)), None);
         assert_eq!(observer.mean_squares(Input::Head), None);
+        let copied = observer.copied().unwrap();
+        observer.see(Input::Expert(1, 3), [&[1.0; 4][..]].into_iter());
+        assert_eq!(copied.mean_squares(Input::Expert(1, 3)), Some((2, vec![0.5, 0.0, 1.0, 2.5])));
+        assert_eq!(observer.mean_squares(Input::Expert(1, 3)).map(|(rows, _)| rows), Some(3));
     }
 }

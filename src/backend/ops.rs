@@ -184,8 +184,8 @@ pub trait Backend: Send + Sync {
     /// A workspace; everything a pass within `limits` needs is allocated here.
     fn new_pass(&self, limits: PassLimits) -> Result<Box<dyn Pass>>;
 
-    /// Begins to collect what matrices are multiplied with in passes that are made from now on; each call gives the same
-    /// collection. Fails with `OutOfMemory`.
+    /// Begins to collect what matrices are multiplied with in passes that are made while somebody holds the collection.
+    /// Fails with `OutOfMemory`.
     fn observe(&self) -> Result<Arc<Observer>>;
 
     /// A number that differs between models that give different results: of sizes, numerical options, and bytes from

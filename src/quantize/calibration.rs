@@ -17,7 +17,7 @@ const PRIOR_ROWS: f32 = 64.0;
 /// For every matrix the mean square of what each of its columns is multiplied with: an error of a weight adds as much to the
 /// squared error of the output.
 pub struct Importance {
-    observer: Arc<Observer>,
+    observer: Observer,
 }
 
 impl Importance {
@@ -33,7 +33,7 @@ impl Importance {
             let options = SessionOptions { context_size, ..Default::default() };
             score_in_windows(model, tokens, &options, &mut |scores| see(scores.len()))?;
         }
-        Ok(Importance { observer })
+        Ok(Importance { observer: observer.copied()? })
     }
 
     /// `[columns]`, all above 0; none where the text did not come by.

@@ -8,7 +8,7 @@ mod jobs;
 mod pass;
 mod routing;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use half::{bf16, f16};
 use parking_lot::Mutex;
@@ -62,8 +62,8 @@ struct Shared {
     embedding_scale: f32,
     /// `[head_dim / 2]`: radians per position of each rotary pair.
     rotary_frequencies: Buffer<f32>,
-    /// Shown what matrices are multiplied with, where somebody asked for that.
-    observer: Mutex<Option<Arc<Observer>>>,
+    /// Shown what matrices are multiplied with, while somebody wants that.
+    observer: Mutex<Weak<Observer>>,
 }
 
 impl CpuBackend {
@@ -83,7 +83,7 @@ impl CpuBackend {
                 exact_gelu: options.exact_gelu,
                 embedding_scale,
                 rotary_frequencies,
-                observer: Mutex::new(None),
+                observer: Mutex::default(),
                 config,
                 weights,
             }),
@@ -136,11 +136,13 @@ impl Backend for CpuBackend {
     }
 
     fn observe(&self) -> Result<Arc<Observer>> {
-        let mut observer = self.shared.observer.lock();
-        match &*observer {
-            Some(observer) => Ok(Arc::clone(observer)),
-            None => Ok(Arc::clone(observer.insert(Arc::new(Observer::new(&self.shared.config)?)))),
+        let mut weak = self.shared.observer.lock();
+        if let Some(observer) = weak.upgrade() {
+            return Ok(observer);
         }
+        let observer = Arc::new(Observer::new(&self.shared.config)?);
+        *weak = Arc::downgrade(&observer);
+        Ok(observer)
     }
 
     fn fingerprint(&self) -> u64 {

@@ -155,7 +155,7 @@ impl CpuPass {
         let config = &shared.config;
         let sizes = Sizes::new(config, limits, shared.pool.threads())?;
         let zeroed = |elements: usize| Buffer::zeroed(WHAT, elements);
-        let observer = shared.observer.lock().clone();
+        let observer = shared.observer.lock().upgrade();
         Ok(CpuPass {
             geometry: KvGeometry::of(config, KvDtype::F32),
             limits,
