@@ -635,8 +635,8 @@ typedef struct gemmoe_load_options {
      */
     uint32_t priority;
     /**
-     * Microseconds that an idle thread of the library spins before it sleeps, and that a call spins for the last piece of work
-     * of another thread before it sleeps; 0 is 50. A thread that sleeps takes tens of microseconds to wake.
+     * Microseconds that an idle thread of the library spins before it sleeps; 0 is 50. One that sleeps takes tens of
+     * microseconds to wake.
      */
     uint32_t spin_us;
     /**

@@ -110,8 +110,8 @@ pub struct GemmoeLoadOptions {
     pub kv_limit_bytes: u64,
     /// One of GEMMOE_PRIORITY_.
     pub priority: u32,
-    /// Microseconds that an idle thread of the library spins before it sleeps, and that a call spins for the last piece of work
-    /// of another thread before it sleeps; 0 is 50. A thread that sleeps takes tens of microseconds to wake.
+    /// Microseconds that an idle thread of the library spins before it sleeps; 0 is 50. One that sleeps takes tens of
+    /// microseconds to wake.
     pub spin_us: u32,
     /// The host's own threads instead of the library's, which then starts none; NULL is the library's. With it,
     /// GEMMOE_LOAD_PIN_THREADS, priority and spin_us must be 0. Called as long as the model, or a session of it, lives.

@@ -17,8 +17,8 @@ pub struct ThreadOptions {
     /// calling thread, which is never pinned. An error where there are fewer processors than threads, and on systems
     /// without such a call.
     pub pin: bool,
-    /// Microseconds that an idle worker spins before it sleeps, and that a call spins for the last item of another
-    /// thread; 0 means 50. Sleeping workers take tens of microseconds to wake.
+    /// Microseconds that an idle worker spins before it sleeps; 0 means 50. One that sleeps takes tens of microseconds to
+    /// wake.
     pub spin_us: u32,
     /// Priority of the workers.
     pub priority: Priority,

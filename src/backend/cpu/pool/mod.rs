@@ -20,8 +20,10 @@ use board::Board;
 use host::HostThreads;
 use workers::Workers;
 
-/// How long an idle thread spins before it sleeps, unless it is told.
+/// How long an idle worker spins before it sleeps, unless it is told.
 const SPIN_US: u32 = 50;
+/// How long a caller spins for the last items of others: most items take less, and to wake costs a good part of one.
+const LAST_ITEMS: Duration = Duration::from_micros(200);
 
 /// What each item runs: the item's index and the index of the thread; the caller is 0 where the library has its own.
 type Work<'a> = dyn Fn(usize, usize) + Sync + 'a;
@@ -54,7 +56,6 @@ fn spin(time: Duration, mut is_done: impl FnMut() -> bool) -> bool {
 pub struct Pool {
     board: Arc<Board>,
     helpers: Helpers,
-    spin_time: Duration,
     turn: Mutex<()>,
 }
 
@@ -77,7 +78,7 @@ impl Pool {
             Some(host) => Helpers::Host(HostThreads::new(&board, host, options.resolved_count())?),
             None => Helpers::Workers(Workers::start(&board, options, spin_time)?),
         };
-        Ok(Pool { board, helpers, spin_time, turn: Mutex::new(()) })
+        Ok(Pool { board, helpers, turn: Mutex::new(()) })
     }
 
     /// Threads that work, the caller of `run` counted in.
@@ -103,7 +104,7 @@ impl Pool {
                 workers.wake();
                 // SAFETY: posted above and not finished; the workers' indices begin with 1.
                 unsafe { self.board.take_items(0) };
-                self.board.close(self.spin_time);
+                self.board.close(LAST_ITEMS);
                 self.board.finish(items.end)
             }
             Helpers::Host(host) => {
@@ -117,7 +118,7 @@ impl Pool {
                 // SAFETY: as above.
                 unsafe { self.board.post(items.clone(), limit, work) };
                 host.help(items.len());
-                self.board.close(self.spin_time);
+                self.board.close(LAST_ITEMS);
                 // What the host did not call. SAFETY: posted above and not finished; whoever had joined has left.
                 unsafe { self.board.take_items(0) };
                 self.board.finish(items.end)
