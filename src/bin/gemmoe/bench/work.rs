@@ -3,9 +3,12 @@
 
 use std::path::Path;
 
+use gemmoe::backend::KvDtype;
 use gemmoe::backend::kv::KvGeometry;
 use gemmoe::model::Description;
-use gemmoe::{Model, Result, Session};
+use gemmoe::{Model, Result};
+
+use super::roof::Roof;
 
 /// A model's sizes, as its own accounts have them.
 pub struct Work {
@@ -21,8 +24,11 @@ pub struct Work {
     attention_multiply_adds: f64,
     /// Keys and values of one token.
     kv_bytes: f64,
-    /// The dtypes of the weights.
-    pub dtypes: Vec<String>,
+    pub kv_dtype: KvDtype,
+    /// Bits that a weight of the experts takes, scales included.
+    pub expert_bits: f64,
+    /// Whether its weights are in bf16, as far as they are not quantised.
+    is_bf16: bool,
 }
 
 /// Bytes and multiply-adds.
@@ -33,8 +39,8 @@ pub struct Amount {
 }
 
 impl Work {
-    /// Of a model that was loaded from `directory`, with keys and values as `session` has them.
-    pub fn new(model: &Model, directory: &Path, follow_links: bool, session: &Session) -> Result<Work> {
+    /// Of a model that was loaded from `directory`, with keys and values as its sessions have them.
+    pub fn new(model: &Model, directory: &Path, follow_links: bool, kv_dtype: KvDtype) -> Result<Work> {
         let (description, _) = Model::inspect(directory, follow_links)?;
         let Description { config, parameters, expert_parameters, dtypes, .. } = &description;
         let (bytes, expert_bytes) = model.backend().weight_bytes();
@@ -43,7 +49,7 @@ impl Work {
         let router = if config.num_local_experts > 1 { config.num_local_experts * config.hidden_size } else { 0 };
         let layer_parameters = config.num_hidden_layers * (attention + router + 2 * config.hidden_size);
         // An embedding that is not the head too is not read: only the rows of a pass's tokens are.
-        let outside_layers = (parameters - expert_parameters) as usize - layer_parameters;
+        let outside_layers = ((parameters - expert_parameters) as usize).saturating_sub(layer_parameters);
         let owns_head = outside_layers >= 2 * head;
         let embedding_bytes = if owns_head { head * description.embedding_dtype.bitsize() / 8 } else { 0 };
         let choices = config.num_experts_per_tok as f64 / config.num_local_experts as f64;
@@ -54,9 +60,20 @@ impl Work {
             layer_multiply_adds: layer_parameters as f64 + *expert_parameters as f64 * choices,
             head_multiply_adds: head as f64,
             attention_multiply_adds: (2 * config.num_hidden_layers * config.query_size()) as f64,
-            kv_bytes: KvGeometry::of(config, session.kv_dtype()).bytes_per_token() as f64,
-            dtypes: dtypes.clone(),
+            kv_bytes: KvGeometry::of(config, kv_dtype).bytes_per_token() as f64,
+            kv_dtype,
+            expert_bits: 8.0 * expert_bytes as f64 / *expert_parameters as f64,
+            is_bf16: dtypes.iter().any(|dtype| dtype == "BF16"),
         })
+    }
+
+    /// The kind of multiply-adds that suits the weights of its experts best, whether or not the library uses it.
+    pub fn arithmetic(&self) -> Roof {
+        match self.expert_bits {
+            ..12.0 => Roof::Int8DotProducts,
+            ..24.0 if self.is_bf16 => Roof::Bf16DotProducts,
+            _ => Roof::MultiplyAdds,
+        }
     }
 
     /// One step of `sessions` sessions, each of which holds `held` tokens, that touches `touched` experts per layer.

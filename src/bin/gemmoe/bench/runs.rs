@@ -15,7 +15,7 @@ pub struct Runs {
     prompt: Vec<u32>,
     /// Steps of a run.
     steps: usize,
-    pub session: Session,
+    session: Session,
     members: Vec<Session>,
     batch: SessionBatch,
 }
@@ -77,6 +77,11 @@ impl Runs {
         }
         runs.step(options.sessions)?;
         Ok(runs)
+    }
+
+    /// How its sessions store keys and values.
+    pub fn kv_dtype(&self) -> KvDtype {
+        self.session.kv_dtype()
     }
 
     pub fn prefill(&mut self) -> Result<PrefillTimes> {
