@@ -45,7 +45,7 @@ test: ## all tests
 bench: ## tokens/s of a slice of the real geometry beside the machine's roofs (4.1 GB of disk and memory)
 	$(CARGO) bench --locked --bench slice
 
-# PEERS="--only int8 --rounds 5" and the like; PEERS=--help lists them. Everything it fetches and makes is in target/peers.
+# PEERS="--only int8 --rounds 5" and the like; PEERS=--help lists them. All it fetches and makes is in target/peers.
 bench-peers: cli ## gemmoe beside llama.cpp on the slice, pair by pair (fetches and builds it first; 13 GB of disk)
 	$(CARGO) bench --locked --bench slice -- --write
 	$(PYTHON) tools/peers/bench_peers.py $(PEERS)

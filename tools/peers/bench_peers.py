@@ -2,9 +2,10 @@
 
     bench_peers.py [--only FORMAT] [--rounds N] [--json FILE]     (or: make bench-peers PEERS="...")
 
-Needs Python 3.11.4 or newer with venv, a C++ compiler, and PyPI the first time. Both sides get the same weights in equal bits,
-the same number of threads, prompt and decoded tokens, and keys and values of one type. Each run is a process of its own that
-loads its model and warms up first. llama.cpp has its better setting of each test, found in a few rounds before.
+Needs Python 3.11.4 or newer with venv, a C++ compiler, and PyPI the first time. Both sides get the same weights in
+equal bits, the same number of threads, prompt and decoded tokens, and keys and values of one type. Each run is a process
+of its own that loads its model and warms up first. llama.cpp has its better setting of each test, found in a few rounds
+before.
 """
 
 import argparse
@@ -54,7 +55,7 @@ def parse():
     parser.add_argument("--trials", metavar="N", type=int, default=3, help="rounds to find llama.cpp's setting in (3)")
     parser.add_argument("--prompt", metavar="N", type=int, default=512)
     parser.add_argument("--decode", metavar="N", type=int, default=32)
-    parser.add_argument("--threads", metavar="N", type=int, default=processors(), help="of each side; by default one per processor")
+    parser.add_argument("--threads", metavar="N", type=int, default=processors(), help="one per processor")
     parser.add_argument("--kv", choices=["f16", "bf16"], default="f16", help="keys and values of both sides (f16)")
     parser.add_argument("--gemmoe", metavar="PROGRAM", default=REPOSITORY / "target" / "release" / "gemmoe")
     parser.add_argument("--json", metavar="FILE", help="write all figures there as well")
@@ -144,7 +145,8 @@ class Geometry:
         hidden, inner = get("hidden_size", 3072), get("intermediate_size", 24576)
         heads = get("num_attention_heads", 16)
         head_dim, kv_heads = get("head_dim", 256), get("num_key_value_heads", heads)
-        layers, experts, chosen = config["num_hidden_layers"], config["num_local_experts"], config["num_experts_per_tok"]
+        layers, experts = config["num_hidden_layers"], config["num_local_experts"]
+        chosen = config["num_experts_per_tok"]
         attention = 2 * hidden * head_dim * (heads + kv_heads)
         self.head = config["vocab_size"] * hidden
         self.layers = layers * (chosen * 3 * hidden * inner + attention)
@@ -187,7 +189,7 @@ def print_table(result):
     low, high = min(result["load_average"]), max(result["load_average"])
     print(f'llama.cpp {result["llama_cpp"]} of llama-cpp-python {result["llama_cpp_python"]}; '
           f'{result["threads"]} threads, keys and values in {result["kv_dtype"]}')
-    print(f'{result["pairs"]} pairs, median (lowest to highest); load average {low:.1f} to {high:.1f}\n')
+    print(f'pairs: {result["pairs"]}; median (lowest to highest); load average {low:.1f} to {high:.1f}\n')
     columns = "{:<6} {:<12} {:<26} {:<26} {:<14} {:<24} {:>9} {:>9}"
     row = lambda *cells: print(columns.format(*cells).rstrip())
     row("", "tokens/s", "gemmoe", "llama.cpp", "its setting", "gemmoe / llama.cpp", "of roof:", "its")

@@ -53,10 +53,11 @@ def tensors(config, weights):
         ours, theirs = f"model.layers.{layer}", f"blk.{layer}"
         yield norm(f"{theirs}.attn_norm.weight", f"{ours}.input_layernorm.weight")
         yield norm(f"{theirs}.ffn_norm.weight", f"{ours}.post_attention_layernorm.weight")
-        for name, source in [("attn_q", "q_proj"), ("attn_k", "k_proj"), ("attn_v", "v_proj"), ("attn_output", "o_proj")]:
-            yield matrix(f"{theirs}.{name}.weight", f"{ours}.self_attn.{source}.weight")
+        for name, source in [("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("output", "o_proj")]:
+            yield matrix(f"{theirs}.attn_{name}.weight", f"{ours}.self_attn.{source}.weight")
         router = f"{ours}.block_sparse_moe.gate.weight"
-        yield f"{theirs}.ffn_gate_inp.weight", F32, weights.header[router]["shape"], lambda r=router: to_f32(weights.words(r))
+        shape = weights.header[router]["shape"]
+        yield f"{theirs}.ffn_gate_inp.weight", F32, shape, lambda r=router: to_f32(weights.words(r))
         for name, source in [("ffn_gate_exps", "w1"), ("ffn_up_exps", "w3"), ("ffn_down_exps", "w2")]:
             sources = [f"{ours}.block_sparse_moe.experts.{expert}.{source}.weight" for expert in range(experts)]
             shape = [experts, *weights.header[sources[0]]["shape"]]
@@ -64,8 +65,8 @@ def tensors(config, weights):
 
 
 def add_parameters(writer, config):
-    hidden, heads, head_dim = config.get("hidden_size", 3072), config.get("num_attention_heads", 16), config.get("head_dim", 256)
-    vocabulary = config["vocab_size"]
+    hidden, heads = config.get("hidden_size", 3072), config.get("num_attention_heads", 16)
+    head_dim = config.get("head_dim", 256)
     writer.add_context_length(config.get("max_position_embeddings", 8192))
     writer.add_embedding_length(hidden)
     writer.add_feed_forward_length(config.get("intermediate_size", 24576))
@@ -79,7 +80,7 @@ def add_parameters(writer, config):
     writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-6))
     writer.add_expert_count(config["num_local_experts"])
     writer.add_expert_used_count(config["num_experts_per_tok"])
-    writer.add_vocab_size(vocabulary)
+    writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
     # llama-bench draws token ids itself: no vocabulary is needed.
     writer.add_tokenizer_model("no_vocab")
@@ -93,8 +94,8 @@ def main(slice_directory, out):
     add_parameters(writer, config)
     arrays = []
     for name, kind, shape, make in tensors(config, weights):
-        bits = 2 if kind == BF16 else 4
-        writer.add_tensor_info(name, shape, np.dtype(np.float32), int(np.prod(shape)) * bits, raw_dtype=kind)
+        size = int(np.prod(shape)) * (2 if kind == BF16 else 4)
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind)
         arrays.append(make)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -1,4 +1,4 @@
-"""llama.cpp as a peer: installed from the source package of llama-cpp-python, fed with the slice, timed by its llama-bench.
+"""llama.cpp as a peer: installed from the source package of llama-cpp-python, fed with the slice, timed by llama-bench.
 
 Everything lands in one directory. What is there already is used again.
 """
@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 PIN = HERE / "llama-cpp-python.txt"
 VERSION = PIN.read_text().split("==")[1].split()[0]
 
-# Its candidates per format, of equal bits: 16, 8.5, and 4.5 twice. `pure`: every matrix in that type, none in a better one.
+# Its candidates per format, of equal bits: 16, 8.5, and 4.5 twice.
 FILES = {"bf16": ["BF16"], "int8": ["Q8_0"], "int4": ["Q4_0", "Q4_K"]}
 
 CMAKE = [
@@ -93,6 +93,7 @@ class LlamaCpp:
         else:
             whole = self.model(slice_directory, "BF16")
             name = "Q4_K_S" if kind == "Q4_K" else kind
+            # Pure: every matrix in that type, none in a better one.
             quantize = self.build / "bin" / "llama-quantize"
             self._logged(f"quantize-{kind.lower()}", quantize, "--pure", whole, unfinished, name)
         unfinished.rename(path)

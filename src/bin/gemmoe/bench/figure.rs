@@ -1,4 +1,4 @@
-//! Several measurements of one thing: the median, the lowest and the highest. The benches of the repository share this file.
+//! Several measurements of one thing: the median, the lowest and the highest. The repository's benches share this file.
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,5 @@
-//! What a pass has to do at least: the bytes it reads and the multiply-adds it does. A share of a roof is the time that the
-//! roof allows for this, by the time taken.
+//! What a pass has to do at least: the bytes it reads and the multiply-adds it does. A share of a roof is the time that
+//! the roof allows for this, by the time taken.
 
 use std::path::Path;
 

@@ -31,8 +31,8 @@ pub fn bf16_dot_products(threads: usize) -> Option<f64> {
     bf16_chains().map(|chains| rate(threads, chains))
 }
 
-/// Products of unsigned and signed bytes added into i32, per second, by the best instructions for them; none where there
-/// are none.
+/// Products of unsigned and signed bytes added into i32, per second, by the best instructions for them; none where
+/// there are none.
 pub fn int8_dot_products(threads: usize) -> Option<f64> {
     int8_chains().map(|chains| rate(threads, chains))
 }

@@ -39,8 +39,8 @@ const ORDERS: [Order; 8] = [
 /// Passes over the memory in each order. They go round, so that a busy moment does not meet all of one order's.
 const PASSES: usize = 3;
 
-/// Bytes per second that `threads` threads read together from `bytes` of fresh memory in huge pages: the best of several
-/// passes in several orders. Fails where there is no such memory.
+/// Bytes per second that `threads` threads read together from `bytes` of fresh memory in huge pages: the best of
+/// several passes in several orders. Fails where there is no such memory.
 pub fn read_bandwidth(threads: usize, bytes: usize) -> Result<f64> {
     let blocks = (bytes / BLOCK_BYTES).max(1);
     let mut words = Buffer::<u64>::zeroed("the bandwidth probe", blocks * BLOCK_WORDS)?;

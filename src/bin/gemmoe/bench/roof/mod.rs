@@ -1,4 +1,4 @@
-//! What the machine can do at best: the roofs that figures are reported beside. The benches of the repository share these
+//! What the machine can do at best: the roofs that figures are reported beside. The repository's benches share these
 //! files.
 
 mod arithmetic;
