@@ -1,17 +1,18 @@
-# make help lists the targets. Needs Rust and a C compiler; the scripts in tools/ need Python 3.
+# make help lists the targets. Needs Rust and a C compiler; the scripts in tools/ and bench-peers need Python 3.
 
 CARGO ?= cargo
 CC ?= cc
 CFLAGS ?= -O2
 OBJCOPY ?= objcopy
+PYTHON ?= python3
 LIB := target/release
 DEMO := examples/demo-model
 SYSTEM_LIBS := -lpthread -ldl -lm
 
-.PHONY: help lib cli demo game test bench frames batching cancel busy header check clean
+.PHONY: help lib cli demo game test bench bench-peers frames batching cancel busy header check clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The staticlib by itself: with the rlib beside it rustc would leave link-time optimisation out. The shared library is
 # linked from it here, since rustc would export the C functions of dependencies too; in the archive they become local.
@@ -43,6 +44,11 @@ test: ## all tests
 
 bench: ## tokens/s of a slice of the real geometry beside the machine's roofs (4.1 GB of disk and memory)
 	$(CARGO) bench --locked --bench slice
+
+# PEERS="--only int8 --rounds 5" and the like; PEERS=--help lists them. All it fetches and makes is in target/peers.
+bench-peers: cli ## gemmoe beside llama.cpp on the slice, pair by pair (fetches and builds it first; 13 GB of disk)
+	$(CARGO) bench --locked --bench slice -- --write
+	$(PYTHON) tools/peers/bench_peers.py $(PEERS)
 
 frames: ## how late calls with a time budget return, in a simulated game loop
 	$(CARGO) bench --locked --bench frames

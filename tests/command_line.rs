@@ -684,3 +684,110 @@ fn chat_answers_each_line_as_the_library_does_for_the_whole_conversation() {
     }
     assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
 }
+
+/// The numbers of a figure, which are in order; no unit where it is a share.
+fn check_figure(figure: &Value, unit: &str) {
+    let number = |key: &str| figure[key].as_f64().unwrap_or_else(|| panic!("{key} of {figure}"));
+    assert!(number("lowest") > 0.0 && number("lowest") <= number("median"), "{figure}");
+    assert!(number("median") <= number("highest") && number("highest").is_finite(), "{figure}");
+    assert_eq!(figure["unit"].as_str(), (!unit.is_empty()).then_some(unit), "{figure}");
+}
+
+#[test]
+fn bench_tells_every_figure_with_its_range_and_its_share_of_a_roof_it_measured() {
+    let demo = demo_model();
+    let base = ["bench", "--model", demo.to_str().unwrap(), "--prompt", "20", "--decode", "2", "--rounds", "3"];
+    let all = [&base[..], &["--batch", "3,1", "--probe", "8", "--threads", "2", "--kv", "int8", "--json"]].concat();
+    let found = json_of(&all);
+    let settings = ["device", "weight_bytes", "expert_bits", "kv_dtype", "prompt_tokens", "decode_tokens", "rounds"];
+    let keys = [&settings[..], &["roofs", "prefill", "first_token", "decode"]].concat();
+    assert!(keys.iter().all(|key| !found[key].is_null()), "{found}");
+    assert_eq!(found.as_object().unwrap().len(), keys.len());
+    let echoed = ["prompt_tokens", "decode_tokens", "rounds", "kv_dtype"].map(|key| found[key].clone());
+    assert_eq!(echoed, [json!(20), json!(2), json!(3), json!("int8")]);
+    let model = Model::load(&demo, &LoadOptions::default(), &Default::default()).unwrap();
+    assert_eq!(found["weight_bytes"], model.backend().weight_bytes().0);
+    assert_eq!(found["expert_bits"], 16.0);
+
+    let roofs = found["roofs"].as_object().unwrap();
+    assert_eq!(roofs.len(), 4);
+    check_figure(&roofs["read_bandwidth"], "GB/s");
+    check_figure(&roofs["f32_multiply_adds"], "G/s");
+    for name in ["bf16_dot_products", "int8_dot_products"] {
+        // Null where the processor has no such instruction.
+        assert!(roofs.contains_key(name));
+        roofs.get(name).filter(|roof| !roof.is_null()).into_iter().for_each(|roof| check_figure(roof, "G/s"));
+    }
+    let check = |figure: &Value, unit: &str| {
+        check_figure(figure, unit);
+        check_figure(&figure["share"], "");
+        assert!(!roofs[figure["roof"].as_str().unwrap()].is_null());
+    };
+    check(&found["prefill"], "tokens/s");
+    check(&found["first_token"], "ms");
+    let decode = found["decode"].as_array().unwrap();
+    let sessions: Vec<&Value> = decode.iter().map(|figure| &figure["sessions"]).collect();
+    assert_eq!(sessions, [&json!(3), &json!(1)]);
+    for figure in decode {
+        check(figure, "tokens/s");
+        let experts = figure["experts_per_layer"].as_f64().unwrap();
+        assert!((2.0..=4.0).contains(&experts), "{experts} experts a layer");
+    }
+    // One token goes to exactly as many experts as the model says.
+    assert_eq!(decode[1]["experts_per_layer"], 2.0);
+}
+
+#[test]
+fn bench_counts_the_bytes_and_multiply_adds_that_a_step_takes() {
+    for own_head in [false, true] {
+        let mut directory = Directory::random(41);
+        if own_head {
+            directory.config["tie_word_embeddings"] = json!(false);
+            directory
+                .tensors
+                .insert("lm_head.weight".to_owned(), directory.tensors["model.embed_tokens.weight"].clone());
+        }
+        let written = directory.to_temporary();
+        let path = written.path().to_str().unwrap();
+        let found = json_of(&[
+            "bench", "--model", path, "--prompt", "3", "--decode", "2", "--rounds", "1", "--batch", "1", "--probe",
+            "4", "--kv", "f32", "--json",
+        ]);
+        let model = load(written.path());
+        let config = model.config();
+        let (all, experts) = model.backend().weight_bytes();
+        let chosen = experts / config.num_local_experts * config.num_experts_per_tok;
+        let embedding = config.vocab_size * config.hidden_size * 2;
+        // Opening of 8, the token after it, one step that warms up; then two steps, with 11 tokens in their middle.
+        let layers = config.num_hidden_layers;
+        let kv = 11 * layers * 2 * config.key_value_size() * 4;
+        let read = all - experts + chosen + kv - if own_head { embedding } else { 0 };
+        assert_eq!(found["decode"][0]["bytes_per_step"], read as f64, "own head: {own_head}");
+        let (description, _) = Model::inspect(written.path(), false).unwrap();
+        let computed = description.active_parameters() as usize - if own_head { embedding / 2 } else { 0 }
+            + 11 * layers * 2 * config.query_size()
+            - config.hidden_size;
+        assert_eq!(found["decode"][0]["multiply_adds_per_step"], computed as f64, "own head: {own_head}");
+    }
+}
+
+#[test]
+fn bench_prints_a_table_and_refuses_what_it_cannot_measure() {
+    let demo = demo_model();
+    let base = ["bench", "--model", demo.to_str().unwrap(), "--prompt", "5", "--decode", "1", "--rounds", "1"];
+    let text = text_of(&[&base[..], &["--batch", "1,2", "--probe", "4"]].concat());
+    for row in ["read bandwidth, GB/s", "f32 multiply-adds, G/s", "prefill of 5, tokens/s", "first token, ms"] {
+        assert!(text.lines().any(|line| line.starts_with(row)), "{row} in {text}");
+    }
+    assert!(
+        text.contains("decode of 1 session, tokens/s") && text.contains("decode of 2 sessions, tokens/s"),
+        "{text}"
+    );
+    for wrong in [["--rounds", "0"], ["--batch", "0"], ["--batch", "1,257"], ["--decode", "0"], ["--prompt", "100000"]]
+    {
+        let output = gemmoe(&[&base[..3], &wrong].concat());
+        assert!(!output.status.success(), "{wrong:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!said.contains("panicked") && !said.is_empty(), "{said}");
+    }
+}

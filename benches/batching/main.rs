@@ -54,7 +54,7 @@ fn slice() {
     let (mut bandwidth, mut arithmetic) = (vec![], vec![]);
     let figures = measure(&models::slice(), 4, 7, &mut |sessions, touched, seconds| {
         if sessions == SIZES[0] {
-            bandwidth.push(roof::read_bandwidth(models::threads()));
+            bandwidth.push(roof::read_bandwidth(models::threads(), roof::PROBE_BYTES).unwrap());
             arithmetic.push(roof::multiply_adds(models::threads()));
         }
         let bytes = 2.0 * (LAYERS as f64 * (touched * EXPERT as f64 + ATTENTION as f64) + HEAD as f64);

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::figure::Figure;
+
 pub fn sorted(values: &[f64]) -> Vec<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -20,13 +22,11 @@ pub fn percentile(sorted: &[f64], share: f64) -> f64 {
 }
 
 pub fn median_heading() {
-    println!("{:<42} {:>9} {:>9} {:>9}", "", "median", "lowest", "highest");
+    Figure::print_heading();
 }
 
 pub fn median_row(name: &str, values: &[f64], scale: f64) {
-    let sorted: Vec<f64> = sorted(values).iter().map(|value| value * scale).collect();
-    let (low, high) = (sorted[0], sorted[sorted.len() - 1]);
-    println!("{name:<42} {:>9.2} {low:>9.2} {high:>9.2}", sorted[sorted.len() / 2]);
+    Figure::of(values, scale).print_row(name, "");
 }
 
 const SHARES: [f64; 4] = [0.5, 0.9, 0.99, 0.999];

@@ -1,15 +1,24 @@
 //! What the benches share: the models they run, the roofs they compare with, the rows they print.
 #![allow(dead_code)] // Each bench uses its own part.
 
+#[path = "../../src/bin/gemmoe/bench/figure.rs"]
+pub mod figure;
 pub mod figures;
 pub mod models;
 pub mod process;
+pub mod report;
+#[path = "../../src/bin/gemmoe/bench/roof/mod.rs"]
 pub mod roof;
 pub mod slice;
 
 /// `cargo test --benches` runs the benches too, to see that they build and start.
 pub fn is_test() -> bool {
     std::env::args().any(|argument| argument == "--test")
+}
+
+/// `cargo bench --bench NAME -- --write` writes the bench's model and measures nothing.
+pub fn is_write() -> bool {
+    std::env::args().any(|argument| argument == "--write")
 }
 
 /// A number the user may set.

@@ -29,10 +29,16 @@ pub fn demo() -> Arc<Model> {
     load(&repository().join("examples/demo-model"))
 }
 
-/// Writes the slice first, unless it is there; prints how long loading took.
-pub fn slice() -> Arc<Model> {
+/// Writes the slice, unless it is there, and tells where.
+pub fn write_slice() -> PathBuf {
     let directory = repository().join("target/bench/slice-bf16");
     slice::write(&directory);
+    directory
+}
+
+/// Writes the slice first, unless it is there; prints how long loading took.
+pub fn slice() -> Arc<Model> {
+    let directory = write_slice();
     let started = Instant::now();
     let model = load(&directory);
     let (bytes, _) = model.backend().weight_bytes();

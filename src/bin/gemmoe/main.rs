@@ -1,5 +1,6 @@
 //! The command line: parses and prints, nothing else.
 
+mod bench;
 mod chat;
 mod domains;
 mod embed;
@@ -56,6 +57,12 @@ enum Command {
     Embed(embed::Embed),
     /// Show which experts different kinds of text are sent to, as a heat map.
     Routes(routes::Routes),
+    /// Measure how fast the model runs here, beside what the machine can do at best.
+    ///
+    /// Each round measures the machine first, then a prompt, then decoding. A share is the time that the roof allows, for
+    /// the bytes that a step reads or the multiply-adds it does, by the time taken. Weights that fit the processor's
+    /// caches can have shares above one of the read bandwidth.
+    Bench(bench::Bench),
 }
 
 /// What every command that loads a model takes.
@@ -112,6 +119,7 @@ fn main() -> ExitCode {
         Command::Score(command) => command.run(),
         Command::Embed(command) => command.run(),
         Command::Routes(command) => command.run(),
+        Command::Bench(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
