@@ -763,7 +763,7 @@ fn bench_counts_the_bytes_and_multiply_adds_that_a_step_takes() {
         let kv = 11 * layers * 2 * config.key_value_size() * 4;
         let read = all - experts + chosen + kv - if own_head { embedding } else { 0 };
         assert_eq!(found["decode"][0]["bytes_per_step"], read as f64, "own head: {own_head}");
-        let (description, _) = Model::inspect(written.path(), false).unwrap();
+        let (description, _) = Model::inspect(written.path(), &Default::default()).unwrap();
         let computed = description.active_parameters() as usize - if own_head { embedding / 2 } else { 0 }
             + 11 * layers * 2 * config.query_size()
             - config.hidden_size;

@@ -139,6 +139,8 @@ pub struct Description {
     pub embedding_dtype: Dtype,
     /// Bytes of everything once it is loaded, and of the experts among it: what [`Weights::bytes`] will say.
     pub loaded_bytes: (u64, u64),
+    /// Bytes among them of an embedding that is not the head as well: a pass reads only its tokens' rows of it.
+    pub lookup_bytes: u64,
     /// What each part is held in once it is loaded; none where its matrices have several formats.
     pub formats: Formats,
     plan: Plan,
@@ -162,7 +164,8 @@ impl Description {
             }
         }
         Ok(Description {
-            parameters: plan.all().map(elements).sum(),
+            // One tensor held in two formats counts once.
+            parameters: plan.all().filter(|part| !plan.is_copy(part)).map(elements).sum(),
             expert_parameters: plan.layers.iter().flat_map(|layer| layer.expert_parts()).map(elements).sum(),
             bytes: plan.bytes,
             dtypes,
@@ -171,6 +174,10 @@ impl Description {
                 _ => dtype_of(&plan.embedding, checkpoint)?,
             },
             loaded_bytes: plan.loaded_bytes(checkpoint)?,
+            lookup_bytes: match plan.head {
+                Some(_) => plan.shape(&plan.embedding, checkpoint)?.bytes() as u64,
+                None => 0,
+            },
             formats: plan.held_formats(checkpoint)?,
             layout,
             config,
@@ -363,6 +370,11 @@ impl Plan {
             head: Some(shape(self.head.as_ref().unwrap_or(&self.embedding))?.format),
             embedding: Some(shape(&self.embedding)?.format),
         })
+    }
+
+    /// Whether a part is the embedding's tensor again, held in the head's format.
+    fn is_copy(&self, part: &Part) -> bool {
+        part.role == Role::Head && part.tensor == self.embedding.tensor
     }
 
     /// The shape a part is held in.

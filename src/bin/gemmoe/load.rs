@@ -18,12 +18,18 @@ pub fn bar(length: u64, template: &str) -> ProgressBar {
 
 /// Loads the model, showing how far it is.
 pub fn load(args: &ModelArgs) -> Result<Arc<Model>> {
+    let options = options(args);
+    watch("loading", |progress| Model::load(&args.model, &options, progress))
+}
+
+/// How the arguments say that the model is to be loaded.
+pub fn options(args: &ModelArgs) -> LoadOptions {
     let priority = match args.priority {
         Priority::Normal => cpu::Priority::Normal,
         Priority::Low => cpu::Priority::Low,
         Priority::Lowest => cpu::Priority::Lowest,
     };
-    let options = LoadOptions {
+    LoadOptions {
         cpu: CpuOptions {
             threads: ThreadOptions { count: args.threads, pin: args.pin, priority, ..Default::default() },
             unrounded_embedding_scale: args.unrounded_embedding_scale,
@@ -33,8 +39,7 @@ pub fn load(args: &ModelArgs) -> Result<Arc<Model>> {
         formats: args.quantize.unwrap_or_default(),
         follow_links: args.follow_links,
         ..Default::default()
-    };
-    watch("loading", |progress| Model::load(&args.model, &options, progress))
+    }
 }
 
 /// Does what reads a model, showing how far it is.

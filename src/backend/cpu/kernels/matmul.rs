@@ -90,9 +90,6 @@ const PANELS_ALONE: usize = 4;
 /// Bytes of each panel that stay in the second cache while all tokens pass by.
 pub const CACHED_BYTES: usize = 128 << 10;
 
-/// How far ahead lines are asked for on their way from memory. The processor's own prefetching starts anew in each page.
-const AHEAD_BYTES: usize = 4096;
-
 /// A matrix's layout, in the numbers the loops below need.
 struct Layout<'a> {
     matrix: &'a Matrix,
@@ -135,12 +132,8 @@ impl Layout<'_> {
         (panel * PANEL_ROWS).min(end)..end
     }
 
-    fn span(&self, columns: usize, is_from_memory: bool) -> Span {
-        Span {
-            lines: columns / self.columns_per_line,
-            group_shift: (self.group_columns / BLOCK).trailing_zeros(),
-            ahead_bytes: if is_from_memory { AHEAD_BYTES } else { 0 },
-        }
+    fn span(&self, columns: usize) -> Span {
+        Span { lines: columns / self.columns_per_line, group_shift: (self.group_columns / BLOCK).trailing_zeros() }
     }
 }
 
@@ -238,7 +231,7 @@ pub unsafe fn matmul<D: Dot>(weights: &Matrix, panels: Range<usize>, x: &Packed,
                     }
                 }
                 // SAFETY: the caller's promise; the span ends with the columns, which `x` has too.
-                unsafe { add_tile::<D>(&parts, x.tile(tile, column), layout.span(count, tile == 0), &mut sums) };
+                unsafe { add_tile::<D>(&parts, x.tile(tile, column), layout.span(count), &mut sums) };
                 for (index, sums) in sums.iter().enumerate().take(step) {
                     let rows = layout.rows(panel + index, &panels);
                     for (token, sums) in tokens.clone().zip(sums) {
@@ -271,7 +264,7 @@ pub unsafe fn geglu<D: Dot>(expert: &ExpertWeights, panels: Range<usize>, x: &Pa
         for tile in 0..x.tokens().div_ceil(TILE) {
             let mut sums = [PanelSums::default(); PANELS_ALONE];
             // SAFETY: the caller's promise; the span ends with the columns, which `x` has too.
-            unsafe { add_tile::<D>(&parts, x.tile(tile, 0), gate.span(columns, tile == 0), &mut sums) };
+            unsafe { add_tile::<D>(&parts, x.tile(tile, 0), gate.span(columns), &mut sums) };
             for index in 0..step {
                 let rows = gate.rows(panel + index, &panels);
                 for token in 0..TILE.min(x.tokens() - tile * TILE) {

@@ -11,6 +11,9 @@ use super::activations::Precision;
 use super::lanes::Lanes;
 use crate::quant::{LINE_BYTES, PANEL_ROWS};
 
+/// How far ahead of its use a line is asked for.
+const AHEAD_BYTES: usize = 256;
+
 /// Tokens of a tile at the most.
 pub const MAX_TOKENS: usize = 8;
 
@@ -89,8 +92,6 @@ pub struct Span {
     pub lines: usize,
     /// A group of weights has `1 << group_shift` blocks.
     pub group_shift: u32,
-    /// How far ahead of its use a line is asked for, where it comes from memory; 0 where it is in the cache.
-    pub ahead_bytes: usize,
 }
 
 /// Adds the products of R panels with T tokens to the sums of tokens `first..first + T`.
@@ -135,7 +136,10 @@ pub unsafe fn tile<D: Dot, const R: usize, const T: usize>(
                 let mut ready = [D::line(panels[0].lines.add(line * LINE_BYTES)); R];
                 for r in 0..R {
                     let from = panels[r].lines.add(line * LINE_BYTES);
-                    D::Lanes::prefetch(from.wrapping_add(span.ahead_bytes));
+                    // Several tokens leave the processor's own prefetching time enough.
+                    if T == 1 {
+                        D::Lanes::prefetch(from.wrapping_add(AHEAD_BYTES));
+                    }
                     ready[r] = D::line(from);
                 }
                 for t in 0..T {

@@ -12,7 +12,7 @@ use gemmoe::Result;
 use gemmoe::backend::KvDtype;
 
 use crate::ModelArgs;
-use crate::load::load;
+use crate::load::{load, options};
 use crate::session::kv_dtypes;
 use roof::PROBE_BYTES;
 use rounds::Rounds;
@@ -60,15 +60,15 @@ fn sessions() -> RangedU64ValueParser<usize> {
 impl Bench {
     pub fn run(&self) -> Result<()> {
         let model = load(&self.model)?;
-        let options = RunOptions {
+        let run_options = RunOptions {
             prompt: self.prompt,
             steps: self.decode,
             sessions: self.batch.iter().copied().max().unwrap_or(1),
             chunk: self.chunk,
             kv_dtype: self.kv,
         };
-        let mut runs = Runs::new(&model, &options)?;
-        let work = Work::new(&model, &self.model.model, self.model.follow_links, runs.kv_dtype())?;
+        let mut runs = Runs::new(&model, &run_options)?;
+        let work = Work::new(&model, &self.model.model, &options(&self.model), runs.kv_dtype())?;
         let rounds = Rounds::measure(self, &mut runs, &work)?;
         if self.json {
             println!("{}", print::json(self, &model, &work, &rounds));

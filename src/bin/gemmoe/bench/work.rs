@@ -6,7 +6,7 @@ use std::path::Path;
 use gemmoe::backend::KvDtype;
 use gemmoe::backend::kv::KvGeometry;
 use gemmoe::model::Description;
-use gemmoe::{Model, Result};
+use gemmoe::{LoadOptions, Model, Result};
 
 use super::roof::Roof;
 
@@ -40,23 +40,19 @@ pub struct Amount {
 
 impl Work {
     /// Of a model that was loaded from `directory`, with keys and values as its sessions have them.
-    pub fn new(model: &Model, directory: &Path, follow_links: bool, kv_dtype: KvDtype) -> Result<Work> {
-        let (description, _) = Model::inspect(directory, follow_links)?;
-        let Description { config, parameters, expert_parameters, dtypes, .. } = &description;
+    pub fn new(model: &Model, directory: &Path, options: &LoadOptions, kv_dtype: KvDtype) -> Result<Work> {
+        let (description, _) = Model::inspect(directory, options)?;
+        let Description { config, expert_parameters, dtypes, lookup_bytes, .. } = &description;
         let (bytes, expert_bytes) = model.backend().weight_bytes();
         let head = config.vocab_size * config.hidden_size;
         let attention = 2 * config.hidden_size * (config.query_size() + config.key_value_size());
         let router = if config.num_local_experts > 1 { config.num_local_experts * config.hidden_size } else { 0 };
         let layer_parameters = config.num_hidden_layers * (attention + router + 2 * config.hidden_size);
-        // An embedding that is not the head too is not read: only the rows of a pass's tokens are.
-        let outside_layers = ((parameters - expert_parameters) as usize).saturating_sub(layer_parameters);
-        let owns_head = outside_layers >= 2 * head;
-        let embedding_bytes = if owns_head { head * description.embedding_dtype.bitsize() / 8 } else { 0 };
         let choices = config.num_experts_per_tok as f64 / config.num_local_experts as f64;
         Ok(Work {
             experts_per_layer: config.num_local_experts as f64,
             expert_bytes: expert_bytes as f64,
-            other_bytes: (bytes - expert_bytes - embedding_bytes) as f64,
+            other_bytes: (bytes - expert_bytes) as f64 - *lookup_bytes as f64,
             layer_multiply_adds: layer_parameters as f64 + *expert_parameters as f64 * choices,
             head_multiply_adds: head as f64,
             attention_multiply_adds: (2 * config.num_hidden_layers * config.query_size()) as f64,
