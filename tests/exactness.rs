@@ -6,10 +6,11 @@ use common::{Directory, Random, batch, draw_each, load, load_with, session, sess
 use gemmoe::backend::KvDtype;
 use gemmoe::backend::cpu::kernels::{Instructions, Kernels};
 use gemmoe::backend::ops::{Batch, PassLimits, SequenceSlice};
-use gemmoe::{Model, Sampling, Session, SessionOptions, Status};
+use gemmoe::{Budget, Model, Sampling, Session, SessionOptions, Status};
 use safetensors::Dtype;
 use serde_json::json;
 use std::sync::Arc;
+use std::time::Duration;
 
 fn logits_of(session: &Session) -> Vec<u32> {
     session.logits().unwrap().iter().map(|value| value.to_bits()).collect()
@@ -161,21 +162,57 @@ fn sessions_on_several_threads_give_what_each_gives_alone() {
 
 #[test]
 fn instruction_sets_agree_within_rounding() {
-    if Kernels::get(Instructions::Avx2).is_err() {
-        return;
-    }
     for (name, directory) in shapes() {
         let directory = directory.to_temporary();
         let tokens = Random::new(9).tokens(40, 97);
-        let [portable, avx2] = [Instructions::Portable, Instructions::Avx2].map(|instructions| {
+        let logits = |instructions| {
             let mut session = session_with(&load_with(directory.path(), 2, instructions), KvDtype::F32);
             session.prefill(&tokens).unwrap();
             session.logits().unwrap().to_vec()
-        });
+        };
+        let portable = logits(Instructions::Portable);
         let largest = portable.iter().fold(0f32, |max, value| max.max(value.abs()));
-        for (a, b) in portable.iter().zip(&avx2) {
-            assert!((a - b).abs() < 2e-5 * largest, "{name}");
+        for instructions in [Instructions::Avx2, Instructions::Avx512] {
+            if Kernels::get(instructions).is_ok() {
+                for (a, b) in portable.iter().zip(logits(instructions)) {
+                    assert!((a - b).abs() < 2e-5 * largest, "{name}, {instructions:?}");
+                }
+            }
         }
+    }
+}
+
+/// Long enough that the attention of a chunk is done range by range, of one token in one go.
+#[test]
+fn more_positions_than_an_item_attends_to_give_the_same_bits_however_they_are_cut() {
+    for (seed, key_value_heads) in [(17, 1), (18, 2), (19, 4)] {
+        let changes = json!({"head_dim": 64, "num_key_value_heads": key_value_heads, "max_position_embeddings": 1024});
+        let directory = Directory::random_with(seed, changes).to_temporary();
+        let tokens = Random::new(seed).tokens(700, 97);
+        let of_chunk = |threads, prefill_chunk| {
+            let options = SessionOptions { context_size: 700, prefill_chunk, ..Default::default() };
+            Session::new(load_with(directory.path(), threads, Instructions::Detect), &options).unwrap()
+        };
+        let mut alone = of_chunk(1, 1);
+        alone.prefill(&tokens).unwrap();
+        for (threads, chunk) in [(1, 700), (2, 700), (5, 100), (3, 13)] {
+            let mut session = of_chunk(threads, chunk);
+            session.prefill(&tokens).unwrap();
+            assert_eq!(
+                logits_of(&session),
+                logits_of(&alone),
+                "{key_value_heads}, {threads} threads, chunks of {chunk}"
+            );
+        }
+        // Left after every item.
+        let (mut session, budget) = (of_chunk(2, 700), Budget::of_time(Duration::ZERO));
+        let mut calls = 1;
+        let mut given = &tokens[..];
+        while session.prefill_within(given, &budget).map(Result::unwrap).is_pending() {
+            (given, calls) = (&[], calls + 1);
+        }
+        assert!(calls > 100, "{calls}");
+        assert_eq!(logits_of(&session), logits_of(&alone), "{key_value_heads}, {calls} calls");
     }
 }
 

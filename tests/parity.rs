@@ -55,7 +55,7 @@ fn check_directory(path: &std::path::Path, instructions: Instructions) -> f64 {
 
 #[test]
 fn every_golden_checkpoint_agrees_with_the_float64_reference() {
-    for instructions in [Instructions::Portable, Instructions::Avx2] {
+    for instructions in [Instructions::Portable, Instructions::Avx2, Instructions::Avx512] {
         if Kernels::get(instructions).is_err() {
             continue;
         }

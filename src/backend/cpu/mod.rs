@@ -3,6 +3,7 @@
 pub mod kernels;
 pub mod pool;
 
+mod attention_split;
 mod jobs;
 mod pass;
 mod routing;
@@ -94,9 +95,9 @@ impl CpuBackend {
     }
 }
 
-/// Bytes of workspace that a pass of these limits takes with these options, told before anything is loaded.
-pub fn planned_pass_bytes(config: &Config, limits: PassLimits, options: &CpuOptions) -> Result<usize> {
-    pass::planned_bytes(config, limits, options.resolved_threads())
+/// Bytes of workspace that a pass of these limits takes, told before anything is loaded.
+pub fn planned_pass_bytes(config: &Config, limits: PassLimits) -> Result<usize> {
+    pass::planned_bytes(config, limits)
 }
 
 /// What a backend made with these options calls its device.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::task::{Poll, ready};
 
 use super::Shared;
+use super::attention_split::AttentionSplit;
 use super::jobs::Jobs;
-use super::kernels::attention::HeadView;
+use super::kernels::attention::QueryBlock;
 use super::kernels::math::{log_softmax_at, rms_norm, rotate};
 use super::kernels::matmul::{Output, TokenRows};
 use super::routing::Routing;
@@ -20,9 +21,9 @@ use crate::model::weights::Matrix;
 
 /// Multiply-adds of one item where weights are read from memory: about 100 microseconds of one core, so that threads
 /// balance, a cancel is quick, and a time budget is kept.
-const ITEM_MULTIPLY_ADDS: usize = 1 << 20;
+pub const ITEM_MULTIPLY_ADDS: usize = 1 << 20;
 /// Multiply-adds of one item at the most, where many tokens share the weights: as long, since none waits for memory.
-const MAX_ITEM_MULTIPLY_ADDS: usize = 1 << 23;
+pub const MAX_ITEM_MULTIPLY_ADDS: usize = 1 << 23;
 /// Activations an item goes through where that is all it does.
 const ITEM_ACTIVATIONS: usize = 1 << 16;
 /// Rows of an item come in whole tiles.
@@ -40,6 +41,8 @@ pub struct CpuPass {
     tokens: usize,
     /// `[max_tokens]`: each token's sequence and position.
     places: Vec<(u32, u32)>,
+    /// `[at most max_tokens]`: the batch's tokens in blocks that attend together, each of one sequence.
+    blocks: Vec<Range<u32>>,
     /// `[max_tokens, head_dim / 2]` each: the rotary angles of each token's position.
     cosines: Buffer<f32>,
     sines: Buffer<f32>,
@@ -55,8 +58,8 @@ pub struct CpuPass {
     value: Buffer<f32>,
     /// `[max_tokens, query_size]`: attention of all heads, before the output projection.
     attended: Buffer<f32>,
-    /// `[threads, max_context]`: scores of one head.
-    scores: Buffer<f32>,
+    /// `[max_tokens, num_attention_heads, 2]`: attention between two ranges of positions.
+    attention_state: Buffer<f32>,
     /// `[max_tokens, num_local_experts]`
     router_logits: Buffer<f32>,
     routing: Routing,
@@ -80,7 +83,7 @@ struct Sizes {
     normed: usize,
     query: usize,
     key_value: usize,
-    scores: usize,
+    attention_state: usize,
     router_logits: usize,
     activated: usize,
     projected: usize,
@@ -89,7 +92,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(config: &Config, limits: PassLimits, threads: usize) -> Result<Sizes> {
+    fn new(config: &Config, limits: PassLimits) -> Result<Sizes> {
         // A host of the Rust API may give any limits: their products are checked.
         let times = |rows: usize, columns: usize| {
             let elements = rows.checked_mul(columns).filter(|elements| *elements <= usize::MAX / 64);
@@ -103,7 +106,7 @@ impl Sizes {
             normed: times(tokens.max(limits.logit_rows), config.hidden_size)?,
             query: times(tokens, config.query_size())?,
             key_value: times(tokens, config.key_value_size())?,
-            scores: times(threads, limits.max_context)?,
+            attention_state: times(tokens, 2 * config.num_attention_heads)?,
             router_logits: times(tokens, config.num_local_experts)?,
             activated: times(slots, config.intermediate_size)?,
             projected: times(slots, config.hidden_size)?,
@@ -114,7 +117,7 @@ impl Sizes {
 
     fn bytes(&self) -> usize {
         let twice = self.rotary + self.query + self.key_value;
-        let once = self.x + self.normed + self.scores + self.router_logits + self.activated + self.projected;
+        let once = self.x + self.normed + self.attention_state + self.router_logits + self.activated + self.projected;
         (2 * twice + once + self.logits + self.tokens) * size_of::<f32>()
     }
 }
@@ -122,20 +125,20 @@ impl Sizes {
 const WHAT: &str = "the workspace of a forward pass";
 
 /// Bytes a pass of these limits takes, without making it.
-pub fn planned_bytes(config: &Config, limits: PassLimits, threads: usize) -> Result<usize> {
+pub fn planned_bytes(config: &Config, limits: PassLimits) -> Result<usize> {
     let routing = Routing::planned_bytes(
         config.num_hidden_layers,
         config.num_local_experts,
         config.num_experts_per_tok,
         limits.max_tokens,
     )?;
-    Ok(Sizes::new(config, limits, threads)?.bytes() + routing)
+    Ok(Sizes::new(config, limits)?.bytes() + routing)
 }
 
 impl CpuPass {
     pub fn new(shared: Arc<Shared>, limits: PassLimits) -> Result<Self> {
         let config = &shared.config;
-        let sizes = Sizes::new(config, limits, shared.pool.threads())?;
+        let sizes = Sizes::new(config, limits)?;
         let zeroed = |elements: usize| Buffer::zeroed(WHAT, elements);
         Ok(CpuPass {
             geometry: KvGeometry::of(config, KvDtype::F32),
@@ -143,6 +146,7 @@ impl CpuPass {
             jobs: Jobs::default(),
             tokens: 0,
             places: try_with_capacity(WHAT, limits.max_tokens)?,
+            blocks: try_with_capacity(WHAT, limits.max_tokens)?,
             cosines: zeroed(sizes.rotary)?,
             sines: zeroed(sizes.rotary)?,
             x: zeroed(sizes.x)?,
@@ -151,7 +155,7 @@ impl CpuPass {
             key: zeroed(sizes.key_value)?,
             value: zeroed(sizes.key_value)?,
             attended: zeroed(sizes.query)?,
-            scores: zeroed(sizes.scores)?,
+            attention_state: zeroed(sizes.attention_state)?,
             router_logits: zeroed(sizes.router_logits)?,
             routing: Routing::new(
                 config.num_hidden_layers,
@@ -312,6 +316,7 @@ impl Pass for CpuPass {
         self.jobs.reset();
         self.tokens = tokens;
         self.places.clear();
+        self.blocks.clear();
         self.logit_rows.clear();
         self.scored.clear();
         for (index, sequence) in batch.sequences.iter().enumerate() {
@@ -322,6 +327,9 @@ impl Pass for CpuPass {
             for position in sequence.start..sequence.start + sequence.tokens.len() {
                 self.places.push((index as u32, position as u32));
             }
+            let tokens = first as u32..self.places.len() as u32;
+            let block = AttentionSplit::most_tokens(config) as u32;
+            self.blocks.extend(tokens.clone().step_by(block as usize).map(|at| at..tokens.end.min(at + block)));
         }
         Ok(())
     }
@@ -396,41 +404,40 @@ impl Pass for CpuPass {
 
     fn attention(&mut self, layer: usize, batch: &Batch, limit: &Limit) -> Poll<Result<()>> {
         let shared = Arc::clone(&self.shared);
-        let (config, geometry) = (&shared.config, &self.geometry);
-        let (heads, head_dim) = (config.num_attention_heads, geometry.head_dim);
-        let queries_per_key = heads / geometry.heads;
-        let max_context = self.limits.max_context;
-        let scores = Output::new(&mut self.scores, max_context);
-        let attended = Output::new(&mut self.attended, config.query_size());
-        let (places, query) = (&self.places, &self.query);
-        // One item is one token's heads, as many as make an item at the longest position there is; items of single
-        // tokens are split by head instead, so that all threads help.
-        let longest = places.iter().map(|(_, position)| *position as usize + 1).max().unwrap_or(1);
-        let enough = (ITEM_MULTIPLY_ADDS / (2 * longest * head_dim)).clamp(1, heads);
-        let heads_per_item = if self.tokens >= shared.pool.threads() { enough } else { 1 };
-        let items_per_token = heads.div_ceil(heads_per_item);
-        ready!(self.jobs.run(&shared.pool, limit, self.tokens * items_per_token, &|item, thread| {
-            let (token, first) = (item / items_per_token, item % items_per_token * heads_per_item);
-            let (sequence, position) = places[token];
-            let pages = &batch.sequences[sequence as usize].pages;
-            for head in first..(first + heads_per_item).min(heads) {
-                let at = (token * heads + head) * head_dim;
-                let view = HeadView {
-                    query: &query[at..at + head_dim],
-                    pages,
-                    layer,
-                    head: head / queries_per_key,
-                    positions: position as usize + 1,
-                };
-                // SAFETY: each thread has its own row of `scores`, and each (token, head) its own part of
-                // `attended`; both buffers outlive the job.
-                unsafe {
-                    let scores = scores.row_part(thread, 0..max_context);
-                    let out = attended.row_part(token, head * head_dim..(head + 1) * head_dim);
-                    shared.kernels.attend(&view, scores, out);
+        let config = &shared.config;
+        let (heads, query_size) = (config.num_attention_heads, config.query_size());
+        let longest = self.places.iter().map(|(_, position)| *position as usize + 1).max().unwrap_or(0);
+        let most_tokens = self.blocks.iter().map(|block| block.len()).max().unwrap_or(0);
+        let split = AttentionSplit::new(config, self.blocks.len(), most_tokens, longest, shared.pool.threads());
+        let state = Output::new(&mut self.attention_state, 2 * heads);
+        let attended = Output::new(&mut self.attended, query_size);
+        let (places, blocks, query) = (&self.places, &self.blocks, &self.query);
+        // A range of positions after the other, each by all threads.
+        for first in (0..longest).step_by(split.positions) {
+            ready!(self.jobs.run(&shared.pool, limit, split.items(), &|item, _| {
+                for unit in split.units_of(item) {
+                    let (block, key_value_head, heads) = split.parts_of(unit);
+                    let tokens = blocks[block].start as usize..blocks[block].end as usize;
+                    let (sequence, position) = places[tokens.start];
+                    let start = position as usize;
+                    if first >= start + tokens.len() {
+                        continue;
+                    }
+                    let block = QueryBlock {
+                        queries: &query[tokens.start * query_size..tokens.end * query_size],
+                        tokens: tokens.len(),
+                        start,
+                        heads,
+                        pages: batch.sequences[sequence as usize].pages,
+                        layer,
+                        key_value_head,
+                    };
+                    let (state, attended) = (state.skip_rows(tokens.start), attended.skip_rows(tokens.start));
+                    // SAFETY: units have different tokens or heads, and both buffers outlive the job.
+                    unsafe { shared.kernels.attend(&block, first..first + split.positions, &state, &attended) };
                 }
-            }
-        }))?;
+            }))?;
+        }
 
         let output = &shared.weights.layers[layer].output;
         let x = TokenRows { data: &self.attended, columns: output.columns, index: None, count: self.tokens };
@@ -643,7 +650,7 @@ impl Pass for CpuPass {
             &self.key,
             &self.value,
             &self.attended,
-            &self.scores,
+            &self.attention_state,
             &self.router_logits,
             &self.activated,
             &self.projected,

@@ -1,6 +1,6 @@
 //! Matrix products with the weights' rows as the outer loop: each row of weights is read once per tile of tokens.
 //!
-//! Every dot product has LANES partial sums along the columns, added in one fixed order, then the columns past the
+//! Every dot product has V::LANES partial sums along the columns, added in one fixed order, then the columns past the
 //! last whole vector one by one. So a result does not depend on the tile it was computed in: any batch gives the
 //! same bits as each token alone.
 //!
@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use super::math::{gelu_erf, gelu_tanh};
-use super::vector::{Element, LANES, Vector};
+use super::vector::{Element, Vector};
 
 /// Activations of some tokens: rows `[columns]` of `data`, picked by `index` where there is one.
 #[derive(Clone, Copy)]
@@ -126,8 +126,8 @@ pub unsafe fn tile<V: Vector, E: Element, const R: usize, const T: usize>(
     columns: usize,
     mut ahead: Ahead,
 ) -> [[f32; T]; R] {
-    let whole = columns / LANES * LANES;
-    let lines = (R * LANES * size_of::<E>()).div_ceil(MEMORY_LINE);
+    let whole = columns / V::LANES * V::LANES;
+    let lines = (R * V::LANES * size_of::<E>()).div_ceil(MEMORY_LINE);
     // SAFETY: all offsets stay below `columns` in x and below R rows of `stride >= columns` in weights, which the
     // caller promises are readable; V's instruction set is present by the caller's promise.
     unsafe {
@@ -148,7 +148,7 @@ pub unsafe fn tile<V: Vector, E: Element, const R: usize, const T: usize>(
                     sums[t] = weight.mul_add(inputs[t], sums[t]);
                 }
             }
-            column += LANES;
+            column += V::LANES;
         }
         let mut result = [[0.0; T]; R];
         for r in 0..R {
@@ -196,9 +196,9 @@ impl<E: Element> Rows<'_, E> {
         }
         // Past the item's end the next rows are another thread's.
         let ahead = if self.first + R < self.end {
-            let step = (R * LANES * size_of::<E>()).div_ceil(turns);
+            let step = (R * V::LANES * size_of::<E>()).div_ceil(turns);
             let from = weights.as_ptr_range().end.cast::<u8>();
-            Ahead { from: from.wrapping_add(turn * step * (self.columns / LANES)), step }
+            Ahead { from: from.wrapping_add(turn * step * (self.columns / V::LANES)), step }
         } else {
             Ahead::nothing(weights.as_ptr())
         };

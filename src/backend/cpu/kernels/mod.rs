@@ -11,7 +11,7 @@ mod tests;
 
 use std::ops::Range;
 
-use attention::HeadView;
+use attention::QueryBlock;
 use matmul::{Output, TokenRows};
 use vector::{Portable, Vector};
 
@@ -29,6 +29,8 @@ pub enum Instructions {
     Portable,
     /// AVX2 with FMA and F16C; an error where the processor lacks one of them.
     Avx2,
+    /// AVX-512 F, BW, VL and DQ with what AVX2 has; an error where the processor lacks one of them.
+    Avx512,
 }
 
 /// One instruction set's kernels. The functions are safe to call: a table is only handed out where it can run.
@@ -39,7 +41,7 @@ pub struct Kernels {
     matmul: unsafe fn(&Matrix, Range<usize>, &TokenRows, &Output),
     matmul_f32: unsafe fn(&[f32], Range<usize>, &TokenRows, &Output),
     geglu: unsafe fn(&ExpertWeights, Range<usize>, &TokenRows, bool, &Output),
-    attend: unsafe fn(&HeadView, &mut [f32], &mut [f32]),
+    attend: unsafe fn(&QueryBlock, Range<usize>, &Output, &Output),
     store: unsafe fn(&[f32], &mut KvPage, KvBlock, usize),
 }
 
@@ -55,6 +57,14 @@ impl Kernels {
             store: store::store,
         };
         match (instructions, avx2()) {
+            (Instructions::Avx512, _) => avx512().ok_or_else(|| {
+                Error::new(
+                    Status::InvalidArgument,
+                    "the AVX-512 kernels were asked for, but this processor lacks AVX-512 F, BW, VL or DQ",
+                )
+                .at_key("instructions")
+            }),
+            (Instructions::Detect, _) if avx512().is_some() => Ok(avx512().unwrap_or(portable)),
             (Instructions::Portable, _) | (Instructions::Detect, None) => Ok(portable),
             (Instructions::Avx2 | Instructions::Detect, Some(avx2)) => Ok(avx2),
             (Instructions::Avx2, None) => Err(Error::new(
@@ -92,15 +102,18 @@ impl Kernels {
         unsafe { (self.geglu)(expert, rows, x, exact, out) }
     }
 
-    /// One head's attention for one token into `out: [head_dim]`; `scores` is scratch for all its positions.
-    pub fn attend(&self, view: &HeadView, scores: &mut [f32], out: &mut [f32]) {
-        // SAFETY: `get` hands the table out only where its instruction set is present.
-        unsafe { (self.attend)(view, scores, out) }
+    /// Takes a range of positions into the attention of a block of query rows; see [`attention::attend`].
+    ///
+    /// # Safety
+    /// Nobody else touches the block's rows of `state` and `out` during the call, and their buffers are alive.
+    pub unsafe fn attend(&self, block: &QueryBlock, positions: Range<usize>, state: &Output, out: &Output) {
+        // SAFETY: as in `matmul`.
+        unsafe { (self.attend)(block, positions, state, out) }
     }
 
     /// Stores one head's key or value `row: [head_dim]` at position `slot` of its block of a page.
     pub fn store(&self, row: &[f32], page: &mut KvPage, block: KvBlock, slot: usize) {
-        // SAFETY: as in `attend`.
+        // SAFETY: `get` hands the table out only where its instruction set is present.
         unsafe { (self.store)(row, page, block, slot) }
     }
 }
@@ -140,6 +153,29 @@ fn avx2() -> Option<Kernels> {
     None
 }
 
+#[cfg(not(target_arch = "x86_64"))]
+fn avx512() -> Option<Kernels> {
+    None
+}
+
+#[cfg(target_arch = "x86_64")]
+fn avx512() -> Option<Kernels> {
+    use vector::Avx512;
+
+    // SAFETY: called through a table that `avx512` hands out only after detection.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+    unsafe fn attend(block: &QueryBlock, positions: Range<usize>, state: &Output, out: &Output) {
+        // SAFETY: the instruction set is enabled on this function; the rest is the caller's promise.
+        unsafe { attention::attend::<Avx512>(block, positions, state, out) }
+    }
+
+    let present = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq");
+    avx2().filter(|_| present).map(|avx2| Kernels { name: "avx512", attend, ..avx2 })
+}
+
 #[cfg(target_arch = "x86_64")]
 fn avx2() -> Option<Kernels> {
     use vector::Avx2;
@@ -161,9 +197,9 @@ fn avx2() -> Option<Kernels> {
         unsafe { geglu_with::<Avx2>(expert, rows, x, exact, out) }
     }
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn attend(view: &HeadView, scores: &mut [f32], out: &mut [f32]) {
+    unsafe fn attend(block: &QueryBlock, positions: Range<usize>, state: &Output, out: &Output) {
         // SAFETY: as above.
-        unsafe { attention::attend::<Avx2>(view, scores, out) }
+        unsafe { attention::attend::<Avx2>(block, positions, state, out) }
     }
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn store(row: &[f32], page: &mut KvPage, block: KvBlock, slot: usize) {

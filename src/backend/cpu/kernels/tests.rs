@@ -5,6 +5,7 @@ use half::{bf16, f16};
 use super::*;
 use crate::memory::Buffer;
 
+mod attention;
 mod cache;
 
 /// Numbers in [-1, 1) from the clock's seed, which a failing test prints.
@@ -45,7 +46,10 @@ impl Random {
 }
 
 fn all_kernels() -> Vec<Kernels> {
-    [Instructions::Portable, Instructions::Avx2].into_iter().filter_map(|wanted| Kernels::get(wanted).ok()).collect()
+    [Instructions::Portable, Instructions::Avx2, Instructions::Avx512]
+        .into_iter()
+        .filter_map(|wanted| Kernels::get(wanted).ok())
+        .collect()
 }
 
 /// The dot product of row `row` and `x` in f64, and the sum of its terms' sizes, which bounds its error in f32.
