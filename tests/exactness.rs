@@ -8,11 +8,12 @@ use gemmoe::backend::cpu::kernels::{Instructions, Kernels};
 use gemmoe::backend::cpu::threads::Task;
 use gemmoe::backend::cpu::{CpuOptions, ParallelFor, ThreadOptions};
 use gemmoe::backend::ops::{Batch, PassLimits, SequenceSlice};
-use gemmoe::{LoadOptions, Model, Progress, Sampling, Session, SessionOptions, Status};
+use gemmoe::{Budget, LoadOptions, Model, Progress, Sampling, Session, SessionOptions, Status};
 use safetensors::Dtype;
 use serde_json::json;
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::time::Duration;
 
 fn logits_of(session: &Session) -> Vec<u32> {
     session.logits().unwrap().iter().map(|value| value.to_bits()).collect()
@@ -223,6 +224,40 @@ fn instruction_sets_agree_within_rounding() {
                 assert!((a - b).abs() < tolerance * largest, "{name}, {}", instructions.name());
             }
         }
+    }
+}
+
+/// Long enough that the attention of a chunk is done range by range, of one token in one go.
+#[test]
+fn more_positions_than_an_item_attends_to_give_the_same_bits_however_they_are_cut() {
+    for (seed, key_value_heads) in [(17, 1), (18, 2), (19, 4)] {
+        let changes = json!({"head_dim": 64, "num_key_value_heads": key_value_heads, "max_position_embeddings": 1024});
+        let directory = Directory::random_with(seed, changes).to_temporary();
+        let tokens = Random::new(seed).tokens(700, 97);
+        let of_chunk = |threads, prefill_chunk| {
+            let options = SessionOptions { context_size: 700, prefill_chunk, ..Default::default() };
+            Session::new(load_with(directory.path(), threads, Instructions::Detect), &options).unwrap()
+        };
+        let mut alone = of_chunk(1, 1);
+        alone.prefill(&tokens).unwrap();
+        for (threads, chunk) in [(1, 700), (2, 700), (5, 100), (3, 13)] {
+            let mut session = of_chunk(threads, chunk);
+            session.prefill(&tokens).unwrap();
+            assert_eq!(
+                logits_of(&session),
+                logits_of(&alone),
+                "{key_value_heads}, {threads} threads, chunks of {chunk}"
+            );
+        }
+        // Left after every item.
+        let (mut session, budget) = (of_chunk(2, 700), Budget::of_time(Duration::ZERO));
+        let mut calls = 1;
+        let mut given = &tokens[..];
+        while session.prefill_within(given, &budget).map(Result::unwrap).is_pending() {
+            (given, calls) = (&[], calls + 1);
+        }
+        assert!(calls > 100, "{calls}");
+        assert_eq!(logits_of(&session), logits_of(&alone), "{key_value_heads}, {calls} calls");
     }
 }
 

@@ -58,7 +58,7 @@ impl Model {
         load.kv_account().take(kv_bytes)?;
         let workspace_bytes = match session.batch_only {
             true => 0,
-            false => planned_pass_bytes(config, pass_limits(&session), &load.cpu)?,
+            false => planned_pass_bytes(config, pass_limits(&session))?,
         };
         let (weight_bytes, expert_bytes) = description.loaded_bytes;
         Ok(MemoryPlan {

@@ -4,6 +4,7 @@ pub mod kernels;
 pub mod pool;
 pub mod threads;
 
+mod attention_split;
 mod jobs;
 mod pass;
 mod routing;
@@ -100,9 +101,9 @@ fn rounded(value: f64, dtype: Dtype) -> f32 {
     }
 }
 
-/// Bytes of workspace that a pass of these limits takes with these options, told before anything is loaded.
-pub fn planned_pass_bytes(config: &Config, limits: PassLimits, options: &CpuOptions) -> Result<usize> {
-    pass::planned_bytes(config, limits, options.threads.resolved_count())
+/// Bytes of workspace that a pass of these limits takes, told before anything is loaded.
+pub fn planned_pass_bytes(config: &Config, limits: PassLimits) -> Result<usize> {
+    pass::planned_bytes(config, limits)
 }
 
 /// What a backend made with these options calls its device.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::task::{Poll, ready};
 
 use super::Shared;
+use super::attention_split::AttentionSplit;
 use super::jobs::Jobs;
 use super::kernels::activations::{Activations, Packed, Place, Precision, TILE, tiles};
-use super::kernels::attention::HeadView;
+use super::kernels::attention::QueryBlock;
 use super::kernels::math::{log_softmax_at, rms_norm, rotate};
 use super::kernels::matmul::{Output, TokenRows};
 use super::routing::Routing;
@@ -29,8 +30,6 @@ const ITEM_MULTIPLY_ADDS: usize = 1 << 23;
 /// Multiply-adds of one item at the most, where two panels of weights by all tokens would be more: fewer, and weights would be
 /// read too often. A third of a millisecond.
 const MAX_ITEM_MULTIPLY_ADDS: usize = 1 << 25;
-/// Multiply-adds of one item of attention.
-const ITEM_ATTENTION: usize = 1 << 20;
 /// Activations an item goes through where that is all it does.
 const ITEM_ACTIVATIONS: usize = 1 << 16;
 /// Panels of an item come in fours, which a single token's tiles take, or in pairs.
@@ -48,6 +47,8 @@ pub struct CpuPass {
     tokens: usize,
     /// `[max_tokens]`: each token's sequence and position.
     places: Vec<(u32, u32)>,
+    /// `[at most max_tokens]`: the batch's tokens in blocks that attend together, each of one sequence.
+    blocks: Vec<Range<u32>>,
     /// `[max_tokens, head_dim / 2]` each: the rotary angles of each token's position.
     cosines: Buffer<f32>,
     sines: Buffer<f32>,
@@ -63,8 +64,8 @@ pub struct CpuPass {
     value: Buffer<f32>,
     /// `[max_tokens, query_size]`: attention of all heads, before the output projection.
     attended: Buffer<f32>,
-    /// `[threads, max_context]`: scores of one head.
-    scores: Buffer<f32>,
+    /// `[max_tokens, num_attention_heads, 2]`: attention between two ranges of positions.
+    attention_state: Buffer<f32>,
     /// `[max_tokens, num_local_experts]`
     router_logits: Buffer<f32>,
     routing: Routing,
@@ -92,7 +93,7 @@ struct Sizes {
     normed: usize,
     query: usize,
     key_value: usize,
-    scores: usize,
+    attention_state: usize,
     router_logits: usize,
     activated: usize,
     projected: usize,
@@ -103,7 +104,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(config: &Config, limits: PassLimits, threads: usize) -> Result<Sizes> {
+    fn new(config: &Config, limits: PassLimits) -> Result<Sizes> {
         // A host of the Rust API may give any limits: their products are checked.
         let times = |rows: usize, columns: usize| {
             let elements = rows.checked_mul(columns).filter(|elements| *elements <= usize::MAX / 64);
@@ -119,7 +120,7 @@ impl Sizes {
             normed: times(tokens.max(limits.logit_rows), config.hidden_size)?,
             query: times(tokens, config.query_size())?,
             key_value: times(tokens, config.key_value_size())?,
-            scores: times(threads, limits.max_context)?,
+            attention_state: times(tokens, 2 * config.num_attention_heads)?,
             router_logits: times(tokens, config.num_local_experts)?,
             activated: times(slots, config.intermediate_size)?,
             projected: times(slots, config.hidden_size)?,
@@ -131,7 +132,7 @@ impl Sizes {
 
     fn bytes(&self) -> usize {
         let twice = self.rotary + self.query + self.key_value;
-        let once = self.x + self.normed + self.scores + self.router_logits + self.activated + self.projected;
+        let once = self.x + self.normed + self.attention_state + self.router_logits + self.activated + self.projected;
         (2 * twice + once + self.logits + self.tokens) * size_of::<f32>()
     }
 }
@@ -139,21 +140,21 @@ impl Sizes {
 const WHAT: &str = "the workspace of a forward pass";
 
 /// Bytes a pass of these limits takes, without making it.
-pub fn planned_bytes(config: &Config, limits: PassLimits, threads: usize) -> Result<usize> {
+pub fn planned_bytes(config: &Config, limits: PassLimits) -> Result<usize> {
     let routing = Routing::planned_bytes(
         config.num_hidden_layers,
         config.num_local_experts,
         config.num_experts_per_tok,
         limits.max_tokens,
     )?;
-    let sizes = Sizes::new(config, limits, threads)?;
+    let sizes = Sizes::new(config, limits)?;
     Ok(sizes.bytes() + Activations::planned_bytes(WHAT, sizes.packed.0, sizes.packed.1)? + routing)
 }
 
 impl CpuPass {
     pub fn new(shared: Arc<Shared>, limits: PassLimits) -> Result<Self> {
         let config = &shared.config;
-        let sizes = Sizes::new(config, limits, shared.pool.threads())?;
+        let sizes = Sizes::new(config, limits)?;
         let zeroed = |elements: usize| Buffer::zeroed(WHAT, elements);
         let observer = shared.observer.lock().upgrade();
         Ok(CpuPass {
@@ -162,6 +163,7 @@ impl CpuPass {
             jobs: Jobs::default(),
             tokens: 0,
             places: try_with_capacity(WHAT, limits.max_tokens)?,
+            blocks: try_with_capacity(WHAT, limits.max_tokens)?,
             cosines: zeroed(sizes.rotary)?,
             sines: zeroed(sizes.rotary)?,
             x: zeroed(sizes.x)?,
@@ -170,7 +172,7 @@ impl CpuPass {
             key: zeroed(sizes.key_value)?,
             value: zeroed(sizes.key_value)?,
             attended: zeroed(sizes.query)?,
-            scores: zeroed(sizes.scores)?,
+            attention_state: zeroed(sizes.attention_state)?,
             router_logits: zeroed(sizes.router_logits)?,
             routing: Routing::new(
                 config.num_hidden_layers,
@@ -300,6 +302,18 @@ impl TokenSplit {
     }
 }
 
+/// Slots that were packed, expert by expert.
+struct PackedSlots<'a> {
+    routing: &'a Routing,
+    packed: &'a Activations,
+    columns: usize,
+    /// What each expert's were packed as.
+    precision: &'a (dyn Fn(usize) -> Precision + Sync),
+}
+
+/// Multiplies panels of an expert's weights with some of its slots, the first of which is given last.
+type SlotKernel<'a> = dyn Fn(usize, Range<usize>, &Packed, usize) + Sync + 'a;
+
 /// A matrix and where its products go, `[tokens, rows]`.
 type Product<'a> = (&'a Matrix, &'a mut [f32]);
 
@@ -377,27 +391,25 @@ impl Shared {
         })
     }
 
-    /// The job that multiplies the slots of each touched expert with panels of its weights: `multiply(expert, panels, x,
-    /// first slot)`. `shape` is that of every expert's weights but for the format; `matrices` of them are taken at once.
+    /// The job that multiplies each touched expert's slots with panels of its weights, item by item.
     fn multiply_slots(
         &self,
         jobs: &mut Jobs,
         limit: &Limit,
-        (packed, columns): (&Activations, usize),
-        routing: &Routing,
+        slots: &PackedSlots,
         split: &Split,
-        precision: &(dyn Fn(usize) -> Precision + Sync),
-        multiply: &(dyn Fn(usize, Range<usize>, &Packed, usize) + Sync),
+        multiply: &SlotKernel,
     ) -> Poll<Result<()>> {
-        let experts = routing.touched();
+        let experts = slots.routing.touched();
         jobs.run(&self.pool, limit, experts.len() * split.items(), &|item, _| {
             let expert = experts[item / split.items()] as usize;
-            let slots = routing.slots_of(expert);
-            let (panels, tokens) = split.parts_of(item % split.items(), slots.len());
+            let of_expert = slots.routing.slots_of(expert);
+            let (panels, tokens) = split.parts_of(item % split.items(), of_expert.len());
             if tokens.start < tokens.end {
-                let first = slots.start + tokens.start;
-                let place = Place { precision: precision(expert), tokens: slots, columns };
-                multiply(expert, panels, &packed.packed(&place).part(tokens), first);
+                let first = of_expert.start + tokens.start;
+                let (precision, columns) = ((slots.precision)(expert), slots.columns);
+                let place = Place { precision, tokens: of_expert, columns };
+                multiply(expert, panels, &slots.packed.packed(&place).part(tokens), first);
             }
         })
     }
@@ -452,6 +464,7 @@ impl Pass for CpuPass {
         self.jobs.reset();
         self.tokens = tokens;
         self.places.clear();
+        self.blocks.clear();
         self.logit_rows.clear();
         self.scored.clear();
         for (index, sequence) in batch.sequences.iter().enumerate() {
@@ -462,6 +475,9 @@ impl Pass for CpuPass {
             for position in sequence.start..sequence.start + sequence.tokens.len() {
                 self.places.push((index as u32, position as u32));
             }
+            let tokens = first as u32..self.places.len() as u32;
+            let block = AttentionSplit::most_tokens(config) as u32;
+            self.blocks.extend(tokens.clone().step_by(block as usize).map(|at| at..tokens.end.min(at + block)));
         }
         Ok(())
     }
@@ -540,41 +556,40 @@ impl Pass for CpuPass {
 
     fn attention(&mut self, layer: usize, batch: &Batch, limit: &Limit) -> Poll<Result<()>> {
         let shared = Arc::clone(&self.shared);
-        let (config, geometry) = (&shared.config, &self.geometry);
-        let (heads, head_dim) = (config.num_attention_heads, geometry.head_dim);
-        let queries_per_key = heads / geometry.heads;
-        let max_context = self.limits.max_context;
-        let scores = Output::new(&mut self.scores, max_context);
-        let attended = Output::new(&mut self.attended, config.query_size());
-        let (places, query) = (&self.places, &self.query);
-        // One item is one token's heads, as many as make an item at the longest position there is; items of single
-        // tokens are split by head instead, so that all threads help.
-        let longest = places.iter().map(|(_, position)| *position as usize + 1).max().unwrap_or(1);
-        let enough = (ITEM_ATTENTION / (2 * longest * head_dim)).clamp(1, heads);
-        let heads_per_item = if self.tokens >= shared.pool.threads() { enough } else { 1 };
-        let items_per_token = heads.div_ceil(heads_per_item);
-        ready!(self.jobs.run(&shared.pool, limit, self.tokens * items_per_token, &|item, thread| {
-            let (token, first) = (item / items_per_token, item % items_per_token * heads_per_item);
-            let (sequence, position) = places[token];
-            let pages = &batch.sequences[sequence as usize].pages;
-            for head in first..(first + heads_per_item).min(heads) {
-                let at = (token * heads + head) * head_dim;
-                let view = HeadView {
-                    query: &query[at..at + head_dim],
-                    pages,
-                    layer,
-                    head: head / queries_per_key,
-                    positions: position as usize + 1,
-                };
-                // SAFETY: each thread has its own row of `scores`, and each (token, head) its own part of
-                // `attended`; both buffers outlive the job.
-                unsafe {
-                    let scores = scores.row_part(thread, 0..max_context);
-                    let out = attended.row_part(token, head * head_dim..(head + 1) * head_dim);
-                    shared.kernels.attend(&view, scores, out);
+        let config = &shared.config;
+        let (heads, query_size) = (config.num_attention_heads, config.query_size());
+        let longest = self.places.iter().map(|(_, position)| *position as usize + 1).max().unwrap_or(0);
+        let most_tokens = self.blocks.iter().map(|block| block.len()).max().unwrap_or(0);
+        let split = AttentionSplit::new(config, self.blocks.len(), most_tokens, longest, shared.pool.threads());
+        let state = Output::new(&mut self.attention_state, 2 * heads);
+        let attended = Output::new(&mut self.attended, query_size);
+        let (places, blocks, query) = (&self.places, &self.blocks, &self.query);
+        // A range of positions after the other, each by all threads.
+        for first in (0..longest).step_by(split.positions) {
+            ready!(self.jobs.run(&shared.pool, limit, split.items(), &|item, _| {
+                for unit in split.units_of(item) {
+                    let (block, key_value_head, heads) = split.parts_of(unit);
+                    let tokens = blocks[block].start as usize..blocks[block].end as usize;
+                    let (sequence, position) = places[tokens.start];
+                    let start = position as usize;
+                    if first >= start + tokens.len() {
+                        continue;
+                    }
+                    let block = QueryBlock {
+                        queries: &query[tokens.start * query_size..tokens.end * query_size],
+                        tokens: tokens.len(),
+                        start,
+                        heads,
+                        pages: batch.sequences[sequence as usize].pages,
+                        layer,
+                        key_value_head,
+                    };
+                    let (state, attended) = (state.skip_rows(tokens.start), attended.skip_rows(tokens.start));
+                    // SAFETY: units have different tokens or heads, and both buffers outlive the job.
+                    unsafe { shared.kernels.attend(&block, first..first + split.positions, &state, &attended) };
                 }
-            }
-        }))?;
+            }))?;
+        }
 
         let output = &shared.weights.layers[layer].output;
         let x = TokenRows { data: &self.attended, columns: output.columns(), index: None, count: self.tokens };
@@ -652,10 +667,8 @@ impl Pass for CpuPass {
         ready!(shared.multiply_slots(
             jobs,
             limit,
-            (&self.packed, hidden_size),
-            routing,
+            &PackedSlots { routing, packed: &self.packed, columns: hidden_size, precision: &precision },
             &split,
-            &precision,
             &|expert, panels, x, first| {
                 let out = activated.skip_rows(first);
                 // SAFETY: items have different slots or different rows, and the buffer outlives the job.
@@ -673,10 +686,8 @@ impl Pass for CpuPass {
         ready!(shared.multiply_slots(
             jobs,
             limit,
-            (&self.packed, intermediate_size),
-            routing,
+            &PackedSlots { routing, packed: &self.packed, columns: intermediate_size, precision: &precision },
             &split,
-            &precision,
             &|expert, panels, x, first| {
                 let out = projected.skip_rows(first);
                 // SAFETY: items have different slots or different rows, and the buffer outlives the job.
@@ -793,7 +804,7 @@ impl Pass for CpuPass {
             &self.key,
             &self.value,
             &self.attended,
-            &self.scores,
+            &self.attention_state,
             &self.router_logits,
             &self.activated,
             &self.projected,

@@ -267,8 +267,8 @@ pub unsafe fn geglu<D: Dot>(expert: &ExpertWeights, panels: Range<usize>, x: &Pa
             unsafe { add_tile::<D>(&parts, x.tile(tile, 0), gate.span(columns), &mut sums) };
             for index in 0..step {
                 let rows = gate.rows(panel + index, &panels);
-                for token in 0..TILE.min(x.tokens() - tile * TILE) {
-                    let (gates, ups) = (&sums[index][token], &sums[step + index][token]);
+                let tokens = TILE.min(x.tokens() - tile * TILE);
+                for (token, (gates, ups)) in sums[index].iter().zip(&sums[step + index]).enumerate().take(tokens) {
                     let mut products = [0f32; PANEL_ROWS];
                     for row in 0..PANEL_ROWS {
                         let gate = if exact_gelu { gelu_erf(gates[row]) } else { gelu_tanh(gates[row]) };

@@ -6,7 +6,6 @@ mod dots;
 mod lanes;
 pub(crate) mod math;
 pub(super) mod matmul;
-mod rows;
 mod store;
 mod tile;
 mod vector;
@@ -18,7 +17,7 @@ use std::ops::Range;
 
 pub use activations::Precision;
 use activations::{Packed, Packing, Place};
-use attention::HeadView;
+use attention::QueryBlock;
 use dots::{Bf16, F16, F32, Int4, Int8};
 use lanes::Lanes;
 use matmul::{Output, TokenRows};
@@ -82,7 +81,7 @@ pub struct Kernels {
     pack: unsafe fn(&Packing, &Place, usize, &TokenRows),
     matmul: unsafe fn(&Matrix, Range<usize>, &Packed, &Output),
     geglu: unsafe fn(&ExpertWeights, Range<usize>, &Packed, bool, &Output),
-    attend: unsafe fn(&HeadView, &mut [f32], &mut [f32]),
+    attend: unsafe fn(&QueryBlock, Range<usize>, &Output, &Output),
     store: unsafe fn(&[f32], &mut KvPage, KvBlock, usize),
 }
 
@@ -136,15 +135,18 @@ impl Kernels {
         unsafe { (self.geglu)(expert, panels, x, exact, out) }
     }
 
-    /// One head's attention for one token into `out: [head_dim]`; `scores` is scratch for all its positions.
-    pub fn attend(&self, view: &HeadView, scores: &mut [f32], out: &mut [f32]) {
-        // SAFETY: `get` hands the table out only where its instruction set is present.
-        unsafe { (self.attend)(view, scores, out) }
+    /// Takes a range of positions into the attention of a block of query rows; see [`attention::attend`].
+    ///
+    /// # Safety
+    /// Nobody else touches the block's rows of `state` and `out` during the call, and their buffers are alive.
+    pub unsafe fn attend(&self, block: &QueryBlock, positions: Range<usize>, state: &Output, out: &Output) {
+        // SAFETY: as in `matmul`.
+        unsafe { (self.attend)(block, positions, state, out) }
     }
 
     /// Stores one head's key or value `row: [head_dim]` at position `slot` of its block of a page.
     pub fn store(&self, row: &[f32], page: &mut KvPage, block: KvBlock, slot: usize) {
-        // SAFETY: as in `attend`.
+        // SAFETY: `get` hands the table out only where its instruction set is present.
         unsafe { (self.store)(row, page, block, slot) }
     }
 }
@@ -227,9 +229,9 @@ macro_rules! kernels {
             unsafe { geglu_with::<$lanes, $bf16>(expert, panels, x, exact, out) }
         }
         $(#[target_feature(enable = $features)])?
-        unsafe fn attend(view: &HeadView, scores: &mut [f32], out: &mut [f32]) {
+        unsafe fn attend(block: &QueryBlock, positions: Range<usize>, state: &Output, out: &Output) {
             // SAFETY: see above.
-            unsafe { attention::attend::<$vector>(view, scores, out) }
+            unsafe { attention::attend::<$vector>(block, positions, state, out) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn store(row: &[f32], page: &mut KvPage, block: KvBlock, slot: usize) {
@@ -262,14 +264,14 @@ fn present(instructions: Instructions) -> Option<Kernels> {
             "avx512 with bf16",
             Avx512,
             dots::Bf16Pairs,
-            vector::Avx2,
+            vector::Avx512,
             "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16"
         )),
         Instructions::Avx512 => Some(kernels!(
             "avx512",
             Avx512,
             Bf16<Avx512>,
-            vector::Avx2,
+            vector::Avx512,
             "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
         )),
     }
@@ -304,7 +306,7 @@ fn variants() -> Vec<Kernels> {
             "avx512 without bf16",
             Avx512,
             Bf16<Avx512>,
-            vector::Avx2,
+            vector::Avx512,
             "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
         ),
     ]

@@ -9,6 +9,7 @@ use super::matmul::CACHED_BYTES;
 use super::*;
 use crate::quant::{BLOCK, Groups, LINE_BYTES, Shape, Source};
 
+mod attention;
 mod cache;
 mod speed;
 

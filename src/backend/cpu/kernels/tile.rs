@@ -100,6 +100,7 @@ pub struct Span {
 /// The instruction set of D is present; each panel has `lines` lines and their scales, and `x` T tokens' words and blocks
 /// for them.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // Panels and tokens number several arrays alike.
 pub unsafe fn tile<D: Dot, const R: usize, const T: usize>(
     panels: [PanelPart; R],
     x: TokenPart,

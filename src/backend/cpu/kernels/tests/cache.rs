@@ -1,6 +1,4 @@
-//! Keys and values: what is stored, and attention over it, in every dtype.
-
-use std::sync::Arc;
+//! Keys and values: what is stored in every dtype.
 
 use super::super::store::{to_bf16, to_f16, to_int8};
 use super::*;
@@ -10,26 +8,26 @@ const LAYERS: usize = 2;
 const HEADS: usize = 3;
 const HEAD_DIMS: [usize; 5] = [2, 8, 30, 64, 256];
 /// The block the tests look at: every coordinate differs from zero and from the others' count.
-const LAYER: usize = 1;
-const HEAD: usize = 2;
+pub const LAYER: usize = 1;
+pub const HEAD: usize = 2;
 
-fn geometry(head_dim: usize, dtype: KvDtype) -> KvGeometry {
+pub fn geometry(head_dim: usize, dtype: KvDtype) -> KvGeometry {
     KvGeometry { layers: LAYERS, heads: HEADS, head_dim, dtype }
 }
 
-fn block(half: KvHalf) -> KvBlock {
+pub fn block(half: KvHalf) -> KvBlock {
     KvBlock { layer: LAYER, half, head: HEAD }
 }
 
 /// A page of bytes that no kernel may read as they are: what is not a number in three dtypes, and a scale in the fourth.
-fn page(geometry: &KvGeometry) -> KvPage {
+pub fn page(geometry: &KvGeometry) -> KvPage {
     let mut page = KvPage::host(geometry).unwrap();
     page.bytes_mut().fill(0xff);
     page
 }
 
 /// One row as the documented layout has it, read from the page's bytes without the library's views.
-fn stored(page: &KvPage, half: KvHalf, slot: usize) -> Vec<f64> {
+pub fn stored(page: &KvPage, half: KvHalf, slot: usize) -> Vec<f64> {
     let KvGeometry { head_dim, dtype, .. } = *page.geometry();
     let index = (LAYER * 2 + half as usize) * HEADS + HEAD;
     let first = (index * PAGE_TOKENS + slot) * head_dim;
@@ -51,7 +49,7 @@ fn stored(page: &KvPage, half: KvHalf, slot: usize) -> Vec<f64> {
 }
 
 /// The largest error a dtype may make in an element of a row.
-fn bound(dtype: KvDtype, value: f32, row: &[f32]) -> f64 {
+pub fn bound(dtype: KvDtype, value: f32, row: &[f32]) -> f64 {
     let absmax = row.iter().fold(0f64, |max, value| max.max(value.abs() as f64));
     match dtype {
         KvDtype::F32 => 0.0,
@@ -63,64 +61,18 @@ fn bound(dtype: KvDtype, value: f32, row: &[f32]) -> f64 {
     }
 }
 
-fn softmax_of_values(query: &[f32], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
-    let root = (query.len() as f64).sqrt();
-    let score = |key: &Vec<f64>| query.iter().zip(key).map(|(q, k)| *q as f64 * k).sum::<f64>() / root;
-    let weights: Vec<f64> = keys.iter().map(|key| score(key).exp()).collect();
-    let sum: f64 = weights.iter().sum();
-    let column = |column: usize| weights.iter().zip(values).map(|(w, value)| w / sum * value[column]).sum();
-    (0..query.len()).map(column).collect()
-}
-
 #[test]
-fn attention_agrees_with_f64_over_page_edges_in_every_dtype() {
+fn what_is_stored_is_within_the_dtypes_bound() {
     let mut random = Random::fresh();
     for (head_dim, dtype) in HEAD_DIMS.into_iter().flat_map(|head_dim| KvDtype::ALL.map(|dtype| (head_dim, dtype))) {
-        for positions in [1, 15, 16, 17, 100] {
-            let query: Vec<f32> = random.vector(head_dim).into_iter().map(|q| q * 3.0).collect();
-            // Rows of different sizes, so that each position's scale counts.
-            let mut rows = |count: usize| -> Vec<Vec<f32>> {
-                let row = |_| random.vector(head_dim);
-                (0..count).map(row).map(|row| row.iter().map(|x| x * (0.1 + row[0].abs())).collect()).collect()
-            };
-            let (keys, values) = (rows(positions), rows(positions));
-            for kernels in all_kernels() {
-                let case = format!("{} {} {head_dim} {positions}", kernels.name, dtype.name());
-                let mut pages: Vec<KvPage> =
-                    (0..KvGeometry::pages_for(positions)).map(|_| page(&geometry(head_dim, dtype))).collect();
-                for (half, rows) in [(KvHalf::Key, &keys), (KvHalf::Value, &values)] {
-                    for (position, row) in rows.iter().enumerate() {
-                        let page = &mut pages[position / PAGE_TOKENS];
-                        kernels.store(row, page, block(half), position % PAGE_TOKENS);
-                        let found = stored(page, half, position % PAGE_TOKENS);
-                        for (value, found) in row.iter().zip(found) {
-                            let error = (found - *value as f64).abs();
-                            assert!(error <= bound(dtype, *value, row), "{case}: {value} as {found}");
-                        }
-                    }
-                }
-                let read = |half| -> Vec<Vec<f64>> {
-                    let at = |position| stored(&pages[position / PAGE_TOKENS], half, position % PAGE_TOKENS);
-                    (0..positions).map(at).collect()
-                };
-                let expected = softmax_of_values(&query, &read(KvHalf::Key), &read(KvHalf::Value));
-                let wide = |rows: &[Vec<f32>]| -> Vec<Vec<f64>> {
-                    rows.iter().map(|row| row.iter().map(|x| *x as f64).collect()).collect()
-                };
-                let unrounded = softmax_of_values(&query, &wide(&keys), &wide(&values));
-                // No element is above 1.1: a score is off by the query's sum times an element's error at most.
-                let element = bound(dtype, 1.1, &[1.1]);
-                let score = query.iter().map(|q| q.abs() as f64).sum::<f64>() / (head_dim as f64).sqrt() * element;
-                let tolerance = 2e-6 + element + 1.1 * ((2.0 * score).exp() - 1.0);
-
-                let pages: Vec<Arc<KvPage>> = pages.into_iter().map(Arc::new).collect();
-                let mut out = vec![f32::NAN; head_dim];
-                let mut scratch = vec![f32::NAN; positions + 3];
-                let view = HeadView { query: &query, pages: &pages, layer: LAYER, head: HEAD, positions };
-                kernels.attend(&view, &mut scratch, &mut out);
-                for ((found, expected), unrounded) in out.iter().zip(&expected).zip(&unrounded) {
-                    assert!((*found as f64 - expected).abs() < 2e-6, "{case}: {found} for {expected}");
-                    assert!((*found as f64 - unrounded).abs() < tolerance, "{case}: {found} for {unrounded}");
+        for kernels in all_kernels() {
+            let mut page = page(&geometry(head_dim, dtype));
+            for slot in 0..PAGE_TOKENS {
+                let row: Vec<f32> = random.vector(head_dim).into_iter().map(|x| x * (0.1 + slot as f32)).collect();
+                kernels.store(&row, &mut page, block(KvHalf::Key), slot);
+                for (value, found) in row.iter().zip(stored(&page, KvHalf::Key, slot)) {
+                    let error = (found - *value as f64).abs();
+                    assert!(error <= bound(dtype, *value, &row), "{} {}: {value}", kernels.name, dtype.name());
                 }
             }
         }
@@ -215,33 +167,6 @@ fn int8_keeps_its_bound_for_rows_of_any_size_and_says_what_is_not_a_number() {
 }
 
 #[test]
-fn what_is_not_a_number_in_a_key_or_value_shows_in_every_dtype() {
-    for (dtype, kernels) in
-        KvDtype::ALL.into_iter().flat_map(|dtype| all_kernels().into_iter().map(move |k| (dtype, k)))
-    {
-        for spoilt in [KvHalf::Key, KvHalf::Value] {
-            let mut page = page(&geometry(8, dtype));
-            for (half, slot) in [(KvHalf::Key, 0), (KvHalf::Key, 1), (KvHalf::Value, 0), (KvHalf::Value, 1)] {
-                let mut row = [0.5; 8];
-                if half == spoilt && slot == 1 {
-                    row[3] = f32::NAN;
-                }
-                kernels.store(&row, &mut page, block(half), slot);
-            }
-            let pages = [Arc::new(page)];
-            let attended = |positions| {
-                let (mut scores, mut out) = ([0.0; 2], [0.0; 8]);
-                let view = HeadView { query: &[1.0; 8], pages: &pages, layer: LAYER, head: HEAD, positions };
-                kernels.attend(&view, &mut scores, &mut out);
-                out
-            };
-            assert!(attended(1).iter().all(|value| (value - 0.5).abs() < 1e-6), "{} {}", kernels.name, dtype.name());
-            assert!(attended(2)[3].is_nan(), "{} {}", kernels.name, dtype.name());
-        }
-    }
-}
-
-#[test]
 fn packed_positions_come_back_and_the_others_stay() {
     let mut random = Random::fresh();
     for (dtype, head_dim) in KvDtype::ALL.into_iter().flat_map(|dtype| [2, 30].map(|head_dim| (dtype, head_dim))) {
@@ -311,68 +236,4 @@ fn views_of_another_type_or_place_are_refused() {
     let other = KvPage::host(&geometry(8, KvDtype::F16)).unwrap();
     let copy = |mut page: KvPage| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| page.copy_from(&other)));
     assert!(copy(KvPage::host(&geometry(8, KvDtype::Bf16)).unwrap()).is_err());
-}
-
-/// `cargo test --profile bench --lib attention_speed -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn attention_speed_at_4096_positions_in_every_dtype() {
-    const POSITIONS: usize = 4096;
-    const ROUNDS: usize = 41;
-    let mut random = Random::fresh();
-    let dtypes: Vec<(KvDtype, Vec<Arc<KvPage>>)> = KvDtype::ALL
-        .into_iter()
-        .map(|dtype| {
-            // The real geometry, so that huge pages are what they will be. Four heads in turn leave little in a cache.
-            let geometry = KvGeometry { layers: 28, heads: 16, head_dim: 256, dtype };
-            let pages = (0..KvGeometry::pages_for(POSITIONS)).map(|_| {
-                let mut page = KvPage::host(&geometry).unwrap();
-                for index in 0..2 * 2 * geometry.heads {
-                    let half = [KvHalf::Key, KvHalf::Value][index % 2];
-                    let block = KvBlock { layer: 12 + index / 2 % 2, half, head: index / 4 };
-                    let row = random.vector(geometry.head_dim);
-                    for slot in 0..PAGE_TOKENS {
-                        Kernels::get(Instructions::Detect).unwrap().store(&row, &mut page, block, slot);
-                    }
-                }
-                Arc::new(page)
-            });
-            (dtype, pages.collect())
-        })
-        .collect();
-    let query = random.vector(256);
-    for kernels in all_kernels() {
-        let mut seconds = vec![Vec::new(); dtypes.len()];
-        for round in 0..=ROUNDS {
-            for ((_, pages), seconds) in dtypes.iter().zip(&mut seconds) {
-                let (mut scores, mut out) = (vec![0.0; POSITIONS], vec![0.0; 256]);
-                let started = std::time::Instant::now();
-                for (layer, head) in [(12, 0), (13, 3), (12, 7), (13, 12)] {
-                    let view = HeadView { query: &query, pages, layer, head, positions: POSITIONS };
-                    kernels.attend(&view, &mut scores, &mut out);
-                }
-                if round > 0 {
-                    seconds.push(started.elapsed().as_secs_f64() / 4.0);
-                }
-            }
-        }
-        let median = |values: &[f64]| {
-            let mut sorted = values.to_vec();
-            sorted.sort_by(f64::total_cmp);
-            (sorted[sorted.len() / 2], sorted[sorted.len() / 10], sorted[sorted.len() * 9 / 10])
-        };
-        for ((dtype, pages), taken) in dtypes.iter().zip(&seconds) {
-            let ratios: Vec<f64> = seconds[0].iter().zip(taken).map(|(f32, taken)| f32 / taken).collect();
-            let geometry = pages[0].geometry();
-            let bytes = POSITIONS * geometry.bytes_per_token() / geometry.layers / geometry.heads;
-            let ((time, ..), (ratio, low, high)) = (median(taken), median(&ratios));
-            println!(
-                "{} {:<4} {:6.1} us a head, {:5.1} GB/s, {ratio:.2} times f32 ({low:.2} to {high:.2})",
-                kernels.name,
-                dtype.name(),
-                time * 1e6,
-                bytes as f64 / time / 1e9
-            );
-        }
-    }
 }
