@@ -12,6 +12,7 @@ pub mod error;
 pub mod ffi;
 pub mod memory;
 pub mod model;
+mod parallel;
 pub mod platform;
 pub mod quant;
 pub mod quantize;

@@ -1,7 +1,11 @@
 //! Memory whose size depends on input: every allocation here can fail, and says so.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::Arc;
+
+use memmap2::Mmap;
 
 use crate::error::{Error, Result};
 use crate::platform;
@@ -132,6 +136,24 @@ impl<T: Plain> std::ops::Deref for Buffer<T> {
 impl<T: Plain> std::ops::DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         self.as_mut_slice()
+    }
+}
+
+/// Bytes that are never written again: in memory of their own, or in a file that is mapped.
+pub enum Bytes {
+    /// Memory of their own.
+    Owned(Buffer<u8>),
+    /// A range of a file.
+    Mapped(Arc<Mmap>, Range<usize>),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Owned(buffer) => buffer,
+            Bytes::Mapped(file, range) => &file[range.clone()],
+        }
     }
 }
 

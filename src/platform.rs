@@ -2,7 +2,10 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
 
 /// A directory whose files are opened by plain name only, without leaving it.
 pub struct Directory {
@@ -119,6 +122,31 @@ pub fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::
         }
     }
     Ok(())
+}
+
+/// Asks the system to read a range of a file, soon to be read, while this process does something else. Advice only.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub fn advise_reading(file: &File, range: Range<u64>) {
+    use std::os::fd::AsRawFd;
+    // Of a longer range the system reads the beginning, as much as its read-ahead setting says: 128 KiB unless changed.
+    const STEP: usize = 128 << 10;
+    for start in range.clone().step_by(STEP) {
+        let bytes = (range.end - start).min(STEP as u64);
+        // SAFETY: an open descriptor and numbers; whatever they are, no memory of this process is touched.
+        unsafe { libc::posix_fadvise64(file.as_raw_fd(), start as i64, bytes as i64, libc::POSIX_FADV_WILLNEED) };
+    }
+}
+
+/// Asks the system to read a range of a file: this system reads ahead by itself.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub fn advise_reading(_file: &File, _range: Range<u64>) {}
+
+/// Maps a whole file for reading, as it is on the disk: whoever changes it changes what is seen here, and reading where it was cut
+/// off kills the process.
+pub fn map_file(file: &File) -> io::Result<Mmap> {
+    // SAFETY: nothing here writes to the file. That nobody else does is what the host promises where it asks for mapping,
+    // as the option's documentation says.
+    unsafe { Mmap::map(file) }
 }
 
 /// Writes all of `bytes` at `offset`.

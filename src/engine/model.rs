@@ -25,6 +25,10 @@ pub struct LoadOptions {
     pub formats: Formats,
     /// Follow symbolic links inside the directory, as a download cache's layout needs.
     pub follow_links: bool,
+    /// Map quantised matrices instead of reading them. They are shared with other processes and take no memory that could not be
+    /// given back, and the first tokens are slower: parts are read from the disk when they are first needed. The
+    /// price: whoever changes the files changes results, and whoever cuts them off kills this process.
+    pub map: bool,
     /// Most bytes of keys and values that all sessions of the model hold together; 0 is no limit.
     pub kv_limit_bytes: usize,
 }
@@ -60,7 +64,8 @@ impl Model {
             Some(tokenizer) => read_chat_template(&checkpoint, &description.config, tokenizer),
             None => Err(no_tokenizer()),
         };
-        let weights = Weights::load(&description, &checkpoint, options.cpu.threads.resolved_count(), progress)?;
+        let threads = options.cpu.threads.resolved_count();
+        let weights = Weights::load(&description, &checkpoint, threads, options.map, progress)?;
         let Description { config, layout, formats, .. } = description;
         let backend = Box::new(CpuBackend::new(config.clone(), weights, &options.cpu)?);
         Ok(Arc::new(Model {

@@ -33,6 +33,11 @@ pub const GEMMOE_LOAD_EXACT_GELU: u32 = 4;
 /// thread may use; one of them is left to the calling thread, which is never pinned. INVALID_ARGUMENT where there are fewer
 /// processors than threads, and on systems that cannot (all but Linux).
 pub const GEMMOE_LOAD_PIN_THREADS: u32 = 8;
+/// gemmoe_load_options.flags: map the matrices of a directory that `gemmoe quantize` wrote instead of reading them. Loading takes
+/// no time and processes share the memory; the first tokens are slower, because parts are read from the disk when they
+/// are first needed. The files must not change as long as the model, or a session of it, lives: whoever changes them changes
+/// results, and whoever cuts them off kills this process. What is stored row by row is read as ever.
+pub const GEMMOE_LOAD_MAP: u32 = 16;
 
 /// gemmoe_load_options.instructions: the best instruction set the processor has.
 pub const GEMMOE_INSTRUCTIONS_DETECT: u32 = 0;
@@ -202,7 +207,8 @@ impl GemmoeLoadOptions {
         let known = GEMMOE_LOAD_FOLLOW_LINKS
             | GEMMOE_LOAD_UNROUNDED_EMBEDDING_SCALE
             | GEMMOE_LOAD_EXACT_GELU
-            | GEMMOE_LOAD_PIN_THREADS;
+            | GEMMOE_LOAD_PIN_THREADS
+            | GEMMOE_LOAD_MAP;
         if self.flags & !known != 0 {
             return invalid("flags", self.flags, "a sum of GEMMOE_LOAD_ flags");
         }
@@ -236,13 +242,14 @@ impl GemmoeLoadOptions {
         cpu.check()?;
         let kv_limit_bytes = usize::try_from(self.kv_limit_bytes).unwrap_or(usize::MAX);
         let follow_links = self.flags & GEMMOE_LOAD_FOLLOW_LINKS != 0;
+        let map = self.flags & GEMMOE_LOAD_MAP != 0;
         let formats = Formats {
             experts: format("experts_format", self.experts_format)?,
             attention: format("attention_format", self.attention_format)?,
             head: format("head_format", self.head_format)?,
             embedding: format("embedding_format", self.embedding_format)?,
         };
-        Ok(LoadOptions { cpu, formats, follow_links, kv_limit_bytes })
+        Ok(LoadOptions { cpu, formats, follow_links, map, kv_limit_bytes })
     }
 }
 
@@ -355,7 +362,8 @@ pub unsafe extern "C" fn gemmoe_load_poll(
     }
 }
 
-/// Asks the load to stop: gemmoe_load_wait then returns CANCELLED within the time of one 16 MiB read.
+/// Asks the load to stop: gemmoe_load_wait then returns CANCELLED when each thread has done its chunk of 1 MiB, or of 16 rows
+/// where those are more.
 /// Errors: handle errors. Any thread, never blocks. Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn gemmoe_load_cancel(load: *const GemmoeLoad) -> Status {

@@ -3,23 +3,27 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
+use memmap2::Mmap;
+use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::header::{self, TensorInfo};
 use super::json::UniqueMembers;
 use super::progress::Progress;
 use crate::error::{Error, Result, Status};
-use crate::memory::try_vec;
+use crate::memory::{Bytes, try_vec};
 use crate::platform::{self, Directory, OpenError};
 
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
 pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 const MAX_INDEX_BYTES: u64 = 16 << 20;
 pub(super) const MAX_SHARDS: usize = 1024;
-/// One read; also the longest a cancelled load goes on.
-const READ_BYTES: usize = 16 << 20;
+/// The longest read after which a cancel is noticed.
+const READ_BYTES: usize = 1 << 20;
 
 /// A tensor's description and the file it is in.
 pub struct Tensor {
@@ -31,6 +35,32 @@ pub struct Tensor {
 struct Shard {
     name: String,
     file: File,
+    read_ahead: Mutex<ReadAhead>,
+    /// The whole file, once a tensor of it was asked for mapped.
+    mapped: Mutex<Option<Arc<Mmap>>>,
+}
+
+/// The range of a file that the system has been asked to read.
+#[derive(Default)]
+struct ReadAhead {
+    asked: Range<u64>,
+}
+
+impl ReadAhead {
+    /// One to two of them are being read beyond what is asked for.
+    const WINDOW: u64 = 16 << 20;
+
+    /// What to ask the system for when `read` is about to be read, also across the ends of tensors; often nothing.
+    fn advance(&mut self, read: Range<u64>) -> Range<u64> {
+        if !(self.asked.start..=self.asked.end).contains(&read.start) {
+            self.asked = read.start..read.start;
+        }
+        let from = self.asked.end;
+        if from < read.end + Self::WINDOW {
+            self.asked.end = read.end + 2 * Self::WINDOW;
+        }
+        from..self.asked.end
+    }
 }
 
 /// An opened model directory: every tensor's place is known and lies inside its file.
@@ -108,12 +138,35 @@ impl Checkpoint {
         let mut offset = tensor.info.offset + skip;
         for part in bytes.chunks_mut(READ_BYTES) {
             progress.check()?;
+            let following = shard.read_ahead.lock().advance(offset..offset + part.len() as u64);
+            platform::advise_reading(&shard.file, following);
             platform::read_exact_at(&shard.file, part, offset)
                 .map_err(|error| read_error(&shard.name, offset, &error))?;
             offset += part.len() as u64;
             progress.advance(part.len() as u64);
         }
         Ok(())
+    }
+
+    /// The first `bytes` bytes of a tensor, in its mapped file.
+    pub fn map_tensor(&self, tensor: &Tensor, bytes: usize, progress: &Progress) -> Result<Bytes> {
+        progress.check()?;
+        let shard = &self.shards[tensor.shard];
+        let mut mapped = shard.mapped.lock();
+        let file = match &*mapped {
+            Some(file) => file,
+            None => {
+                let unmapped =
+                    |error| Error::new(Status::ReadFailed, format!("cannot be mapped: {error}")).in_file(&shard.name);
+                mapped.insert(Arc::new(platform::map_file(&shard.file).map_err(unmapped)?))
+            }
+        };
+        let start = tensor.info.offset as usize;
+        if start + bytes > file.len() {
+            return Err(read_error(&shard.name, file.len() as u64, &io::ErrorKind::UnexpectedEof.into()));
+        }
+        progress.advance(bytes as u64);
+        Ok(Bytes::Mapped(Arc::clone(file), start..start + bytes))
     }
 
     fn open_file(&self, name: &str) -> Result<File> {
@@ -187,7 +240,7 @@ impl Checkpoint {
                 }
             }
         }
-        self.shards.push(Shard { name: name.to_owned(), file });
+        self.shards.push(Shard { name: name.to_owned(), file, read_ahead: Mutex::default(), mapped: Mutex::default() });
         Ok(())
     }
 }
@@ -211,4 +264,29 @@ pub(super) fn read_error(name: &str, offset: u64, error: &io::Error) -> Error {
         _ => (Status::ReadFailed, format!("cannot be read at byte {offset}: {error}")),
     };
     Error::new(status, text).in_file(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_system_is_asked_once_for_each_byte_and_is_always_a_window_ahead() {
+        const MIB: u64 = 1 << 20;
+        let mut read_ahead = ReadAhead::default();
+        let mut asked = Vec::new();
+        for start in (5 * MIB..100 * MIB).step_by(MIB as usize) {
+            asked.push(read_ahead.advance(start..start + MIB));
+            assert!(read_ahead.asked.end >= start + MIB + ReadAhead::WINDOW);
+        }
+        asked.retain(|range| !range.is_empty());
+        assert_eq!(asked[..2], [5 * MIB..38 * MIB, 38 * MIB..55 * MIB]);
+        assert!(asked.windows(2).all(|pair| pair[0].end == pair[1].start));
+        // Threads read a little out of order, and another tensor may be elsewhere.
+        assert!(read_ahead.advance(98 * MIB..99 * MIB).is_empty());
+        for elsewhere in [900 * MIB, 2 * MIB] {
+            let asked = read_ahead.advance(elsewhere..elsewhere + MIB);
+            assert_eq!(asked, elsewhere..elsewhere + MIB + 2 * ReadAhead::WINDOW);
+        }
+    }
 }

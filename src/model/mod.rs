@@ -5,6 +5,7 @@ pub mod config;
 pub mod formats;
 pub mod header;
 pub mod json;
+pub mod loader;
 pub mod names;
 pub mod progress;
 pub mod quantization;

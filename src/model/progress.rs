@@ -23,7 +23,7 @@ impl Progress {
         self.bytes_read.load(Ordering::Relaxed)
     }
 
-    /// Asks it to stop; it ends with `Cancelled` within the time of one 16 MiB read.
+    /// Asks it to stop; it ends with `Cancelled` when each thread has done its chunk: 1 MiB, or the 16 rows of a panel.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }

@@ -5,32 +5,34 @@ use safetensors::Dtype;
 use super::checkpoint::{Checkpoint, Tensor};
 use super::config::{self, Config};
 use super::formats::Formats;
+use super::loader::Loader;
 use super::names::{self, Layout, Part, Role};
 use super::progress::Progress;
 use super::quantization;
 use crate::error::{Error, Result, Status};
-use crate::memory::{Buffer, as_bytes, try_vec, try_with_capacity};
-use crate::quant::{Format, LINE_BYTES, NotFinite, PANEL_ROWS, Shape, Source, pack, pack_on, unpack_row};
+use crate::memory::{Buffer, Bytes, as_bytes, try_with_capacity};
+use crate::quant::{Format, LINE_BYTES, NotFinite, PANEL_ROWS, Shape, Source, pack, unpack_row};
 
 /// A weight matrix `[rows, columns]` = `[out, in]`.
 pub struct Matrix {
     shape: Shape,
-    lines: Buffer<u8>,
-    scales: Buffer<u8>,
+    lines: Bytes,
+    scales: Bytes,
 }
 
 impl Matrix {
-    /// Zeros, to be packed into.
-    fn zeroed(what: &str, shape: Shape) -> Result<Matrix> {
-        let lines = Buffer::zeroed(what, shape.line_bytes())?;
-        Ok(Matrix { shape, lines, scales: Buffer::zeroed(what, shape.scale_bytes())? })
+    /// Of lines and scales that are laid out.
+    pub(super) fn new(shape: Shape, lines: Bytes, scales: Bytes) -> Matrix {
+        assert_eq!((lines.len(), scales.len()), (shape.line_bytes(), shape.scale_bytes()));
+        Matrix { shape, lines, scales }
     }
 
     /// Rounds or lays out rows that are in memory, as a file would have them.
     pub fn from_rows(what: &str, shape: Shape, source: &Source) -> Result<Matrix> {
-        let mut matrix = Matrix::zeroed(what, shape)?;
-        pack(source, &shape, &mut matrix.lines, &mut matrix.scales).map_err(|at| not_finite(what, at))?;
-        Ok(matrix)
+        let mut lines = Buffer::zeroed(what, shape.line_bytes())?;
+        let mut scales = Buffer::zeroed(what, shape.scale_bytes())?;
+        pack(source, &shape, &mut lines, &mut scales).map_err(|at| not_finite(what, at))?;
+        Ok(Matrix::new(shape, Bytes::Owned(lines), Bytes::Owned(scales)))
     }
 
     /// Its size and format.
@@ -58,9 +60,9 @@ impl Matrix {
         &self.scales
     }
 
-    /// Size in bytes.
+    /// Size in bytes, mapped or not.
     pub fn bytes(&self) -> usize {
-        self.lines.bytes() + self.scales.bytes()
+        self.lines.len() + self.scales.len()
     }
 
     /// Row `row`, widened to f32 into `out: [columns]`.
@@ -219,25 +221,26 @@ impl Description {
 
 impl Weights {
     /// Reads every weight of a checkpoint, all of which its description has checked, in the formats it was made for, and
-    /// lays them out on `threads` threads.
+    /// lays them out on `threads` threads. With `map`, matrices that are stored as they are held are mapped, not read.
     pub fn load(
         description: &Description,
         checkpoint: &Checkpoint,
         threads: usize,
+        map: bool,
         progress: &Progress,
     ) -> Result<Weights> {
         let plan = &description.plan;
         progress.begin(plan.bytes);
-        let reader = Reader { plan, checkpoint, threads, progress };
+        let loader = Loader { plan, checkpoint, threads, map, progress };
         let mut layers = try_with_capacity("layers", plan.layers.len())?;
         for parts in &plan.layers {
-            layers.push(reader.layer(parts)?);
+            layers.push(loader.layer(parts)?);
         }
         Ok(Weights {
-            embedding: reader.matrix(&plan.embedding)?,
+            embedding: loader.matrix(&plan.embedding)?,
             layers,
-            final_norm: reader.vector(&plan.final_norm)?,
-            head: plan.head.as_ref().map(|head| reader.matrix(head)).transpose()?,
+            final_norm: loader.vector(&plan.final_norm)?,
+            head: plan.head.as_ref().map(|head| loader.matrix(head)).transpose()?,
             embedding_dtype: description.embedding_dtype,
         })
     }
@@ -285,7 +288,7 @@ impl Weights {
 }
 
 /// Every part of the model, each checked to be in the checkpoint with its shape and a dtype that can be read.
-struct Plan {
+pub(super) struct Plan {
     /// What parts are held in.
     formats: Formats,
     /// What they are stored in, where quantised.
@@ -342,7 +345,7 @@ impl Plan {
     }
 
     /// The format a part is stored in, where it is a quantised one.
-    fn stored_format(&self, part: &Part) -> Option<Format> {
+    pub(super) fn stored_format(&self, part: &Part) -> Option<Format> {
         self.stored.of_matrix(part.role)
     }
 
@@ -378,7 +381,7 @@ impl Plan {
     }
 
     /// The shape a part is held in.
-    fn shape(&self, part: &Part, checkpoint: &Checkpoint) -> Result<Shape> {
+    pub(super) fn shape(&self, part: &Part, checkpoint: &Checkpoint) -> Result<Shape> {
         let format = match self.formats.of(part.role) {
             Some(format) => format,
             None => plain_format(dtype_of(part, checkpoint)?, part)?,
@@ -387,13 +390,13 @@ impl Plan {
     }
 
     /// The shapes of an expert's gate and up, which have one format: where the checkpoint has two, f32.
-    fn gate_up_shapes(&self, expert: &names::ExpertParts, checkpoint: &Checkpoint) -> Result<[Shape; 2]> {
+    pub(super) fn gate_up_shapes(&self, expert: &names::ExpertParts, checkpoint: &Checkpoint) -> Result<[Shape; 2]> {
         let shapes = [self.shape(&expert.gate, checkpoint)?, self.shape(&expert.up, checkpoint)?];
         let format = if shapes[0].format == shapes[1].format { shapes[0].format } else { Format::F32 };
         Ok(shapes.map(|shape| Shape { format, ..shape }))
     }
 
-    /// As [`Weights::bytes`] of what a `Reader` makes of these parts.
+    /// As [`Weights::bytes`] of what a `Loader` makes of these parts.
     fn loaded_bytes(&self, checkpoint: &Checkpoint) -> Result<(u64, u64)> {
         let vector = |part: &Part| part.columns * size_of::<f32>();
         let matrix = |part: &Part| Ok::<usize, Error>(self.shape(part, checkpoint)?.bytes());
@@ -507,7 +510,7 @@ fn check_quantised(part: &Part, format: Format, checkpoint: &Checkpoint) -> Resu
 }
 
 /// The tensor of this name, or an error that says what it should be.
-fn find<'a>(name: &str, shape: &[usize], meaning: &str, checkpoint: &'a Checkpoint) -> Result<&'a Tensor> {
+pub(super) fn find<'a>(name: &str, shape: &[usize], meaning: &str, checkpoint: &'a Checkpoint) -> Result<&'a Tensor> {
     checkpoint.tensor(name).ok_or_else(|| {
         let text = format!("tensor \"{name}\" is missing, expected {shape:?} ({meaning})");
         Error::new(Status::TensorMissing, text).in_file(checkpoint.table_of_contents()).at_key(name)
@@ -520,98 +523,4 @@ fn check_shape(name: &str, tensor: &Tensor, shape: &[usize], meaning: &str, chec
     }
     let text = format!("tensor \"{name}\" is {:?}, expected {shape:?} ({meaning})", tensor.info.shape);
     Err(Error::new(Status::TensorShape, text).in_file(checkpoint.file_of(tensor)).at_key(name))
-}
-
-/// Bytes read at once, where a panel is not more: also the longest a cancelled load goes on.
-const READ_BYTES: usize = 16 << 20;
-
-struct Reader<'a> {
-    plan: &'a Plan,
-    checkpoint: &'a Checkpoint,
-    threads: usize,
-    progress: &'a Progress,
-}
-
-impl Reader<'_> {
-    fn layer(&self, parts: &names::LayerParts) -> Result<LayerWeights> {
-        let mut experts = try_with_capacity("experts", parts.experts.len())?;
-        for expert in &parts.experts {
-            let [gate, up] = self.plan.gate_up_shapes(expert, self.checkpoint)?;
-            experts.push(ExpertWeights {
-                gate: self.matrix_in(&expert.gate, gate)?,
-                up: self.matrix_in(&expert.up, up)?,
-                down: self.matrix(&expert.down)?,
-            });
-        }
-        Ok(LayerWeights {
-            input_norm: self.vector(&parts.input_norm)?,
-            query: self.matrix(&parts.query)?,
-            key: self.matrix(&parts.key)?,
-            value: self.matrix(&parts.value)?,
-            output: self.matrix(&parts.output)?,
-            post_attention_norm: self.vector(&parts.post_attention_norm)?,
-            router: parts.router.as_ref().map(|router| self.matrix(router)).transpose()?,
-            experts,
-        })
-    }
-
-    /// A norm's weights, widened to f32.
-    fn vector(&self, part: &Part) -> Result<Buffer<f32>> {
-        let mut vector = Buffer::zeroed(&part.tensor, part.columns)?;
-        self.matrix(part)?.read_row(0, &mut vector);
-        Ok(vector)
-    }
-
-    fn matrix(&self, part: &Part) -> Result<Matrix> {
-        self.matrix_in(part, self.plan.shape(part, self.checkpoint)?)
-    }
-
-    /// Reads what is laid out already, and of other tensors a few panels' rows at a time, which it lays out.
-    fn matrix_in(&self, part: &Part, shape: Shape) -> Result<Matrix> {
-        let mut matrix = Matrix::zeroed(&part.tensor, shape)?;
-        if self.plan.stored_format(part).is_some() {
-            let tensors = [(part.tensor.clone(), &mut matrix.lines), (names::scales(&part.tensor), &mut matrix.scales)];
-            for (name, bytes) in tensors {
-                let unchecked = || Error::new(Status::Internal, format!("tensor \"{name}\" was not checked"));
-                let tensor = self.checkpoint.tensor(&name).ok_or_else(unchecked)?;
-                self.checkpoint.read_tensor(tensor, 0, bytes, self.progress)?;
-            }
-            return Ok(matrix);
-        }
-        each_rows(part, self.checkpoint, self.progress, |first, source| {
-            let end = first + source.rows().div_ceil(PANEL_ROWS);
-            let lines = &mut matrix.lines[first * shape.panel_bytes()..end * shape.panel_bytes()];
-            let scales = &mut matrix.scales[first * shape.panel_scale_bytes()..end * shape.panel_scale_bytes()];
-            pack_on(self.threads, source, &shape, lines, scales).map_err(|at| {
-                let at = NotFinite { row: first * PANEL_ROWS + at.row, ..at };
-                not_finite_in(part, at, self.checkpoint)
-            })?;
-            Ok(())
-        })?;
-        Ok(matrix)
-    }
-}
-
-/// Reads a part that is stored row by row, and shows `see` the rows of a few panels at a time, with the number of the first
-/// panel.
-pub fn each_rows(
-    part: &Part,
-    checkpoint: &Checkpoint,
-    progress: &Progress,
-    mut see: impl FnMut(usize, &Source) -> Result<()>,
-) -> Result<()> {
-    let dtype = dtype_of(part, checkpoint)?;
-    let tensor = find(&part.tensor, &part.shape, part.meaning, checkpoint)?;
-    let row_bytes = part.columns * dtype.bitsize() / 8;
-    let all = part.rows.div_ceil(PANEL_ROWS);
-    let panels = (READ_BYTES / (row_bytes * PANEL_ROWS).max(1)).clamp(1, all.max(1));
-    let mut bytes = try_vec(&part.tensor, panels.min(all) * PANEL_ROWS * row_bytes, 0u8)?;
-    for first in (0..all).step_by(panels) {
-        let rows = first * PANEL_ROWS..((first + panels) * PANEL_ROWS).min(part.rows);
-        let bytes = &mut bytes[..rows.len() * row_bytes];
-        let skip = ((part.first_row + rows.start) * row_bytes) as u64;
-        checkpoint.read_tensor(tensor, skip, bytes, progress)?;
-        see(first, &Source { dtype, bytes, columns: part.columns, importance: None })?;
-    }
-    Ok(())
 }

@@ -17,14 +17,12 @@
 //! with what makes them unsigned added, because the processors' dot products take one unsigned side.
 //! This file is the only one that knows.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use half::{bf16, f16};
-use parking_lot::Mutex;
 use safetensors::Dtype;
 
 use super::format::{Format, Groups, MAX_GROUP};
 use super::rounding::{Rounded, round_group};
+use crate::parallel::share_out;
 
 /// Rows of a panel.
 pub const PANEL_ROWS: usize = 16;
@@ -202,11 +200,10 @@ pub fn pack(source: &Source, shape: &Shape, lines: &mut [u8], scales: &mut [u8])
     Ok(rounded)
 }
 
-/// Weights a thread is started for: below, starting it takes longer.
-const THREAD_WEIGHTS: usize = 1 << 18;
+/// Weights that a thread takes at once.
+const SHARE_WEIGHTS: usize = 1 << 18;
 
-/// As [`pack`], with the panels shared out to as many as `threads` threads, this one included. One that the system refuses
-/// is done without.
+/// As [`pack`], with the panels shared out to as many as `threads` threads.
 pub fn pack_on(
     threads: usize,
     source: &Source,
@@ -214,40 +211,21 @@ pub fn pack_on(
     lines: &mut [u8],
     scales: &mut [u8],
 ) -> Result<Rounded, NotFinite> {
-    let panels = source.rows().div_ceil(PANEL_ROWS);
-    let threads = threads.min(source.rows() * source.columns / THREAD_WEIGHTS).clamp(1, panels.max(1));
-    if threads == 1 || shape.panel_bytes() == 0 {
-        return pack(source, shape, lines, scales);
-    }
     // Of one size whatever the number of threads, so that errors are added up in one order.
-    let share = (THREAD_WEIGHTS / (PANEL_ROWS * source.columns)).max(1);
-    let rows = source.bytes.chunks(share * PANEL_ROWS * source.row_bytes());
+    let share = (SHARE_WEIGHTS / (PANEL_ROWS * source.columns).max(1)).max(1);
+    let rows = source.bytes.chunks((share * PANEL_ROWS * source.row_bytes()).max(1));
+    let mut rounded = vec![Rounded::default(); rows.len()];
     let mut scales = scales.chunks_mut((share * shape.panel_scale_bytes()).max(1));
-    let parts = rows.zip(lines.chunks_mut(share * shape.panel_bytes())).map(|(bytes, lines)| {
-        let source = Source { bytes, ..*source };
-        Mutex::new((source, lines, scales.next().unwrap_or_default(), Ok(Rounded::default())))
-    });
-    let parts: Vec<_> = parts.collect();
-    let next = AtomicUsize::new(0);
-    let work = || {
-        while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let (source, lines, scales, result) = &mut *part.lock();
-            *result = pack(source, shape, lines, scales);
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..threads {
-            // Its handle is not needed: the scope waits.
-            drop(std::thread::Builder::new().spawn_scoped(scope, work));
-        }
-        work();
-    });
-    let mut rounded = Rounded::default();
-    for (index, part) in parts.into_iter().enumerate() {
-        let (.., result) = part.into_inner();
-        rounded.add(&result.map_err(|at| NotFinite { row: index * share * PANEL_ROWS + at.row, ..at })?);
-    }
-    Ok(rounded)
+    let parts = rows.zip(lines.chunks_mut((share * shape.panel_bytes()).max(1))).zip(&mut rounded).enumerate();
+    let parts = parts.map(|(index, part)| (index, part, scales.next().unwrap_or_default()));
+    share_out(threads, parts, |_: &mut (), (index, ((bytes, lines), rounded), scales)| {
+        let packed = pack(&Source { bytes, ..*source }, shape, lines, scales);
+        *rounded = packed.map_err(|at| NotFinite { row: index * share * PANEL_ROWS + at.row, ..at })?;
+        Ok(())
+    })?;
+    let mut all = Rounded::default();
+    rounded.iter().for_each(|part| all.add(part));
+    Ok(all)
 }
 
 /// Words of four bytes, `[rows][words]` to `[words][16 rows]`.

@@ -14,7 +14,8 @@ pub use report::{Kind, QuantizeReport, TensorReport};
 use crate::error::{Error, Result, Status};
 use crate::memory::try_vec;
 use crate::model::json::UniqueMembers;
-use crate::model::weights::{each_rows, not_finite_in};
+use crate::model::loader::each_rows;
+use crate::model::weights::not_finite_in;
 use crate::model::writer::DEFAULT_SHARD_BYTES;
 use crate::model::{
     Checkpoint, Config, Description, Formats, ModelWriter, Progress, Quantization, config, quantization,

@@ -87,6 +87,10 @@ struct ModelArgs {
     /// Follow symbolic links inside the directory, as in a download cache.
     #[arg(long)]
     follow_links: bool,
+    /// Map quantised matrices instead of reading them: at once, but the first tokens are slower, and the files must not
+    /// change meanwhile.
+    #[arg(long)]
+    map: bool,
     /// Multiply the embedding by the unrounded square root of hidden_size.
     #[arg(long)]
     unrounded_embedding_scale: bool,

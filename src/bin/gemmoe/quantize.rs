@@ -137,6 +137,7 @@ impl Quantize {
             priority: Priority::Normal,
             quantize: None,
             follow_links: self.follow_links,
+            map: false,
             unrounded_embedding_scale: false,
             exact_gelu: false,
         }
