@@ -850,7 +850,7 @@ static void load_values(void) {
                                        {0xFFFFFFFF, 0, 0, 0},
                                        {0, 257, 0, 0},
                                        {0, 0xFFFFFFFF, 0, 0},
-                                       {0, 0, 3, 0},
+                                       {0, 0, 5, 0},
                                        {0, 0, 99, 0},
                                        {0, 0, 0xFFFFFFFF, 0},
                                        {0, 0, 0, 3},

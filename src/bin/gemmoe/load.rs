@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use gemmoe::backend::cpu::kernels::Instructions;
 use gemmoe::backend::cpu::{self, CpuOptions, ThreadOptions};
 use gemmoe::{LoadOptions, Model, Progress, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -22,6 +24,14 @@ pub fn load(args: &ModelArgs) -> Result<Arc<Model>> {
     watch("loading", |progress| Model::load(&args.model, &options, progress))
 }
 
+/// Takes the names of instruction sets.
+pub fn instruction_sets() -> impl TypedValueParser<Value = Instructions> {
+    PossibleValuesParser::new(Instructions::ALL.map(Instructions::name)).try_map(|name| {
+        let found = Instructions::ALL.into_iter().find(|instructions| instructions.name() == name);
+        found.ok_or("it is no instruction set")
+    })
+}
+
 /// How the arguments say that the model is to be loaded.
 pub fn options(args: &ModelArgs) -> LoadOptions {
     let priority = match args.priority {
@@ -31,6 +41,7 @@ pub fn options(args: &ModelArgs) -> LoadOptions {
     };
     LoadOptions {
         cpu: CpuOptions {
+            instructions: args.instructions.unwrap_or_default(),
             threads: ThreadOptions { count: args.threads, pin: args.pin, priority, ..Default::default() },
             unrounded_embedding_scale: args.unrounded_embedding_scale,
             exact_gelu: args.exact_gelu,

@@ -25,6 +25,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gemmoe::Formats;
+use gemmoe::backend::cpu::kernels::Instructions;
 
 /// Run GemMoE, the mixture of experts made from Gemma.
 #[derive(Parser)]
@@ -74,6 +75,9 @@ struct ModelArgs {
     /// Threads; by default one per core.
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     threads: usize,
+    /// Instruction set; by default the best there is.
+    #[arg(long, value_name = "NAME", value_parser = load::instruction_sets())]
+    instructions: Option<Instructions>,
     /// Keep each thread on a processor of its own (Linux).
     #[arg(long)]
     pin: bool,

@@ -133,6 +133,7 @@ impl Quantize {
         ModelArgs {
             model: directory.to_owned(),
             threads: self.threads,
+            instructions: None,
             pin: false,
             priority: Priority::Normal,
             quantize: None,
