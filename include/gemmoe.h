@@ -78,6 +78,14 @@
 #define GEMMOE_LOAD_PIN_THREADS 8
 
 /**
+ * gemmoe_load_options.flags: map the matrices of a directory that `gemmoe quantize` wrote instead of reading them. Loading takes
+ * no time and processes share the memory; the first tokens are slower, because parts are read from the disk when they
+ * are first needed. The files must not change as long as the model, or a session of it, lives: whoever changes them changes
+ * results, and whoever cuts them off kills this process. What is stored row by row is read as ever.
+ */
+#define GEMMOE_LOAD_MAP 16
+
+/**
  * gemmoe_load_options.instructions: the best instruction set the processor has.
  */
 #define GEMMOE_INSTRUCTIONS_DETECT 0
@@ -1273,7 +1281,8 @@ gemmoe_status gemmoe_load_poll(const struct gemmoe_load *load,
                                struct gemmoe_error **error_out);
 
 /**
- * Asks the load to stop: gemmoe_load_wait then returns CANCELLED within the time of one 16 MiB read.
+ * Asks the load to stop: gemmoe_load_wait then returns CANCELLED when each thread has done its chunk of 1 MiB, or of 16 rows
+ * where those are more.
  * Errors: handle errors. Any thread, never blocks. Since 0.1.
  */
 gemmoe_status gemmoe_load_cancel(const struct gemmoe_load *load);

@@ -92,9 +92,12 @@ fn of_several_numbers_that_cannot_be_rounded_the_first_is_named() {
 #[test]
 fn a_file_cut_off_after_its_header_was_read_is_an_error() {
     let source = several_chunks(3).to_temporary();
-    let target = tempfile::tempdir().unwrap();
-    write_quantised(source.path(), target.path(), INT8);
-    for (path, map) in [(source.path(), false), (target.path(), false), (target.path(), true)] {
+    for (quantised, map) in [(true, false), (true, true), (false, false)] {
+        let target = tempfile::tempdir().unwrap();
+        let path = if quantised { target.path() } else { source.path() };
+        if quantised {
+            write_quantised(source.path(), path, INT8);
+        }
         let (checkpoint, description) = open(path, Formats::default());
         let file = File::options().write(true).open(path.join("model.safetensors")).unwrap();
         file.set_len(file.metadata().unwrap().len() / 2).unwrap();
@@ -163,9 +166,9 @@ const THIS_TEST: &str = "loading_takes_little_more_memory_than_the_weights";
 const MORE: u64 = 48 << 20;
 const THREADS: usize = 4;
 
-/// Writes 0.4 GB: every other MiB random, the others holes, which are zeros.
+/// Writes 0.3 GB: every other MiB random, the others holes, which are zeros.
 fn write_large(path: &Path) {
-    let (hidden, inner, layers, experts, vocabulary, query) = (1024, 8192, 2, 4, 16_000, 1024);
+    let (hidden, inner, layers, experts, vocabulary, query) = (1024, 4096, 2, 4, 32_000, 1024);
     let config = json!({
         "model_type": "gemmoe", "vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": inner,
         "num_hidden_layers": layers, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": query / 8,
@@ -258,7 +261,7 @@ fn loading_takes_little_more_memory_than_the_weights() {
             weights as f64 / 1e6,
             peak as f64 / 1e6
         );
-        assert!(weights > 100 << 20, "{name}: the test is too small");
+        assert!(weights > MORE, "{name}: a second copy would not be seen");
         assert!(peak <= weights + MORE, "{name}");
     }
 }
