@@ -236,9 +236,14 @@ fn copy_words(rows: &Source, lines: &mut [u8]) {
     for (block, lines) in lines.chunks_mut(BLOCK_WORDS * LINE_BYTES).enumerate() {
         for (row, numbers) in rows.bytes.chunks_exact(row_bytes.max(1)).enumerate() {
             let numbers = &numbers[block * LINE_BYTES..((block + 1) * LINE_BYTES).min(row_bytes)];
-            for (word, line) in numbers.chunks(WORD).zip(lines.chunks_exact_mut(LINE_BYTES)) {
-                // The last word of an odd number of columns is half as long.
-                line[row * WORD..row * WORD + word.len()].copy_from_slice(word);
+            let (words, rest) = numbers.as_chunks::<WORD>();
+            let lines = lines.as_chunks_mut::<LINE_BYTES>().0;
+            for (word, line) in words.iter().zip(&mut *lines) {
+                line[row * WORD..(row + 1) * WORD].copy_from_slice(word);
+            }
+            // The last word of an odd number of columns is half as long.
+            if !rest.is_empty() {
+                lines[words.len()][row * WORD..row * WORD + rest.len()].copy_from_slice(rest);
             }
         }
     }

@@ -846,7 +846,7 @@ static void run_tasks(void *context, uint32_t count, gemmoe_task task, void *tas
 }
 
 static void load_values(void) {
-    static const uint32_t rows[][4] = {{16, 0, 0, 0},
+    static const uint32_t rows[][4] = {{32, 0, 0, 0},
                                        {0xFFFFFFFF, 0, 0, 0},
                                        {0, 257, 0, 0},
                                        {0, 0xFFFFFFFF, 0, 0},
@@ -873,6 +873,11 @@ static void load_values(void) {
         padded.load.priority = rows[row][3];
         FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, pass_load_options(&error));
     }
+    /* Mapping asks nothing of a directory: what is stored row by row is read. */
+    memset(&padded, 0, sizeof padded);
+    padded.load.struct_size = sizeof(gemmoe_load_options);
+    padded.load.flags = GEMMOE_LOAD_MAP;
+    SUCCEEDS(pass_load_options(&error));
     /* What is for the library's own threads, with those of the host. */
     for (row = 0; row < 3; row++) {
         memset(&padded, 0, sizeof padded);
