@@ -78,9 +78,8 @@
 #define GEMMOE_LOAD_PIN_THREADS 8
 
 /**
- * gemmoe_load_options.flags: map the matrices of a directory that `gemmoe quantize` wrote instead of reading them. Loading takes
- * no time and processes share the memory; the first tokens are slower, because parts are read from the disk when they
- * are first needed. The files must not change as long as the model, or a session of it, lives: whoever changes them changes
+ * gemmoe_load_options.flags: map the matrices of a directory that `gemmoe quantize` wrote instead of reading them. Loading
+ * leaves out the copy and processes share the memory, but weights are read from the disk when they are first needed. The files must not change as long as the model, or a session of it, lives: whoever changes them changes
  * results, and whoever cuts them off kills this process. What is stored row by row is read as ever.
  */
 #define GEMMOE_LOAD_MAP 16

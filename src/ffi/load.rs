@@ -33,9 +33,8 @@ pub const GEMMOE_LOAD_EXACT_GELU: u32 = 4;
 /// thread may use; one of them is left to the calling thread, which is never pinned. INVALID_ARGUMENT where there are fewer
 /// processors than threads, and on systems that cannot (all but Linux).
 pub const GEMMOE_LOAD_PIN_THREADS: u32 = 8;
-/// gemmoe_load_options.flags: map the matrices of a directory that `gemmoe quantize` wrote instead of reading them. Loading takes
-/// no time and processes share the memory; the first tokens are slower, because parts are read from the disk when they
-/// are first needed. The files must not change as long as the model, or a session of it, lives: whoever changes them changes
+/// gemmoe_load_options.flags: map the matrices of a directory that `gemmoe quantize` wrote instead of reading them. Loading
+/// leaves out the copy and processes share the memory, but weights are read from the disk when they are first needed. The files must not change as long as the model, or a session of it, lives: whoever changes them changes
 /// results, and whoever cuts them off kills this process. What is stored row by row is read as ever.
 pub const GEMMOE_LOAD_MAP: u32 = 16;
 

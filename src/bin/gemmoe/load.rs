@@ -45,7 +45,6 @@ pub fn options(args: &ModelArgs) -> LoadOptions {
             threads: ThreadOptions { count: args.threads, pin: args.pin, priority, ..Default::default() },
             unrounded_embedding_scale: args.unrounded_embedding_scale,
             exact_gelu: args.exact_gelu,
-            ..Default::default()
         },
         formats: args.quantize.unwrap_or_default(),
         follow_links: args.follow_links,

@@ -91,7 +91,7 @@ struct ModelArgs {
     /// Follow symbolic links inside the directory, as in a download cache.
     #[arg(long)]
     follow_links: bool,
-    /// Map quantised matrices instead of reading them: at once, but the first tokens are slower, and the files must not
+    /// Map quantised matrices instead of reading them: less to do before the first token, more for it, and the files must not
     /// change meanwhile.
     #[arg(long)]
     map: bool,
