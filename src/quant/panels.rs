@@ -317,12 +317,12 @@ fn put_integers(format: Format, lines: &mut [u8], row: usize, integers: &[i8]) {
     match format {
         Format::Int8(_) => {
             for (word, integers) in words.zip(integers.as_chunks::<4>().0) {
-                word.copy_from_slice(&integers.map(|integer| (integer as u8).wrapping_add(128)));
+                word.copy_from_slice(&integers.map(|integer| (integer as u8).wrapping_add(1 << INT8_BIAS_BITS)));
             }
         }
         _ => {
             for (word, integers) in words.zip(integers.as_chunks::<8>().0) {
-                let unsigned = integers.map(|integer| (integer + 8) as u8);
+                let unsigned = integers.map(|integer| (integer + (1 << INT4_BIAS_BITS)) as u8);
                 for (column, byte) in word.iter_mut().enumerate() {
                     *byte = unsigned[column] | unsigned[4 + column] << 4;
                 }

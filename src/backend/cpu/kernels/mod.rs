@@ -18,8 +18,8 @@ use std::ops::Range;
 pub use activations::Precision;
 use activations::{Packed, Packing, Place};
 use attention::QueryBlock;
-use dots::{Bf16, F16, F32, Int4, Int8};
-use lanes::Lanes;
+use dots::{Bf16, F16, F32, Int4, Int8, Widened};
+use lanes::Products;
 use matmul::{Output, TokenRows};
 use tile::Dot;
 
@@ -156,21 +156,21 @@ impl Kernels {
 /// # Safety
 /// As for [`matmul::matmul`].
 #[inline(always)]
-unsafe fn matmul_with<L: Lanes, B: Dot>(weights: &Matrix, panels: Range<usize>, x: &Packed, out: &Output) {
+unsafe fn matmul_with<P: Products, B: Dot>(weights: &Matrix, panels: Range<usize>, x: &Packed, out: &Output) {
     use matmul::matmul;
     // SAFETY: the caller's promise.
     unsafe {
         match weights.shape().format {
-            Format::F32 => matmul::<F32<L>>(weights, panels, x, out),
-            Format::F16 => matmul::<F16<L>>(weights, panels, x, out),
+            Format::F32 => matmul::<Widened<F32<P::Lanes>, 1>>(weights, panels, x, out),
+            Format::F16 => matmul::<Widened<F16<P::Lanes>, 2>>(weights, panels, x, out),
             Format::Bf16 => matmul::<B>(weights, panels, x, out),
             Format::Int8(groups) => match groups.scales {
-                ScaleDtype::Bf16 => matmul::<Int8<L, false>>(weights, panels, x, out),
-                ScaleDtype::F16 => matmul::<Int8<L, true>>(weights, panels, x, out),
+                ScaleDtype::Bf16 => matmul::<Int8<P, false>>(weights, panels, x, out),
+                ScaleDtype::F16 => matmul::<Int8<P, true>>(weights, panels, x, out),
             },
             Format::Int4(groups) => match groups.scales {
-                ScaleDtype::Bf16 => matmul::<Int4<L, false>>(weights, panels, x, out),
-                ScaleDtype::F16 => matmul::<Int4<L, true>>(weights, panels, x, out),
+                ScaleDtype::Bf16 => matmul::<Int4<P, false>>(weights, panels, x, out),
+                ScaleDtype::F16 => matmul::<Int4<P, true>>(weights, panels, x, out),
             },
         }
     }
@@ -181,7 +181,7 @@ unsafe fn matmul_with<L: Lanes, B: Dot>(weights: &Matrix, panels: Range<usize>, 
 /// # Safety
 /// As for [`matmul::geglu`].
 #[inline(always)]
-unsafe fn geglu_with<L: Lanes, B: Dot>(
+unsafe fn geglu_with<P: Products, B: Dot>(
     expert: &ExpertWeights,
     panels: Range<usize>,
     x: &Packed,
@@ -192,25 +192,25 @@ unsafe fn geglu_with<L: Lanes, B: Dot>(
     // SAFETY: the caller's promise.
     unsafe {
         match expert.gate.shape().format {
-            Format::F32 => geglu::<F32<L>>(expert, panels, x, exact, out),
-            Format::F16 => geglu::<F16<L>>(expert, panels, x, exact, out),
+            Format::F32 => geglu::<Widened<F32<P::Lanes>, 1>>(expert, panels, x, exact, out),
+            Format::F16 => geglu::<Widened<F16<P::Lanes>, 2>>(expert, panels, x, exact, out),
             Format::Bf16 => geglu::<B>(expert, panels, x, exact, out),
             Format::Int8(groups) => match groups.scales {
-                ScaleDtype::Bf16 => geglu::<Int8<L, false>>(expert, panels, x, exact, out),
-                ScaleDtype::F16 => geglu::<Int8<L, true>>(expert, panels, x, exact, out),
+                ScaleDtype::Bf16 => geglu::<Int8<P, false>>(expert, panels, x, exact, out),
+                ScaleDtype::F16 => geglu::<Int8<P, true>>(expert, panels, x, exact, out),
             },
             Format::Int4(groups) => match groups.scales {
-                ScaleDtype::Bf16 => geglu::<Int4<L, false>>(expert, panels, x, exact, out),
-                ScaleDtype::F16 => geglu::<Int4<L, true>>(expert, panels, x, exact, out),
+                ScaleDtype::Bf16 => geglu::<Int4<P, false>>(expert, panels, x, exact, out),
+                ScaleDtype::F16 => geglu::<Int4<P, true>>(expert, panels, x, exact, out),
             },
         }
     }
 }
 
-/// The table of one instruction set: its name, how sixteen rows, bf16 products and attention are done in it, and the features
+/// The table of one instruction set: its name, how products of bytes, products of bf16 and attention are done in it, and the features
 /// its functions are compiled with, which are to be present where the table is handed out.
 macro_rules! kernels {
-    ($name:literal, $lanes:ty, $bf16:ty, $vector:ty $(, $features:literal)?) => {{
+    ($name:literal, $products:ty, $bf16:ty, $vector:ty $(, $features:literal)?) => {{
         // SAFETY of the five: called through a table that is handed out only where the features are present; what else they
         // need is their callers' promise.
         $(#[target_feature(enable = $features)])?
@@ -221,12 +221,12 @@ macro_rules! kernels {
         $(#[target_feature(enable = $features)])?
         unsafe fn matmul(weights: &Matrix, panels: Range<usize>, x: &Packed, out: &Output) {
             // SAFETY: see above.
-            unsafe { matmul_with::<$lanes, $bf16>(weights, panels, x, out) }
+            unsafe { matmul_with::<$products, $bf16>(weights, panels, x, out) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn geglu(expert: &ExpertWeights, panels: Range<usize>, x: &Packed, exact: bool, out: &Output) {
             // SAFETY: see above.
-            unsafe { geglu_with::<$lanes, $bf16>(expert, panels, x, exact, out) }
+            unsafe { geglu_with::<$products, $bf16>(expert, panels, x, exact, out) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn attend(block: &QueryBlock, positions: Range<usize>, state: &Output, out: &Output) {
@@ -244,7 +244,8 @@ macro_rules! kernels {
 #[cfg(not(target_arch = "x86_64"))]
 fn present(instructions: Instructions) -> Option<Kernels> {
     use lanes::portable::Portable;
-    (instructions == Instructions::Portable).then(|| kernels!("portable", Portable, Bf16<Portable>, vector::Portable))
+    (instructions == Instructions::Portable)
+        .then(|| kernels!("portable", Portable, Widened<Bf16<Portable>, 2>, vector::Portable))
 }
 
 /// The kernels of an instruction set, where the processor has it.
@@ -255,10 +256,13 @@ fn present(instructions: Instructions) -> Option<Kernels> {
     let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
     match instructions {
         Instructions::Detect => None,
-        Instructions::Portable => Some(kernels!("portable", Portable, Bf16<Portable>, vector::Portable)),
-        Instructions::Avx2 => avx2.then(|| kernels!("avx2", Avx2, Bf16<Avx2>, vector::Avx2, "avx2,fma,f16c")),
-        Instructions::AvxVnni => (avx2 && is_x86_feature_detected!("avxvnni"))
-            .then(|| kernels!("avx-vnni", AvxVnni<false>, Bf16<Avx2>, vector::Avx2, "avx2,fma,f16c,avxvnni")),
+        Instructions::Portable => Some(kernels!("portable", Portable, Widened<Bf16<Portable>, 2>, vector::Portable)),
+        Instructions::Avx2 => {
+            avx2.then(|| kernels!("avx2", Avx2, Widened<Bf16<Avx2>, 2>, vector::Avx2, "avx2,fma,f16c"))
+        }
+        Instructions::AvxVnni => (avx2 && is_x86_feature_detected!("avxvnni")).then(|| {
+            kernels!("avx-vnni", AvxVnni<false>, Widened<Bf16<Avx2>, 2>, vector::Avx2, "avx2,fma,f16c,avxvnni")
+        }),
         Instructions::Avx512 if !avx2 || !avx512() => None,
         Instructions::Avx512 if is_x86_feature_detected!("avx512bf16") => Some(kernels!(
             "avx512 with bf16",
@@ -270,7 +274,7 @@ fn present(instructions: Instructions) -> Option<Kernels> {
         Instructions::Avx512 => Some(kernels!(
             "avx512",
             Avx512,
-            Bf16<Avx512>,
+            Widened<Bf16<Avx512>, 2>,
             vector::Avx512,
             "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
         )),
@@ -298,14 +302,14 @@ fn variants() -> Vec<Kernels> {
         kernels!(
             "avx-vnni by avx512",
             AvxVnni<true>,
-            Bf16<Avx2>,
+            Widened<Bf16<Avx2>, 2>,
             vector::Avx2,
             "avx2,fma,f16c,avx512f,avx512vl,avx512vnni"
         ),
         kernels!(
             "avx512 without bf16",
             Avx512,
-            Bf16<Avx512>,
+            Widened<Bf16<Avx512>, 2>,
             vector::Avx512,
             "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
         ),

@@ -11,6 +11,7 @@ use crate::quant::{BLOCK, Groups, LINE_BYTES, Shape, Source};
 
 mod attention;
 mod cache;
+#[cfg(unix)]
 mod speed;
 
 /// Numbers in [-1, 1) from the clock's seed, which a failing test prints.
@@ -62,6 +63,20 @@ fn formats() -> Vec<Format> {
         formats.extend([32, 64, 128].map(|size| Format::Int4(Groups { size, scales })));
     }
     formats
+}
+
+/// Seconds of processor time that this thread takes for something.
+#[cfg(unix)]
+fn processor_seconds(work: impl FnOnce()) -> f64 {
+    let now = || {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `time` is writable.
+        assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) }, 0);
+        time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+    };
+    let started = now();
+    work();
+    now() - started
 }
 
 /// Those of every instruction set this machine has.

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Lanes;
+use super::{Lanes, Products};
 
 /// Two 256-bit registers of f32; needs AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -18,7 +18,7 @@ unsafe fn widen_bf16(words: __m256i) -> __m256 {
     unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words)) }
 }
 
-/// Sixteen f32 from and to two registers, and the whole numbers of a block as f32; shared with `avx_vnni.rs`.
+/// The whole numbers of a block as f32; shared with `avx_vnni.rs`.
 ///
 /// # Safety
 /// AVX2 is present.
@@ -54,18 +54,18 @@ pub unsafe fn halves(bytes: [__m256i; 2]) -> [[__m256i; 2]; 2] {
 }
 
 // In all methods: SAFETY is the caller's promise that the processor has AVX2, FMA and F16C, and that the pointers are good
-// for what `Lanes` says; every load and store used is the unaligned one, and a prefetch may be of any address.
+// for what the traits say; every load and store used is the unaligned one, and a prefetch may be of any address.
 impl Lanes for Avx2 {
     const TILE: (usize, usize) = (1, 4);
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         Avx2(unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         unsafe {
             _mm256_storeu_ps(to, self.0[0]);
             _mm256_storeu_ps(to.add(8), self.0[1]);
@@ -73,7 +73,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_f16(from: *const u8) -> Self {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         Avx2(unsafe {
             let halves = [_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(16).cast())];
             halves.map(|halves| _mm256_cvtph_ps(halves))
@@ -81,7 +81,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_bf16(from: *const u8) -> Self {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         Avx2(unsafe {
             let halves = [_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(16).cast())];
             halves.map(|halves| widen_bf16(_mm256_cvtepu16_epi32(halves)))
@@ -89,7 +89,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_bf16_pairs(from: *const u8) -> [Self; 2] {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         unsafe {
             let pairs = load_line(from);
             let upper = _mm256_set1_epi32(0xffff_0000u32 as i32);
@@ -99,33 +99,38 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn scale(self, x: f32) -> Self {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         Avx2(self.0.map(|lanes| unsafe { _mm256_mul_ps(lanes, _mm256_set1_ps(x)) }))
     }
     #[inline(always)]
     unsafe fn mul_add(self, factors: Self, sums: Self) -> Self {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         Avx2(unsafe {
             [_mm256_fmadd_ps(self.0[0], factors.0[0], sums.0[0]), _mm256_fmadd_ps(self.0[1], factors.0[1], sums.0[1])]
         })
     }
     #[inline(always)]
     unsafe fn scale_add(self, x: f32, sums: Self) -> Self {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         unsafe { self.mul_add(Avx2([_mm256_set1_ps(x); 2]), sums) }
     }
     #[inline(always)]
     unsafe fn prefetch(from: *const u8) {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
     }
+}
+
+// SAFETY in all methods as above.
+impl Products for Avx2 {
+    type Lanes = Self;
 
     /// Columns 0 and 2, and 1 and 3, of each row, in words of two u16: there is no product of bytes that cannot overflow.
     type Line8 = [[__m256i; 2]; 2];
     type Sum8 = [__m256i; 2];
     #[inline(always)]
     unsafe fn line8(from: *const u8) -> Self::Line8 {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         unsafe {
             let bytes = load_line(from);
             let low = _mm256_set1_epi16(0xff);
@@ -134,12 +139,12 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn open8(start: i32) -> Self::Sum8 {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         [unsafe { _mm256_set1_epi32(start) }; 2]
     }
     #[inline(always)]
     unsafe fn add8(sums: Self::Sum8, line: Self::Line8, x: u32) -> Self::Sum8 {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         unsafe {
             let x = _mm256_set1_epi32(x as i32);
             let odd = _mm256_srai_epi16::<8>(x);
@@ -154,7 +159,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn close8(sums: Self::Sum8, _start: i32) -> Self {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         unsafe { to_f32(sums) }
     }
 
@@ -163,19 +168,19 @@ impl Lanes for Avx2 {
     type Sum4 = [__m256i; 2];
     #[inline(always)]
     unsafe fn line4(from: *const u8) -> Self::Line4 {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         unsafe { halves(load_line(from)) }
     }
     #[inline(always)]
     unsafe fn open4(_start: i32) -> Self::Sum4 {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         [unsafe { _mm256_setzero_si256() }; 2]
     }
     #[inline(always)]
     unsafe fn add4(sums: Self::Sum4, line: Self::Line4, x: [u32; 2]) -> Self::Sum4 {
         let [mut low, mut high] = sums;
         for (line, x) in line.iter().zip(x) {
-            // SAFETY: see above the impl.
+            // SAFETY: see above the impls.
             unsafe {
                 let x = _mm256_set1_epi32(x as i32);
                 low = _mm256_add_epi16(low, _mm256_maddubs_epi16(line[0], x));
@@ -186,7 +191,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn close4(sums: Self::Sum4, start: i32) -> Self {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         unsafe {
             let (ones, start) = (_mm256_set1_epi16(1), _mm256_set1_epi32(start));
             to_f32(sums.map(|sums| _mm256_add_epi32(_mm256_madd_epi16(sums, ones), start)))

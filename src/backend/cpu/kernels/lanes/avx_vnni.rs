@@ -3,63 +3,16 @@
 
 use std::arch::x86_64::*;
 
-use super::Lanes;
+use super::Products;
 use super::avx2::{Avx2, halves, load_line, to_f32};
 
-/// Two 256-bit registers of f32; needs AVX2, FMA, F16C, and AVX-VNNI, or with EVEX AVX-512 VNNI and VL.
-#[derive(Clone, Copy)]
-pub struct AvxVnni<const EVEX: bool>(Avx2);
+/// Products with AVX-VNNI, or with EVEX AVX-512 VNNI and VL; needs what AVX2's lanes need too.
+pub struct AvxVnni<const EVEX: bool>;
 
 // In all methods: SAFETY is the caller's promise that the processor has what the type says, and that the pointers are good
-// for what `Lanes` says.
-impl<const EVEX: bool> Lanes for AvxVnni<EVEX> {
-    const TILE: (usize, usize) = (1, 4);
-
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: see above the impl.
-        AvxVnni(unsafe { Avx2::load(from) })
-    }
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        // SAFETY: see above the impl.
-        unsafe { self.0.store(to) };
-    }
-    #[inline(always)]
-    unsafe fn load_f16(from: *const u8) -> Self {
-        // SAFETY: see above the impl.
-        AvxVnni(unsafe { Avx2::load_f16(from) })
-    }
-    #[inline(always)]
-    unsafe fn load_bf16(from: *const u8) -> Self {
-        // SAFETY: see above the impl.
-        AvxVnni(unsafe { Avx2::load_bf16(from) })
-    }
-    #[inline(always)]
-    unsafe fn load_bf16_pairs(from: *const u8) -> [Self; 2] {
-        // SAFETY: see above the impl.
-        unsafe { Avx2::load_bf16_pairs(from) }.map(AvxVnni)
-    }
-    #[inline(always)]
-    unsafe fn scale(self, x: f32) -> Self {
-        // SAFETY: see above the impl.
-        AvxVnni(unsafe { self.0.scale(x) })
-    }
-    #[inline(always)]
-    unsafe fn mul_add(self, factors: Self, sums: Self) -> Self {
-        // SAFETY: see above the impl.
-        AvxVnni(unsafe { self.0.mul_add(factors.0, sums.0) })
-    }
-    #[inline(always)]
-    unsafe fn scale_add(self, x: f32, sums: Self) -> Self {
-        // SAFETY: see above the impl.
-        AvxVnni(unsafe { self.0.scale_add(x, sums.0) })
-    }
-    #[inline(always)]
-    unsafe fn prefetch(from: *const u8) {
-        // SAFETY: see above the impl.
-        unsafe { Avx2::prefetch(from) };
-    }
+// for what `Products` says.
+impl<const EVEX: bool> Products for AvxVnni<EVEX> {
+    type Lanes = Avx2;
 
     type Line8 = [__m256i; 2];
     type Sum8 = [__m256i; 2];
@@ -85,9 +38,9 @@ impl<const EVEX: bool> Lanes for AvxVnni<EVEX> {
         }
     }
     #[inline(always)]
-    unsafe fn close8(sums: Self::Sum8, _start: i32) -> Self {
+    unsafe fn close8(sums: Self::Sum8, _start: i32) -> Avx2 {
         // SAFETY: see above the impl.
-        AvxVnni(unsafe { to_f32(sums) })
+        unsafe { to_f32(sums) }
     }
 
     type Line4 = [[__m256i; 2]; 2];
@@ -108,7 +61,7 @@ impl<const EVEX: bool> Lanes for AvxVnni<EVEX> {
         unsafe { Self::add8(Self::add8(sums, line[0], x[0]), line[1], x[1]) }
     }
     #[inline(always)]
-    unsafe fn close4(sums: Self::Sum4, start: i32) -> Self {
+    unsafe fn close4(sums: Self::Sum4, start: i32) -> Avx2 {
         // SAFETY: see above the impl.
         unsafe { Self::close8(sums, start) }
     }

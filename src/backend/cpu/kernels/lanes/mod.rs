@@ -1,5 +1,4 @@
-//! Sixteen rows side by side: what formats need of an instruction set, an instruction set a file. Nothing else in the
-//! library but `vector.rs` names one.
+//! Sixteen rows side by side: what formats need of an instruction set, an instruction set a file.
 
 pub mod portable;
 
@@ -11,9 +10,6 @@ pub mod avx512;
 pub mod avx_vnni;
 
 /// Sixteen f32, one for each row of a panel.
-///
-/// Products of bytes are whole numbers and so the same on every instruction set: `sum of (weight + bias) * x`, with
-/// unsigned weights and signed x, begun at `-bias * sum of x`.
 ///
 /// # Safety
 /// Every method needs the instruction set of the implementing type to be present, and pointers to be readable (writable
@@ -40,6 +36,16 @@ pub trait Lanes: Copy {
     unsafe fn scale_add(self, x: f32, sums: Self) -> Self;
     /// Asks for the cache line at an address, which need not be readable.
     unsafe fn prefetch(from: *const u8);
+}
+
+/// Products of bytes. They are whole numbers and so the same on every instruction set: `sum of (weight + bias) * x`, with
+/// unsigned weights and signed x, begun at `-bias * sum of x`.
+///
+/// # Safety
+/// As for [`Lanes`].
+pub trait Products {
+    /// What the sums become.
+    type Lanes: Lanes;
 
     /// A line of int8 weights, ready to be multiplied.
     type Line8: Copy;
@@ -52,7 +58,7 @@ pub trait Lanes: Copy {
     /// Adds the products with four i8.
     unsafe fn add8(sums: Self::Sum8, line: Self::Line8, x: u32) -> Self::Sum8;
     /// The sums as f32; `start` is what they began at.
-    unsafe fn close8(sums: Self::Sum8, start: i32) -> Self;
+    unsafe fn close8(sums: Self::Sum8, start: i32) -> Self::Lanes;
 
     /// A line of int4 weights, ready to be multiplied.
     type Line4: Copy;
@@ -65,5 +71,5 @@ pub trait Lanes: Copy {
     /// Adds the products with eight i8: those with the low halves first.
     unsafe fn add4(sums: Self::Sum4, line: Self::Line4, x: [u32; 2]) -> Self::Sum4;
     /// The sums as f32; `start` is what they began at.
-    unsafe fn close4(sums: Self::Sum4, start: i32) -> Self;
+    unsafe fn close4(sums: Self::Sum4, start: i32) -> Self::Lanes;
 }

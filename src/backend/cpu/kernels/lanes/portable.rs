@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::Lanes;
+use super::{Lanes, Products};
 use crate::quant::PANEL_ROWS;
 
 /// Sixteen numbers; needs no instruction set.
@@ -33,33 +33,33 @@ fn add_products(mut sums: [i32; PANEL_ROWS], weights: &[[u8; 4]; PANEL_ROWS], x:
     sums
 }
 
-// In all methods: SAFETY is the caller's promise that the pointers are good for what `Lanes` says.
+// In all methods: SAFETY is the caller's promise that the pointers are good for what the traits say.
 impl Lanes for Portable {
     const TILE: (usize, usize) = (1, 2);
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         Portable(unsafe { read(from.cast()) })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         unsafe { to.cast::<[f32; PANEL_ROWS]>().write_unaligned(self.0) };
     }
     #[inline(always)]
     unsafe fn load_f16(from: *const u8) -> Self {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         Portable(unsafe { read::<[u16; PANEL_ROWS]>(from) }.map(|bits| f16::from_bits(bits).to_f32()))
     }
     #[inline(always)]
     unsafe fn load_bf16(from: *const u8) -> Self {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         Portable(unsafe { read::<[u16; PANEL_ROWS]>(from) }.map(widen_bf16))
     }
     #[inline(always)]
     unsafe fn load_bf16_pairs(from: *const u8) -> [Self; 2] {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         let pairs: [u32; PANEL_ROWS] = unsafe { read(from) };
         [
             Portable(pairs.map(|pair| widen_bf16(pair as u16))),
@@ -81,12 +81,17 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     unsafe fn prefetch(_from: *const u8) {}
+}
+
+// SAFETY in all methods as above.
+impl Products for Portable {
+    type Lanes = Self;
 
     type Line8 = [[u8; 4]; PANEL_ROWS];
     type Sum8 = [i32; PANEL_ROWS];
     #[inline(always)]
     unsafe fn line8(from: *const u8) -> Self::Line8 {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         unsafe { read(from) }
     }
     #[inline(always)]
@@ -106,7 +111,7 @@ impl Lanes for Portable {
     type Sum4 = [i32; PANEL_ROWS];
     #[inline(always)]
     unsafe fn line4(from: *const u8) -> Self::Line4 {
-        // SAFETY: see above the impl.
+        // SAFETY: see above the impls.
         let line: [[u8; 4]; PANEL_ROWS] = unsafe { read(from) };
         [line.map(|bytes| bytes.map(|byte| byte & 0x0f)), line.map(|bytes| bytes.map(|byte| byte >> 4))]
     }

@@ -3,14 +3,6 @@
 
 use super::*;
 
-/// Processor time of this thread.
-fn processor_seconds() -> f64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is writable; the call changes nothing else.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
-}
-
 #[test]
 #[ignore = "a measurement"]
 fn speed_of_products() {
@@ -39,10 +31,9 @@ fn speed_of_products() {
                 let mut seconds: Vec<f64> = (0..if count > 16 { 3 } else { 9 })
                     .map(|_| {
                         let out = Output::new(&mut out, rows);
-                        let started = processor_seconds();
+                        let panels = 0..matrix.shape().panels();
                         // SAFETY: this is the only thread, and `out` lives on.
-                        unsafe { kernels.matmul(&matrix, 0..matrix.shape().panels(), &packed, &out) };
-                        processor_seconds() - started
+                        processor_seconds(|| unsafe { kernels.matmul(&matrix, panels, &packed, &out) })
                     })
                     .collect();
                 seconds.sort_by(f64::total_cmp);

@@ -15,19 +15,6 @@ const ROUNDS: usize = 15;
 const POSITIONS_OF_A_TOKEN: usize = 2048;
 const POSITIONS_OF_A_BLOCK: usize = 640;
 
-/// Seconds of processor time that this thread takes for something.
-fn seconds(work: impl FnOnce()) -> f64 {
-    let now = || {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: `time` is writable.
-        assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) }, 0);
-        time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
-    };
-    let started = now();
-    work();
-    now() - started
-}
-
 /// Multiply-adds on registers, as many as it says.
 #[target_feature(enable = "avx2,fma")]
 fn multiply_adds() -> usize {
@@ -147,14 +134,14 @@ fn attention_speed() {
             for _ in 0..ROUNDS {
                 let mut amount = 0;
                 // SAFETY: AVX2 and FMA are there: the test has ended otherwise.
-                let time = seconds(|| amount = unsafe { multiply_adds() });
+                let time = processor_seconds(|| amount = unsafe { multiply_adds() });
                 rates[0].1.push(amount as f64 / time / 1e9);
                 // SAFETY: as above.
                 let read = |head| unsafe { read_head(work.pages, head) };
-                let time = seconds(|| amount = work.heads.clone().map(read).sum());
+                let time = processor_seconds(|| amount = work.heads.clone().map(read).sum());
                 rates[1].1.push(amount as f64 / time / 1e9);
                 for (kernels, (_, rates)) in all_kernels().iter().zip(&mut rates[2..]) {
-                    rates.push(products / seconds(|| work.attend(kernels)) / 1e9);
+                    rates.push(products / processor_seconds(|| work.attend(kernels)) / 1e9);
                 }
             }
             for (name, mut rates) in rates {
