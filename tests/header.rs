@@ -1,4 +1,5 @@
-//! The committed header is what cbindgen generates from `src/ffi`. `GEMMOE_WRITE_HEADER=1` (`make header`) writes it.
+//! The committed headers are what cbindgen generates: the hosts' from `src/ffi`, the kernels' from `src/backend/cuda`.
+//! `GEMMOE_WRITE_HEADER=1` (`make header`) writes them.
 
 mod common;
 
@@ -18,16 +19,43 @@ fn the_committed_header_is_the_generated_one() {
     for file in FILES {
         builder = builder.with_src(root.join(format!("src/ffi/{file}.rs")));
     }
-    let bindings = builder.generate().unwrap();
+    check_or_write("include/gemmoe.h", builder);
+}
+
+#[test]
+fn the_kernels_are_given_what_rust_hands_over() {
+    let root = repository();
+    let config = cbindgen::Config::from_file(root.join("kernels/cbindgen.toml")).unwrap();
+    let builder = cbindgen::Builder::new().with_config(config).with_src(root.join("src/backend/cuda/arguments.rs"));
+    let structs = [
+        "EmbedArguments",
+        "NormArguments",
+        "RoundArguments",
+        "MatmulArguments",
+        "RotateArguments",
+        "AttentionArguments",
+        "RouteArguments",
+        "GroupArguments",
+        "ExpertArguments",
+        "CombineArguments",
+        "LogSoftmaxArguments",
+    ];
+    check_or_write(
+        "kernels/arguments.h",
+        structs.into_iter().fold(builder, |builder, name| builder.include_item(name)),
+    );
+}
+
+fn check_or_write(file: &str, builder: cbindgen::Builder) {
     let mut generated = Vec::new();
-    bindings.write(&mut generated);
+    builder.generate().unwrap().write(&mut generated);
     let generated = without_safety_sections(&String::from_utf8(generated).unwrap());
-    let path = root.join("include/gemmoe.h");
+    let path = repository().join(file);
     if std::env::var_os("GEMMOE_WRITE_HEADER").is_some() {
         std::fs::write(&path, &generated).unwrap();
     }
     let committed = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(committed == generated, "include/gemmoe.h is out of date: run `make header`");
+    assert!(committed == generated, "{file} is out of date: run `make header`");
 }
 
 /// Rust asks for a Safety section on every unsafe function; in C it would say nothing.

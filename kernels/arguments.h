@@ -1,0 +1,255 @@
+// What kernels are given. Generated from src/backend/cuda/arguments.rs by cbindgen; `make header` writes it.
+// The fixed-width integers come from simt.cuh, which includes this file.
+
+#pragma once
+
+// A weight matrix `[rows, columns]` in the layout of `quant/panels.rs`, with pairs of columns in f16 as in bf16: panel p
+// has `columns / columns of a line` lines of 64 bytes, each `[16 rows]` words of four bytes: one f32, two bf16 or f16, four
+// int8 plus 128, or eight int4 plus 8 (low halves first, columns 0 to 3, then 4 to 7). Scales are `[panels][groups][16 rows]`.
+struct MatrixArguments {
+    const uint8_t *lines;
+    // Null in formats without.
+    const uint8_t *scales;
+    uint32_t rows;
+    // Columns, filled up with zeros to whole lines and groups.
+    uint32_t columns;
+    // A group of weights has `32 << group_shift` columns.
+    uint32_t group_shift;
+    // Whether scales are f16; else they are bf16.
+    uint32_t half_scales;
+};
+
+// `embed`: `x[token] = E[id] * scale`. A block a token.
+struct EmbedArguments {
+    struct MatrixArguments embedding;
+    // 0 f32, 1 bf16, 2 f16, 3 int8, 4 int4.
+    uint32_t format;
+    float scale;
+    // `[tokens]`: ids.
+    const uint32_t *tokens;
+    // `[tokens, hidden_size]`
+    float *x;
+    uint32_t hidden_size;
+};
+
+// A block of 32 columns of one token in int8: each is its whole number times `scale`.
+struct BlockArguments {
+    float scale;
+    // Of the whole numbers.
+    int32_t sum;
+};
+
+// `norm`: RMSNorm of rows, `x / sqrt(mean(x^2) + eps) * (1 + weight)`, as f32 and, where asked for, in int8. A block a row.
+struct NormArguments {
+    // `[any, columns]`
+    const float *x;
+    // The row of x of each row of the result; null where they are the same.
+    const uint32_t *index;
+    // `[columns]`, without the 1.
+    const float *weight;
+    // `[rows, stride]`; the columns past the real ones stay as they are.
+    float *numbers;
+    // `[rows, stride / 4]`, or null.
+    uint32_t *integers;
+    // `[rows, stride / 32]`
+    struct BlockArguments *blocks;
+    double eps;
+    uint32_t columns;
+    uint32_t stride;
+};
+
+// `round_activations`: rows of f32 to int8, a scale for each 32 columns: absmax / 127, to nearest, ties to even; the rules of
+// `cpu/kernels/store.rs`, bit for bit. A block a row, the y coordinate a part of it.
+struct RoundArguments {
+    // `[rows, stride]`
+    const float *numbers;
+    // `[rows, stride / 4]`
+    uint32_t *integers;
+    // `[rows, stride / 32]`
+    struct BlockArguments *blocks;
+    uint32_t stride;
+    // How many rows there are, on the device; null where the grid says it. Blocks past it do nothing.
+    const uint32_t *rows;
+};
+
+// Activations that meet weights: rows of `stride` columns, a multiple of 128, zeros past the real ones. Formats without
+// scales take `numbers`, those with scales `integers` and `blocks`.
+struct ActivationArguments {
+    // `[rows, stride]`
+    const float *numbers;
+    // `[rows, stride / 4]`: four int8 a word.
+    const uint32_t *integers;
+    // `[rows, stride / 32]`
+    const struct BlockArguments *blocks;
+    // The row of each token; null where token i is row i.
+    const uint32_t *index;
+    uint32_t stride;
+};
+
+// `matmul_<format>_<tokens>`: `out[token][row] = weights[row] . x[token]` for up to three matrices of one format and one number
+// of columns. A block of 128 threads a panel (those of all matrices after each other); the y coordinate is the tile of tokens.
+struct MatmulArguments {
+    struct MatrixArguments weights[3];
+    // `[tokens, out_stride]` each.
+    float *out[3];
+    uint32_t out_stride[3];
+    // Matrices there are.
+    uint32_t count;
+    struct ActivationArguments x;
+    uint32_t tokens;
+    // Whether results are added to what is in `out`.
+    uint32_t accumulate;
+};
+
+// Where a token stands.
+struct PlaceArguments {
+    // Its position in its sequence.
+    uint32_t position;
+    // Which sequence of the batch it is in.
+    uint32_t sequence;
+    // Index into the page table of its sequence's first page.
+    uint32_t first_page;
+    // How its sequence's keys and values are stored: 0 f32, 1 bf16, 2 f16, 3 int8.
+    uint32_t kv_dtype;
+};
+
+// What the layout of a page (`backend/kv.rs`) depends on.
+struct CacheArguments {
+    // The page table: addresses of pages, sequence after sequence.
+    uint8_t *const *pages;
+    uint32_t layers;
+    // num_key_value_heads
+    uint32_t key_value_heads;
+    uint32_t head_dim;
+    // Positions in a page.
+    uint32_t page_tokens;
+};
+
+// `rotate_and_store`: RoPE on queries and keys in place, then keys and values to their place in the pages. A block a token.
+struct RotateArguments {
+    // `[tokens, heads * head_dim]`
+    float *query;
+    // `[tokens, key_value_heads * head_dim]`
+    float *key;
+    // As key.
+    const float *value;
+    // `[head_dim / 2]`: radians per position.
+    const float *frequencies;
+    // `[tokens]`
+    const struct PlaceArguments *places;
+    struct CacheArguments cache;
+    uint32_t layer;
+    // num_attention_heads
+    uint32_t heads;
+};
+
+// `attention`: causal attention of one head of one token over its sequence's pages, an online softmax over spans of 256
+// positions: `softmax(q . k / sqrt(head_dim)) v`. Grid (tokens, heads, splits). With one split a block goes through all
+// spans and writes `attended`; with more, block z takes the spans z, z + splits ... each on its own, writes their states to
+// `partial`, and `attention_merge` joins them in the order of the spans, which one split does too: the same bits.
+struct AttentionArguments {
+    // `[tokens, heads * head_dim]`
+    const float *query;
+    // `[tokens]`
+    const struct PlaceArguments *places;
+    struct CacheArguments cache;
+    // `[tokens, heads, spans, head_dim + 2]`: weighted values, largest score, sum of weights of one span.
+    float *partial;
+    // `[tokens, stride]`
+    float *attended;
+    uint32_t stride;
+    // Spans that there is room for in `partial`; 0 where there is one split.
+    uint32_t spans;
+    uint32_t layer;
+    uint32_t heads;
+};
+
+// `route`: router logits, softmax over the allowed experts, the top k and their weights, all in f64 from the logits on; the lower
+// index where two are equal, the rules of `cpu/routing.rs`. A block a token.
+struct RouteArguments {
+    // In f32; lines are null in a dense model, whose only expert is taken.
+    struct MatrixArguments router;
+    // `[tokens, stride]`
+    const float *normed;
+    const struct PlaceArguments *places;
+    // `[sequences, layers]`: a bit for each expert that may be chosen.
+    const uint64_t *allowed;
+    // `[sequences, layers, experts]`: added to the logits.
+    const float *bias;
+    // `[tokens, top_k]` of this layer: experts, highest weight first; 0xffffffff where fewer are allowed.
+    uint32_t *chosen;
+    // As chosen: weights, which sum to 1.
+    float *weights;
+    // As chosen: before they are rounded.
+    double *exact_weights;
+    uint32_t stride;
+    uint32_t layer;
+    uint32_t layers;
+    uint32_t experts;
+    uint32_t top_k;
+};
+
+// `group`: the choices of a layer by expert: count, prefix sum, scatter; an expert's tokens in rising order. One block.
+struct GroupArguments {
+    // `[tokens, top_k]`
+    const uint32_t *chosen;
+    // `[tokens, top_k]`: the slot of each choice.
+    uint32_t *slots;
+    // `[tokens * top_k]`: the token of each slot.
+    uint32_t *slot_tokens;
+    // `[experts + 1]`: expert e has the slots `starts[e]..starts[e + 1]`.
+    uint32_t *starts;
+    uint32_t tokens;
+    uint32_t top_k;
+    uint32_t experts;
+};
+
+// `gate_up_<format>_<tokens>` and `down_<format>_<tokens>`: products with the weights of the experts that slots were sent to.
+// `gate_up`: `out[slot] = gelu(gate x) * (up x)`, x being the row of the slot's token (`x.index`); `down`: `out[slot] = down x[slot]`.
+// Grid (panels, experts of the format); a block of 128 threads goes through its expert's slots, a tile of tokens at a time, and leaves
+// at once where there are none.
+struct ExpertArguments {
+    // `[experts]`: gate or down.
+    const struct MatrixArguments *weights;
+    // `[experts]`: up; null for `down`.
+    const struct MatrixArguments *up;
+    // The experts of this format; null where all are.
+    const uint32_t *selected;
+    struct ActivationArguments x;
+    // `[experts + 1]`
+    const uint32_t *starts;
+    // `[slots, out_stride]`
+    float *out;
+    uint32_t out_stride;
+    // GeLU by its definition instead of the tanh approximation.
+    uint32_t exact_gelu;
+};
+
+// `combine`: `x[token] += sum of weight * projected` over the token's slots in the order of the weights, in f64, rounded once. A
+// block a token.
+struct CombineArguments {
+    // `[slots, hidden_size]`
+    const float *projected;
+    // `[tokens, top_k]`
+    const uint32_t *slots;
+    // `[tokens, top_k]`
+    const uint32_t *chosen;
+    // `[tokens, top_k]`
+    const double *exact_weights;
+    // `[tokens, hidden_size]`
+    float *x;
+    uint32_t hidden_size;
+    uint32_t top_k;
+};
+
+// `log_softmax_at`: the log-probability of each row's target; NaN where the largest logit is not finite, and a logit that is not a
+// number counts as minus infinity. A block a row.
+struct LogSoftmaxArguments {
+    // `[rows, vocab_size]`
+    const float *logits;
+    // `[rows]`
+    const uint32_t *targets;
+    // `[rows]`
+    float *out;
+    uint32_t vocab_size;
+};
