@@ -6,7 +6,7 @@ use safetensors::Dtype;
 use super::checkpoint::{Checkpoint, Tensor};
 use super::names::{self, Part};
 use super::progress::Progress;
-use super::weights::{ExpertWeights, LayerWeights, Matrix, Plan, dtype_of, find, not_finite_in};
+use super::weights::{Destination, ExpertWeights, LayerWeights, Matrix, Plan, dtype_of, find, not_finite_in};
 use crate::error::{Error, Result, Status};
 use crate::memory::{ALIGNMENT, Buffer, Bytes, try_vec, try_with_capacity};
 use crate::parallel::share_out;
@@ -19,7 +19,9 @@ const CHUNK_BYTES: usize = 1 << 20;
 const MAX_STAGING_BYTES: usize = 128 << 20;
 
 /// Reads parts as a plan has them.
-pub(super) struct Loader<'a> {
+pub(super) struct Loader<'a, M, V> {
+    /// Takes what was read.
+    pub destination: &'a mut dyn Destination<Matrix = M, Vector = V>,
     /// What is read.
     pub plan: &'a Plan,
     /// From where.
@@ -32,9 +34,9 @@ pub(super) struct Loader<'a> {
     pub progress: &'a Progress,
 }
 
-impl Loader<'_> {
+impl<M, V> Loader<'_, M, V> {
     /// All parts of a layer.
-    pub fn layer(&self, parts: &names::LayerParts) -> Result<LayerWeights> {
+    pub fn layer(&mut self, parts: &names::LayerParts) -> Result<LayerWeights<M, V>> {
         let mut experts = try_with_capacity("experts", parts.experts.len())?;
         for expert in &parts.experts {
             let [gate, up] = self.plan.gate_up_shapes(expert, self.checkpoint)?;
@@ -57,18 +59,24 @@ impl Loader<'_> {
     }
 
     /// A norm's weights, widened to f32.
-    pub fn vector(&self, part: &Part) -> Result<Buffer<f32>> {
+    pub fn vector(&mut self, part: &Part) -> Result<V> {
         let mut vector = Buffer::zeroed(&part.tensor, part.columns)?;
-        self.matrix(part)?.read_row(0, &mut vector);
-        Ok(vector)
+        self.read(part, self.plan.shape(part, self.checkpoint)?)?.read_row(0, &mut vector);
+        self.destination.vector(&part.tensor, vector)
     }
 
     /// A matrix in the format the plan has for it.
-    pub fn matrix(&self, part: &Part) -> Result<Matrix> {
+    pub fn matrix(&mut self, part: &Part) -> Result<M> {
         self.matrix_in(part, self.plan.shape(part, self.checkpoint)?)
     }
 
-    fn matrix_in(&self, part: &Part, shape: Shape) -> Result<Matrix> {
+    fn matrix_in(&mut self, part: &Part, shape: Shape) -> Result<M> {
+        let matrix = self.read(part, shape)?;
+        self.destination.matrix(&part.tensor, matrix)
+    }
+
+    /// A matrix, laid out.
+    fn read(&self, part: &Part, shape: Shape) -> Result<Matrix> {
         if self.plan.stored_format(part).is_some() {
             let lines = self.laid_out(&part.tensor, shape.line_bytes(), ALIGNMENT)?;
             let scales = self.laid_out(&names::scales(&part.tensor), shape.scale_bytes(), size_of::<u16>())?;

@@ -17,7 +17,7 @@ pub use config::Config;
 pub use formats::Formats;
 pub use progress::Progress;
 pub use quantization::Quantization;
-pub use weights::{Description, Weights};
+pub use weights::{Description, Destination, Weights};
 pub use writer::ModelWriter;
 
 #[cfg(target_endian = "big")]

@@ -1,4 +1,5 @@
-//! The weights of a model in host memory: matrices in the layout of `quant/panels.rs`, norms in f32.
+//! The weights of a model: matrices in the layout of `quant/panels.rs`, norms in f32, in host memory or wherever a
+//! [`Destination`] puts them.
 
 use safetensors::Dtype;
 
@@ -72,33 +73,33 @@ impl Matrix {
 }
 
 /// One expert: `down( gelu(gate x) * (up x) )`. `gate` and `up` have one format: they are computed in one kernel.
-pub struct ExpertWeights {
+pub struct ExpertWeights<M = Matrix> {
     /// [intermediate_size, hidden_size]
-    pub gate: Matrix,
+    pub gate: M,
     /// [intermediate_size, hidden_size]
-    pub up: Matrix,
+    pub up: M,
     /// [hidden_size, intermediate_size]
-    pub down: Matrix,
+    pub down: M,
 }
 
 /// One layer.
-pub struct LayerWeights {
+pub struct LayerWeights<M = Matrix, V = Buffer<f32>> {
     /// [hidden_size], without the 1 that Gemma's norm adds.
-    pub input_norm: Buffer<f32>,
+    pub input_norm: V,
     /// [query_size, hidden_size]
-    pub query: Matrix,
+    pub query: M,
     /// [key_value_size, hidden_size]
-    pub key: Matrix,
+    pub key: M,
     /// [key_value_size, hidden_size]
-    pub value: Matrix,
+    pub value: M,
     /// [hidden_size, query_size]
-    pub output: Matrix,
+    pub output: M,
     /// [hidden_size], without the 1 that Gemma's norm adds.
-    pub post_attention_norm: Buffer<f32>,
+    pub post_attention_norm: V,
     /// [num_local_experts, hidden_size], in f32; none in a dense model.
-    pub router: Option<Matrix>,
+    pub router: Option<M>,
     /// num_local_experts of them.
-    pub experts: Vec<ExpertWeights>,
+    pub experts: Vec<ExpertWeights<M>>,
 }
 
 impl LayerWeights {
@@ -110,17 +111,47 @@ impl LayerWeights {
 }
 
 /// All weights of a model.
-pub struct Weights {
+pub struct Weights<M = Matrix, V = Buffer<f32>> {
     /// [vocab_size, hidden_size]
-    pub embedding: Matrix,
+    pub embedding: M,
     /// num_hidden_layers of them.
-    pub layers: Vec<LayerWeights>,
+    pub layers: Vec<LayerWeights<M, V>>,
     /// [hidden_size], without the 1 that Gemma's norm adds.
-    pub final_norm: Buffer<f32>,
+    pub final_norm: V,
     /// [vocab_size, hidden_size]; none where the embedding is the head.
-    pub head: Option<Matrix>,
+    pub head: Option<M>,
     /// As [`Description::embedding_dtype`].
     pub embedding_dtype: Dtype,
+}
+
+/// Takes each part of a model as soon as it is read, so that no more than one is held twice.
+pub trait Destination {
+    /// What becomes of a matrix.
+    type Matrix;
+    /// What becomes of a norm's weights.
+    type Vector;
+
+    /// Takes a matrix; `name` is its tensor's.
+    fn matrix(&mut self, name: &str, matrix: Matrix) -> Result<Self::Matrix>;
+
+    /// Takes a norm's weights.
+    fn vector(&mut self, name: &str, vector: Buffer<f32>) -> Result<Self::Vector>;
+}
+
+/// Where everything stays as it was read.
+pub struct HostMemory;
+
+impl Destination for HostMemory {
+    type Matrix = Matrix;
+    type Vector = Buffer<f32>;
+
+    fn matrix(&mut self, _name: &str, matrix: Matrix) -> Result<Matrix> {
+        Ok(matrix)
+    }
+
+    fn vector(&mut self, _name: &str, vector: Buffer<f32>) -> Result<Buffer<f32>> {
+        Ok(vector)
+    }
 }
 
 /// What a checkpoint's weights are, told from its headers alone.
@@ -219,19 +250,21 @@ impl Description {
     }
 }
 
-impl Weights {
-    /// Reads every weight of a checkpoint, all of which its description has checked, in the formats it was made for, and
-    /// lays them out on `threads` threads. With `map`, matrices that are stored as they are held are mapped, not read.
-    pub fn load(
+impl<M, V> Weights<M, V> {
+    /// Reads every weight of a checkpoint, all of which its description has checked, in the formats it was made for, lays
+    /// them out on `threads` threads and hands them over one by one. With `map`, matrices that are stored as they are held are
+    /// mapped, not read.
+    pub fn load_to(
+        destination: &mut dyn Destination<Matrix = M, Vector = V>,
         description: &Description,
         checkpoint: &Checkpoint,
         threads: usize,
         map: bool,
         progress: &Progress,
-    ) -> Result<Weights> {
+    ) -> Result<Self> {
         let plan = &description.plan;
         progress.begin(plan.bytes);
-        let loader = Loader { plan, checkpoint, threads, map, progress };
+        let mut loader = Loader { destination, plan, checkpoint, threads, map, progress };
         let mut layers = try_with_capacity("layers", plan.layers.len())?;
         for parts in &plan.layers {
             layers.push(loader.layer(parts)?);
@@ -243,6 +276,19 @@ impl Weights {
             head: plan.head.as_ref().map(|head| loader.matrix(head)).transpose()?,
             embedding_dtype: description.embedding_dtype,
         })
+    }
+}
+
+impl Weights {
+    /// As [`Weights::load_to`], into host memory.
+    pub fn load(
+        description: &Description,
+        checkpoint: &Checkpoint,
+        threads: usize,
+        map: bool,
+        progress: &Progress,
+    ) -> Result<Weights> {
+        Weights::load_to(&mut HostMemory, description, checkpoint, threads, map, progress)
     }
 
     /// Size in bytes of everything, and of the experts among it.
