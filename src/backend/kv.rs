@@ -196,6 +196,24 @@ pub struct KvPage {
 /// Where a page's bytes are: on the device of the backend that made it.
 enum Memory {
     Host(Buffer<u8>),
+    Device(Box<dyn DevicePage>),
+}
+
+/// The memory of one page on a device that the host does not compute on, as many bytes as its geometry says.
+///
+/// All calls wait for the work on the device that came before them. They fail as the device does.
+pub trait DevicePage: Send + Sync {
+    /// Where it is, for the device's own kernels.
+    fn address(&self) -> u64;
+
+    /// Copies all its bytes to `out`.
+    fn read(&self, out: &mut [u8]) -> Result<()>;
+
+    /// Replaces all its bytes.
+    fn write(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// Becomes a copy of the page at an address of the same device.
+    fn copy_from(&mut self, address: u64) -> Result<()>;
 }
 
 impl KvPage {
@@ -205,29 +223,56 @@ impl KvPage {
         Ok(KvPage { geometry: *geometry, memory })
     }
 
+    /// A page in the memory of a device.
+    pub fn on_device(geometry: &KvGeometry, page: Box<dyn DevicePage>) -> Self {
+        KvPage { geometry: *geometry, memory: Memory::Device(page) }
+    }
+
     /// Its layout.
     pub fn geometry(&self) -> &KvGeometry {
         &self.geometry
     }
 
-    /// All its bytes, for a backend that computes in host memory.
+    /// Where it is on the device; none in host memory.
+    pub fn device_address(&self) -> Option<u64> {
+        match &self.memory {
+            Memory::Host(_) => None,
+            Memory::Device(page) => Some(page.address()),
+        }
+    }
+
+    /// All its bytes, for a backend that computes in host memory; panics for a page elsewhere.
     pub fn bytes(&self) -> &[u8] {
         match &self.memory {
             Memory::Host(buffer) => buffer,
+            Memory::Device(_) => panic!("the page is not in host memory"),
         }
     }
 
-    /// All its bytes for writing, for a backend that computes in host memory.
+    /// As `bytes`, for writing.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         match &mut self.memory {
             Memory::Host(buffer) => buffer,
+            Memory::Device(_) => panic!("the page is not in host memory"),
         }
     }
 
-    /// Becomes a copy of a page of the same geometry; of another it panics.
-    pub fn copy_from(&mut self, other: &KvPage) {
+    /// Becomes a copy of a page of the same geometry on the same device; of another it panics. Fails as the device does.
+    pub fn copy_from(&mut self, other: &KvPage) -> Result<()> {
         assert_eq!(self.geometry, other.geometry);
-        self.bytes_mut().copy_from_slice(other.bytes());
+        match (&mut self.memory, &other.memory) {
+            (Memory::Host(to), Memory::Host(from)) => to.copy_from_slice(from),
+            (Memory::Device(to), Memory::Device(from)) => to.copy_from(from.address())?,
+            _ => panic!("the pages are not on the same device"),
+        }
+        Ok(())
+    }
+
+    /// A copy of a device's page in host memory.
+    fn fetched(&self, page: &dyn DevicePage) -> Result<Buffer<u8>> {
+        let mut bytes = Buffer::zeroed("a page of keys and values", self.geometry.page_bytes())?;
+        page.read(&mut bytes)?;
+        Ok(bytes)
     }
 
     /// A block's elements `[PAGE_TOKENS][head_dim]`. Panics where they are of another type.
@@ -257,22 +302,37 @@ impl KvPage {
 
 /// Packs the first `slots` positions of a page into `packed`: the layout of a page, with `slots` for PAGE_TOKENS.
 ///
-/// Panics unless the page is of this geometry and `packed` has `geometry.packed_bytes(slots)` bytes.
-pub fn copy_positions_out(geometry: &KvGeometry, page: &KvPage, slots: usize, packed: &mut [u8]) {
+/// Panics unless the page is of this geometry and `packed` has `geometry.packed_bytes(slots)` bytes. Fails as the device does.
+pub fn copy_positions_out(geometry: &KvGeometry, page: &KvPage, slots: usize, packed: &mut [u8]) -> Result<()> {
     assert_eq!(geometry, page.geometry());
-    for (from, to) in position_ranges(geometry, slots, packed.len()) {
-        packed[to].copy_from_slice(&page.bytes()[from]);
+    let ranges = position_ranges(geometry, slots, packed.len());
+    let copy = |bytes: &[u8]| ranges.for_each(|(from, to)| packed[to].copy_from_slice(&bytes[from]));
+    match &page.memory {
+        Memory::Host(bytes) => copy(bytes),
+        Memory::Device(memory) => copy(&page.fetched(&**memory)?),
     }
+    Ok(())
 }
 
 /// Unpacks what `copy_positions_out` packed into the first `slots` positions of a page; the others stay as they are.
 ///
-/// Panics as `copy_positions_out`.
-pub fn copy_positions_in(geometry: &KvGeometry, page: &mut KvPage, slots: usize, packed: &[u8]) {
+/// Panics and fails as `copy_positions_out`.
+pub fn copy_positions_in(geometry: &KvGeometry, page: &mut KvPage, slots: usize, packed: &[u8]) -> Result<()> {
     assert_eq!(geometry, page.geometry());
-    for (to, from) in position_ranges(geometry, slots, packed.len()) {
-        page.bytes_mut()[to].copy_from_slice(&packed[from]);
+    let ranges = position_ranges(geometry, slots, packed.len());
+    let copy = |bytes: &mut [u8]| ranges.for_each(|(to, from)| bytes[to].copy_from_slice(&packed[from]));
+    let fetched = match &page.memory {
+        Memory::Host(_) => None,
+        Memory::Device(memory) => Some(page.fetched(&**memory)?),
+    };
+    match (&mut page.memory, fetched) {
+        (Memory::Device(memory), Some(mut bytes)) => {
+            copy(&mut bytes);
+            memory.write(&bytes)?;
+        }
+        _ => copy(page.bytes_mut()),
     }
+    Ok(())
 }
 
 /// Pairs of byte ranges, in a page and packed, that hold the first `slots` positions.

@@ -74,13 +74,14 @@ impl KvPages {
         let mut table = KvPages { pages, dtype: self.dtype, account: Arc::clone(&self.account) };
         table.add_fresh(backend, self.pages.len() - full)?;
         if positions > 0 {
-            table.copy_page(full, &self.pages[full]);
+            table.copy_page(full, &self.pages[full])?;
         }
         Ok(table)
     }
 
     /// Makes every page that holds a position from `position` on this sequence's alone, keeping the first `held` positions:
-    /// up to `position`, or one more. Fails with `KvLimit` or `OutOfMemory`, having changed nothing.
+    /// up to `position`, or one more. Fails with `KvLimit`, `OutOfMemory`, or as the device does, having changed nothing that
+    /// the pages say.
     pub fn own_from(&mut self, backend: &dyn Backend, position: usize, held: usize) -> Result<()> {
         let first = position / PAGE_TOKENS;
         let is_shared = |page: &mut Arc<KvPage>| Arc::get_mut(page).is_none();
@@ -97,8 +98,12 @@ impl KvPages {
                 && let Some(page) = fresh.pages.pop()
             {
                 let old = std::mem::replace(&mut self.pages[at], page);
-                if held > at * PAGE_TOKENS {
-                    self.copy_page(at, &old);
+                if held > at * PAGE_TOKENS
+                    && let Err(error) = self.copy_page(at, &old)
+                {
+                    // The old page still says what it said.
+                    fresh.pages.push(std::mem::replace(&mut self.pages[at], old));
+                    return Err(error);
                 }
                 self.release(old);
             }
@@ -136,10 +141,8 @@ impl KvPages {
     }
 
     /// Copies a page's contents to this table's page `at`, which nobody shares.
-    fn copy_page(&mut self, at: usize, from: &KvPage) {
-        if let Some(page) = Arc::get_mut(&mut self.pages[at]) {
-            page.copy_from(from);
-        }
+    fn copy_page(&mut self, at: usize, from: &KvPage) -> Result<()> {
+        Arc::get_mut(&mut self.pages[at]).map_or(Ok(()), |page| page.copy_from(from))
     }
 
     fn release(&self, page: Arc<KvPage>) {

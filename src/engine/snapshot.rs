@@ -35,12 +35,14 @@ impl Session {
     /// Bytes a snapshot takes now.
     pub fn snapshot_bytes(&self) -> usize {
         let mut sink = Sink { bytes: None, length: 0 };
-        write(&self.sequence, 0, &mut sink);
+        // Nothing is copied, so nothing fails.
+        write(&self.sequence, 0, &mut sink).ok();
         sink.length + CHECKSUM_BYTES
     }
 
     /// Writes a snapshot to `bytes`, as many as `snapshot_bytes` says. It holds all that decides what comes next: tokens,
-    /// keys and values, sampling and its random numbers, masks, biases, grammar. Statistics, metrics and waiting routes stay.
+    /// keys and values, sampling and its random numbers, masks, biases, grammar. Statistics, metrics and waiting routes stay. Fails
+    /// with `BufferTooSmall`, and as the device does.
     pub fn snapshot(&self, bytes: &mut [u8]) -> Result<()> {
         let needed = self.snapshot_bytes();
         if bytes.len() != needed {
@@ -48,7 +50,7 @@ impl Session {
             return Err(Error::new(Status::BufferTooSmall, text).at_key("bytes"));
         }
         let (body, checksum) = bytes.split_at_mut(needed - CHECKSUM_BYTES);
-        write(&self.sequence, needed as u64, &mut Sink { bytes: Some(body), length: 0 });
+        write(&self.sequence, needed as u64, &mut Sink { bytes: Some(body), length: 0 })?;
         checksum.copy_from_slice(&xxh3_64(body).to_le_bytes());
         Ok(())
     }
@@ -96,14 +98,19 @@ struct Sink<'a> {
 
 impl Sink<'_> {
     fn bytes(&mut self, bytes: &[u8]) {
-        self.fill(bytes.len(), |to| to.copy_from_slice(bytes));
+        if let Some(to) = self.next(bytes.len()) {
+            to.copy_from_slice(bytes);
+        }
     }
 
-    fn fill(&mut self, count: usize, write: impl FnOnce(&mut [u8])) {
-        if let Some(bytes) = &mut self.bytes {
-            write(&mut bytes[self.length..self.length + count]);
-        }
+    fn fill(&mut self, count: usize, write: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+        self.next(count).map_or(Ok(()), write)
+    }
+
+    fn next(&mut self, count: usize) -> Option<&mut [u8]> {
+        let start = self.length;
         self.length += count;
+        self.bytes.as_mut().map(|bytes| &mut bytes[start..start + count])
     }
 
     fn u32(&mut self, value: u32) {
@@ -119,7 +126,7 @@ impl Sink<'_> {
     }
 }
 
-fn write(sequence: &Sequence, length: u64, sink: &mut Sink) {
+fn write(sequence: &Sequence, length: u64, sink: &mut Sink) -> Result<()> {
     sink.bytes(&MAGIC);
     sink.u32(VERSION);
     sink.u64(length);
@@ -146,8 +153,9 @@ fn write(sequence: &Sequence, length: u64, sink: &mut Sink) {
     write_grammar(sequence.grammar.as_ref(), sink);
     for (page, slots) in used_pages(&sequence.pages, sequence.processed) {
         let geometry = page.geometry();
-        sink.fill(geometry.packed_bytes(slots), |to| copy_positions_out(geometry, page, slots, to));
+        sink.fill(geometry.packed_bytes(slots), |to| copy_positions_out(geometry, page, slots, to))?;
     }
+    Ok(())
 }
 
 /// The pages that hold the first `positions`, and how many each holds of them.
@@ -334,7 +342,7 @@ fn read(source: &mut Source, sequence: &mut Sequence) -> Result<()> {
         let slots = (sequence.processed - at * PAGE_TOKENS).min(PAGE_TOKENS);
         let Some(page) = Arc::get_mut(&mut sequence.pages.pages_mut()[at]) else { return Err(damaged("shares pages")) };
         let geometry = *page.geometry();
-        copy_positions_in(&geometry, page, slots, source.take(geometry.packed_bytes(slots))?);
+        copy_positions_in(&geometry, page, slots, source.take(geometry.packed_bytes(slots))?)?;
     }
     Ok(())
 }

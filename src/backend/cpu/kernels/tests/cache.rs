@@ -186,9 +186,9 @@ fn packed_positions_come_back_and_the_others_stay() {
         for slots in 0..=PAGE_TOKENS {
             let mut packed = vec![0; geometry.packed_bytes(slots)];
             assert_eq!(packed.len(), slots * geometry.bytes_per_token());
-            copy_positions_out(&geometry, &full, slots, &mut packed);
+            copy_positions_out(&geometry, &full, slots, &mut packed).unwrap();
             let mut copy = page(&geometry);
-            copy_positions_in(&geometry, &mut copy, slots, &packed);
+            copy_positions_in(&geometry, &mut copy, slots, &packed).unwrap();
             let untouched = page(&geometry);
             for (block, slot) in blocks.iter().flat_map(|block| (0..PAGE_TOKENS).map(move |slot| (*block, slot))) {
                 let expected = if slot < slots { &full } else { &untouched };
@@ -197,12 +197,12 @@ fn packed_positions_come_back_and_the_others_stay() {
             if slots == PAGE_TOKENS {
                 assert_eq!(packed, full.bytes());
             }
-            copy.copy_from(&full);
+            copy.copy_from(&full).unwrap();
             assert_eq!(copy.bytes(), full.bytes());
         }
         // The first block's row comes first, the second block's right behind the first one's `slots` rows.
         let mut packed = vec![0; geometry.packed_bytes(3)];
-        copy_positions_out(&geometry, &full, 3, &mut packed);
+        copy_positions_out(&geometry, &full, 3, &mut packed).unwrap();
         let row = head_dim * dtype.bytes_per_element();
         assert_eq!(packed[3 * row..4 * row], row_bytes(&full, blocks[1], 0)[..row]);
     }
