@@ -4,9 +4,9 @@
 mod common;
 
 use common::{golden, load_options, session_with};
-use gemmoe::backend::KvDtype;
 use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::backend::cpu::kernels::{Instructions, Kernels, Precision};
+use gemmoe::backend::{KvDtype, Variants};
 use gemmoe::quant::Format;
 use gemmoe::{LoadOptions, Model, Sampling};
 use serde_json::Value;
@@ -33,13 +33,10 @@ fn check_directory(path: &std::path::Path, instructions: Instructions) -> f64 {
     let name = path.file_name().unwrap().to_string_lossy();
     let expected: Value = serde_json::from_slice(&std::fs::read(path.join("expected.json")).unwrap()).unwrap();
     let option = |key: &str| expected["options"][key].as_bool().unwrap_or(false);
-    let cpu = CpuOptions {
-        threads: 2.into(),
-        instructions,
-        unrounded_embedding_scale: option("unrounded_embedding_scale"),
-        exact_gelu: option("exact_gelu"),
-    };
-    let model = load_options(path, &LoadOptions { cpu, ..Default::default() });
+    let cpu = CpuOptions { threads: 2.into(), instructions };
+    let variants =
+        Variants { unrounded_embedding_scale: option("unrounded_embedding_scale"), exact_gelu: option("exact_gelu") };
+    let model = load_options(path, &LoadOptions { cpu, variants, ..Default::default() });
     let rounds = rounds_activations(path, instructions);
     let tolerance = if rounds { TOLERANCE_BF16 } else { TOLERANCE };
     let mut worst = 0f64;

@@ -2,8 +2,10 @@
 
 pub mod cpu;
 pub mod kv;
+pub mod numerics;
 pub mod observer;
 pub mod ops;
 
 pub use kv::{KvDtype, KvGeometry, KvPage};
+pub use numerics::Variants;
 pub use ops::{Backend, Batch, Cancel, Limit, Pass, PassLimits, SequenceSlice};

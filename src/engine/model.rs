@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use super::kv::KvAccount;
-use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::backend::{Backend, Variants};
 use crate::error::{Error, Result, Status};
 use crate::model::{Checkpoint, Config, Description, Formats, Progress, Weights, config, names::Layout};
 use crate::text::grammar::GrammarVocabulary;
@@ -19,8 +19,10 @@ const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 /// What a host may choose when it loads a model.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoadOptions {
-    /// Threads, instruction set and numerical variants.
+    /// Threads and instruction set.
     pub cpu: CpuOptions,
+    /// Where published GemMoEs differ in their arithmetic.
+    pub variants: Variants,
     /// What weights are held in, where not as the checkpoint has them.
     pub formats: Formats,
     /// Follow symbolic links inside the directory, as a download cache's layout needs.
@@ -67,7 +69,7 @@ impl Model {
         let threads = options.cpu.threads.resolved_count();
         let weights = Weights::load(&description, &checkpoint, threads, options.map, progress)?;
         let Description { config, layout, formats, .. } = description;
-        let backend = Box::new(CpuBackend::new(config.clone(), weights, &options.cpu)?);
+        let backend = Box::new(CpuBackend::new(config.clone(), weights, &options.cpu, options.variants)?);
         Ok(Arc::new(Model {
             stop_tokens: stop_tokens(&config, tokenizer.as_ref()),
             config,

@@ -14,6 +14,7 @@ use super::guard::{guard, guard_status};
 use super::handles::{self, Held, Object};
 use super::model::{GemmoeModel, ModelObject};
 use super::structs::{self, Versioned, check_reserved};
+use crate::backend::Variants;
 use crate::backend::cpu::kernels::Instructions;
 use crate::backend::cpu::{CpuOptions, ParallelFor, Priority, ThreadOptions};
 use crate::engine::{LoadOptions, Model};
@@ -240,13 +241,12 @@ impl GemmoeLoadOptions {
             priority,
             parallel_for: self.parallel_for.map(parallel_for),
         };
-        let cpu = CpuOptions {
-            threads,
-            instructions,
+        let cpu = CpuOptions { threads, instructions };
+        cpu.check()?;
+        let variants = Variants {
             unrounded_embedding_scale: self.flags & GEMMOE_LOAD_UNROUNDED_EMBEDDING_SCALE != 0,
             exact_gelu: self.flags & GEMMOE_LOAD_EXACT_GELU != 0,
         };
-        cpu.check()?;
         let kv_limit_bytes = usize::try_from(self.kv_limit_bytes).unwrap_or(usize::MAX);
         let follow_links = self.flags & GEMMOE_LOAD_FOLLOW_LINKS != 0;
         let map = self.flags & GEMMOE_LOAD_MAP != 0;
@@ -256,7 +256,7 @@ impl GemmoeLoadOptions {
             head: format("head_format", self.head_format)?,
             embedding: format("embedding_format", self.embedding_format)?,
         };
-        Ok(LoadOptions { cpu, formats, follow_links, map, kv_limit_bytes })
+        Ok(LoadOptions { cpu, variants, formats, follow_links, map, kv_limit_bytes })
     }
 }
 

@@ -11,16 +11,13 @@ mod routing;
 
 use std::sync::{Arc, Weak};
 
-use half::{bf16, f16};
 use parking_lot::Mutex;
-use safetensors::Dtype;
-use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::backend::kv::{KvDtype, KvGeometry, KvPage};
+use crate::backend::numerics::{Numerics, Variants};
 use crate::backend::observer::Observer;
 use crate::backend::ops::{Backend, Pass, PassLimits};
 use crate::error::Result;
-use crate::memory::Buffer;
 use crate::model::{Config, Weights};
 use kernels::{Instructions, Kernels};
 use pass::CpuPass;
@@ -34,10 +31,6 @@ pub struct CpuOptions {
     pub threads: ThreadOptions,
     /// Instruction set.
     pub instructions: Instructions,
-    /// Multiply the embedding by the unrounded square root of hidden_size.
-    pub unrounded_embedding_scale: bool,
-    /// Use GeLU by its definition instead of the tanh approximation.
-    pub exact_gelu: bool,
 }
 
 impl CpuOptions {
@@ -59,45 +52,24 @@ struct Shared {
     weights: Weights,
     kernels: Kernels,
     pool: Pool,
-    exact_gelu: bool,
-    embedding_scale: f32,
-    /// `[head_dim / 2]`: radians per position of each rotary pair.
-    rotary_frequencies: Buffer<f32>,
+    numerics: Numerics,
     /// Shown what matrices are multiplied with, while somebody wants that.
     observer: Mutex<Weak<Observer>>,
 }
 
 impl CpuBackend {
     /// Takes the weights over and starts the threads.
-    pub fn new(config: Config, weights: Weights, options: &CpuOptions) -> Result<Self> {
-        let root = (config.hidden_size as f64).sqrt();
-        let embedding_scale =
-            if options.unrounded_embedding_scale { root as f32 } else { rounded(root, weights.embedding_dtype) };
-        let mut rotary_frequencies = Buffer::zeroed("rotary frequencies", config.head_dim / 2)?;
-        for (pair, frequency) in rotary_frequencies.iter_mut().enumerate() {
-            *frequency = config.rope_theta.powf(-(2.0 * pair as f64) / config.head_dim as f64) as f32;
-        }
+    pub fn new(config: Config, weights: Weights, options: &CpuOptions, variants: Variants) -> Result<Self> {
         Ok(CpuBackend {
             shared: Arc::new(Shared {
                 kernels: Kernels::get(options.instructions)?,
                 pool: Pool::with(&options.threads)?,
-                exact_gelu: options.exact_gelu,
-                embedding_scale,
-                rotary_frequencies,
+                numerics: Numerics::new(&config, weights.embedding_dtype, variants)?,
                 observer: Mutex::default(),
                 config,
                 weights,
             }),
         })
-    }
-}
-
-/// `value` rounded to a dtype that weights can have.
-fn rounded(value: f64, dtype: Dtype) -> f32 {
-    match dtype {
-        Dtype::BF16 => bf16::from_f64(value).to_f32(),
-        Dtype::F16 => f16::from_f64(value).to_f32(),
-        _ => value as f32,
     }
 }
 
@@ -147,24 +119,8 @@ impl Backend for CpuBackend {
     }
 
     fn fingerprint(&self) -> u64 {
-        let Shared { config, weights, exact_gelu, embedding_scale, .. } = &*self.shared;
-        let mut hasher = Xxh3Default::new();
-        let numbers = [
-            config.vocab_size as u64,
-            config.hidden_size as u64,
-            config.intermediate_size as u64,
-            config.num_hidden_layers as u64,
-            config.num_attention_heads as u64,
-            config.num_key_value_heads as u64,
-            config.head_dim as u64,
-            config.num_local_experts as u64,
-            config.num_experts_per_tok as u64,
-            config.rope_theta.to_bits(),
-            config.rms_norm_eps.to_bits(),
-            *exact_gelu as u64,
-            embedding_scale.to_bits() as u64,
-        ];
-        numbers.iter().for_each(|number| hasher.update(&number.to_le_bytes()));
+        let Shared { config, weights, numerics, .. } = &*self.shared;
+        let mut hasher = numerics.fingerprint(config);
         weights.sample(&mut |bytes| hasher.update(bytes));
         hasher.digest()
     }

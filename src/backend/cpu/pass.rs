@@ -484,7 +484,7 @@ impl Pass for CpuPass {
 
     fn embed(&mut self, batch: &Batch, limit: &Limit) -> Poll<Result<()>> {
         let shared = Arc::clone(&self.shared);
-        let (hidden_size, pairs) = (shared.config.hidden_size, shared.rotary_frequencies.len());
+        let (hidden_size, pairs) = (shared.config.hidden_size, shared.numerics.rotary_frequencies.len());
         let x = Output::new(&mut self.x, hidden_size);
         let (cosines, sines) = (Output::new(&mut self.cosines, pairs), Output::new(&mut self.sines, pairs));
         let places = &self.places;
@@ -503,8 +503,8 @@ impl Pass for CpuPass {
                     )
                 };
                 shared.weights.embedding.read_row(sequence.tokens[position as usize - sequence.start] as usize, x);
-                x.iter_mut().for_each(|value| *value *= shared.embedding_scale);
-                for (pair, frequency) in shared.rotary_frequencies.iter().enumerate() {
+                x.iter_mut().for_each(|value| *value *= shared.numerics.embedding_scale);
+                for (pair, frequency) in shared.numerics.rotary_frequencies.iter().enumerate() {
                     // The product in f32, as the published code has it; its sine and cosine as exact as f32 holds them.
                     let (sine, cosine) = ((position as f32 * frequency) as f64).sin_cos();
                     cosines[pair] = cosine as f32;
@@ -529,7 +529,7 @@ impl Pass for CpuPass {
         ];
         ready!(shared.matmul(jobs, limit, &mut self.packed, x, products))?;
 
-        let (head_dim, pairs) = (self.geometry.head_dim, shared.rotary_frequencies.len());
+        let (head_dim, pairs) = (self.geometry.head_dim, shared.numerics.rotary_frequencies.len());
         let rows = [(&mut self.query, weights.query.rows()), (&mut self.key, weights.key.rows())];
         let rows = rows.map(|(rows, width)| (Output::new(rows, width), width));
         let (cosines, sines) = (&self.cosines, &self.sines);
@@ -672,7 +672,7 @@ impl Pass for CpuPass {
             &|expert, panels, x, first| {
                 let out = activated.skip_rows(first);
                 // SAFETY: items have different slots or different rows, and the buffer outlives the job.
-                unsafe { shared.kernels.geglu(&experts[expert], panels, x, shared.exact_gelu, &out) }
+                unsafe { shared.kernels.geglu(&experts[expert], panels, x, shared.numerics.exact_gelu, &out) }
             },
         ))?;
 

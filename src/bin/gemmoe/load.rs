@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use gemmoe::backend::Variants;
 use gemmoe::backend::cpu::kernels::Instructions;
 use gemmoe::backend::cpu::{self, CpuOptions, ThreadOptions};
 use gemmoe::{LoadOptions, Model, Progress, Result};
@@ -43,9 +44,8 @@ pub fn options(args: &ModelArgs) -> LoadOptions {
         cpu: CpuOptions {
             instructions: args.instructions.unwrap_or_default(),
             threads: ThreadOptions { count: args.threads, pin: args.pin, priority, ..Default::default() },
-            unrounded_embedding_scale: args.unrounded_embedding_scale,
-            exact_gelu: args.exact_gelu,
         },
+        variants: Variants { unrounded_embedding_scale: args.unrounded_embedding_scale, exact_gelu: args.exact_gelu },
         formats: args.quantize.unwrap_or_default(),
         follow_links: args.follow_links,
         map: args.map,
