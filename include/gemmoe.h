@@ -32,7 +32,8 @@
 #include <stdint.h>
 /* Initialisers: all defaults. */
 #define GEMMOE_LOAD_OPTIONS_INIT \
-    { sizeof(gemmoe_load_options), 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+    { sizeof(gemmoe_load_options), 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_DEVICE_INFO_INIT { sizeof(gemmoe_device_info), 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_LOAD_PROGRESS_INIT { sizeof(gemmoe_load_progress), 0, 0, 0 }
 #define GEMMOE_MODEL_INFO_INIT \
     { sizeof(gemmoe_model_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
@@ -110,6 +111,27 @@
  * keep them in f32.
  */
 #define GEMMOE_INSTRUCTIONS_AVX512 4
+
+/**
+ * gemmoe_load_options.device: the CPU. Later versions may choose a GPU where there is one.
+ */
+#define GEMMOE_DEVICE_DEFAULT 0
+
+/**
+ * gemmoe_load_options.device: the CPU.
+ */
+#define GEMMOE_DEVICE_CPU 1
+
+/**
+ * gemmoe_load_options.device: the NVIDIA GPU number device_index; NO_DEVICE where there is no such.
+ */
+#define GEMMOE_DEVICE_CUDA 2
+
+/**
+ * gemmoe_load_options.device: the GPU with most free memory if the weights and a session of default options fit there, else
+ * the CPU.
+ */
+#define GEMMOE_DEVICE_AUTO 3
 
 /**
  * gemmoe_load_options.priority: the library's own threads have that of the loading thread.
@@ -557,6 +579,26 @@ enum gemmoe_status
      * A message has a role or a text that cannot be used.
      */
     GEMMOE_STATUS_MESSAGE_VALUE = 103,
+    /**
+     * The machine has no NVIDIA driver, or not the device that was asked for, or one that is too old for the kernels.
+     */
+    GEMMOE_STATUS_NO_DEVICE = 110,
+    /**
+     * The NVIDIA driver is older than the library's kernels.
+     */
+    GEMMOE_STATUS_DRIVER_TOO_OLD = 111,
+    /**
+     * Memory on the device could not be had; nothing was changed.
+     */
+    GEMMOE_STATUS_DEVICE_OUT_OF_MEMORY = 112,
+    /**
+     * The device's driver refused or failed a call; what was in progress is lost, the objects are usable.
+     */
+    GEMMOE_STATUS_DEVICE_FAILED = 113,
+    /**
+     * The device failed in a way that ends everything on it: destroy its sessions and models, and load anew.
+     */
+    GEMMOE_STATUS_DEVICE_LOST = 114,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -601,6 +643,40 @@ typedef struct gemmoe_session gemmoe_session;
  * The text ends at a stop token of the model and at the stop strings of the host. For one thread at a time.
  */
 typedef struct gemmoe_text_stream gemmoe_text_stream;
+
+/**
+ * A GPU that models can run on. Initialise with GEMMOE_DEVICE_INFO_INIT.
+ */
+typedef struct gemmoe_device_info {
+    /**
+     * sizeof(gemmoe_device_info)
+     */
+    uint32_t struct_size;
+    /**
+     * What it is chosen by: gemmoe_load_options.device_index.
+     */
+    uint32_t index;
+    /**
+     * Compute capability: 9 of 9.0.
+     */
+    uint32_t capability_major;
+    /**
+     * Compute capability: 0 of 9.0.
+     */
+    uint32_t capability_minor;
+    /**
+     * All its memory.
+     */
+    uint64_t memory_bytes;
+    /**
+     * What nobody uses at the moment.
+     */
+    uint64_t free_bytes;
+    /**
+     * Must not be relied on.
+     */
+    uint64_t reserved[4];
+} gemmoe_device_info;
 
 /**
  * What a gemmoe_parallel_for calls, with the task_context it was given and an index below its count. It returns soon when
@@ -684,6 +760,14 @@ typedef struct gemmoe_load_options {
      * The same for the embedding. With another format than the head's, an embedding that is the head is held twice.
      */
     uint32_t embedding_format;
+    /**
+     * One of GEMMOE_DEVICE_.
+     */
+    uint32_t device;
+    /**
+     * Which GPU, below what gemmoe_device_count says; 0 unless device is GEMMOE_DEVICE_CUDA.
+     */
+    uint32_t device_index;
     /**
      * Must be 0.
      */
@@ -1272,6 +1356,31 @@ const char *gemmoe_error_key(const struct gemmoe_error *error);
  * Destroys an error. NULL is nothing. Errors: STALE_HANDLE, WRONG_HANDLE_TYPE. Any thread. Since 0.1.
  */
 gemmoe_status gemmoe_error_destroy(struct gemmoe_error *error);
+
+/**
+ * How many GPUs there are that models can run on; 0, and no error, on a machine without an NVIDIA driver.
+ * Errors: NULL_ARGUMENT, DRIVER_TOO_OLD, DEVICE_FAILED. Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_device_count(uint32_t *count_out, struct gemmoe_error **error_out);
+
+/**
+ * What a GPU is.
+ * Errors: NULL_ARGUMENT, STRUCT_SIZE, NO_DEVICE, DRIVER_TOO_OLD, DEVICE_FAILED. Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_device_get_info(uint32_t index,
+                                     struct gemmoe_device_info *info_out,
+                                     struct gemmoe_error **error_out);
+
+/**
+ * Copies a GPU's name, UTF-8 without NUL, such as "NVIDIA H100 80GB HBM3". `count_out` receives its length; with `capacity` 0
+ * nothing else is written.
+ * Errors: NULL_ARGUMENT, BUFFER_TOO_SMALL, NO_DEVICE, DRIVER_TOO_OLD, DEVICE_FAILED. Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_device_name(uint32_t index,
+                                 char *text,
+                                 size_t capacity,
+                                 size_t *count_out,
+                                 struct gemmoe_error **error_out);
 
 /**
  * Starts loading a model directory and returns at once. `directory` is a NUL-terminated path, `options` may be NULL.

@@ -137,11 +137,22 @@ pub enum Status {
     TemplateLimit = 102,
     /// A message has a role or a text that cannot be used.
     MessageValue = 103,
+
+    /// The machine has no NVIDIA driver, or not the device that was asked for, or one that is too old for the kernels.
+    NoDevice = 110,
+    /// The NVIDIA driver is older than the library's kernels.
+    DriverTooOld = 111,
+    /// Memory on the device could not be had; nothing was changed.
+    DeviceOutOfMemory = 112,
+    /// The device's driver refused or failed a call; what was in progress is lost, the objects are usable.
+    DeviceFailed = 113,
+    /// The device failed in a way that ends everything on it: destroy its sessions and models, and load anew.
+    DeviceLost = 114,
 }
 
 impl Status {
     /// Every status and its name, in the order of its value.
-    pub const TABLE: [(Status, &'static CStr); 59] = {
+    pub const TABLE: [(Status, &'static CStr); 64] = {
         use Status::*;
         [
             (Ok, c"OK"),
@@ -203,6 +214,11 @@ impl Status {
             (TemplateFailed, c"TEMPLATE_FAILED"),
             (TemplateLimit, c"TEMPLATE_LIMIT"),
             (MessageValue, c"MESSAGE_VALUE"),
+            (NoDevice, c"NO_DEVICE"),
+            (DriverTooOld, c"DRIVER_TOO_OLD"),
+            (DeviceOutOfMemory, c"DEVICE_OUT_OF_MEMORY"),
+            (DeviceFailed, c"DEVICE_FAILED"),
+            (DeviceLost, c"DEVICE_LOST"),
         ]
     };
 

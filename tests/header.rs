@@ -12,8 +12,8 @@ fn the_committed_header_is_the_generated_one() {
     let mut builder = cbindgen::Builder::new().with_config(config);
     // Only what makes up the ABI, in the order a host meets it.
     builder = builder.with_src(root.join("src/error.rs"));
-    const FILES: [&str; 15] = [
-        "version", "error", "load", "model", "text", "chat", "budget", "session", "plan", "generate", "grammar",
+    const FILES: [&str; 16] = [
+        "version", "error", "device", "load", "model", "text", "chat", "budget", "session", "plan", "generate", "grammar",
         "experts", "snapshot", "metrics", "batch",
     ];
     for file in FILES {

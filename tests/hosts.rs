@@ -260,10 +260,12 @@ macro_rules! layout {
 #[test]
 fn structs_have_one_layout_in_c_and_in_rust() {
     let mut lines: Vec<String> = Vec::new();
+    layout!(lines, GemmoeDeviceInfo, "gemmoe_device_info", struct_size: u32, index: u32, capability_major: u32,
+        capability_minor: u32, memory_bytes: u64, free_bytes: u64, reserved: [u64; 4]);
     layout!(lines, GemmoeLoadOptions, "gemmoe_load_options", struct_size: u32, flags: u32, threads: u32,
         instructions: u32, kv_limit_bytes: u64, priority: u32, spin_us: u32, parallel_for: ffi::GemmoeParallelFor,
         parallel_for_context: *mut c_void, experts_format: u32, attention_format: u32,
-        head_format: u32, embedding_format: u32, reserved: [u64; 4]);
+        head_format: u32, embedding_format: u32, device: u32, device_index: u32, reserved: [u64; 4]);
     layout!(lines, GemmoeLoadProgress, "gemmoe_load_progress", struct_size: u32, state: u32, bytes_total: u64,
         bytes_read: u64);
     layout!(lines, GemmoeModelInfo, "gemmoe_model_info", struct_size: u32, vocab_size: u32, hidden_size: u32,

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::kv::KvAccount;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
-use crate::backend::{Backend, Variants};
+use crate::backend::{Backend, Device, Variants};
 use crate::error::{Error, Result, Status};
 use crate::model::{Checkpoint, Config, Description, Formats, Progress, Weights, config, names::Layout};
 use crate::text::grammar::GrammarVocabulary;
@@ -19,7 +19,9 @@ const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 /// What a host may choose when it loads a model.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoadOptions {
-    /// Threads and instruction set.
+    /// Where the model runs.
+    pub device: Device,
+    /// Threads and instruction set of the processor; on a GPU, of loading.
     pub cpu: CpuOptions,
     /// Where published GemMoEs differ in their arithmetic.
     pub variants: Variants,

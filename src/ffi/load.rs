@@ -14,7 +14,7 @@ use super::guard::{guard, guard_status};
 use super::handles::{self, Held, Object};
 use super::model::{GemmoeModel, ModelObject};
 use super::structs::{self, Versioned, check_reserved};
-use crate::backend::Variants;
+use crate::backend::{Device, Variants};
 use crate::backend::cpu::kernels::Instructions;
 use crate::backend::cpu::{CpuOptions, ParallelFor, Priority, ThreadOptions};
 use crate::engine::{LoadOptions, Model};
@@ -51,6 +51,16 @@ pub const GEMMOE_INSTRUCTIONS_AVX_VNNI: u32 = 3;
 /// AVX-512 BF16 too, activations are rounded to bf16 before they meet bf16 weights, which is twice as fast in prefill; the others
 /// keep them in f32.
 pub const GEMMOE_INSTRUCTIONS_AVX512: u32 = 4;
+
+/// gemmoe_load_options.device: the CPU. Later versions may choose a GPU where there is one.
+pub const GEMMOE_DEVICE_DEFAULT: u32 = 0;
+/// gemmoe_load_options.device: the CPU.
+pub const GEMMOE_DEVICE_CPU: u32 = 1;
+/// gemmoe_load_options.device: the NVIDIA GPU number device_index; NO_DEVICE where there is no such.
+pub const GEMMOE_DEVICE_CUDA: u32 = 2;
+/// gemmoe_load_options.device: the GPU with most free memory if the weights and a session of default options fit there, else
+/// the CPU.
+pub const GEMMOE_DEVICE_AUTO: u32 = 3;
 
 /// gemmoe_load_options.priority: the library's own threads have that of the loading thread.
 pub const GEMMOE_PRIORITY_NORMAL: u32 = 0;
@@ -138,6 +148,10 @@ pub struct GemmoeLoadOptions {
     pub head_format: u32,
     /// The same for the embedding. With another format than the head's, an embedding that is the head is held twice.
     pub embedding_format: u32,
+    /// One of GEMMOE_DEVICE_.
+    pub device: u32,
+    /// Which GPU, below what gemmoe_device_count says; 0 unless device is GEMMOE_DEVICE_CUDA.
+    pub device_index: u32,
     /// Must be 0.
     pub reserved: [u64; 4],
 }
@@ -146,7 +160,7 @@ pub struct GemmoeLoadOptions {
 // pointers that may be NULL.
 unsafe impl Versioned for GemmoeLoadOptions {
     const NAME: &'static str = "gemmoe_load_options";
-    const FIRST_SIZE: usize = 80 + 2 * size_of::<usize>();
+    const FIRST_SIZE: usize = 88 + 2 * size_of::<usize>();
 }
 
 /// How far a load has come. Initialise with GEMMOE_LOAD_PROGRESS_INIT.
@@ -241,6 +255,15 @@ impl GemmoeLoadOptions {
             priority,
             parallel_for: self.parallel_for.map(parallel_for),
         };
+        let device = match self.device {
+            GEMMOE_DEVICE_DEFAULT | GEMMOE_DEVICE_CPU => Device::Cpu,
+            GEMMOE_DEVICE_CUDA => Device::Cuda(self.device_index as usize),
+            GEMMOE_DEVICE_AUTO => Device::Auto,
+            other => return invalid("device", other, "one of GEMMOE_DEVICE_"),
+        };
+        if self.device_index != 0 && self.device != GEMMOE_DEVICE_CUDA {
+            return invalid("device_index", self.device_index, "0 unless options.device is GEMMOE_DEVICE_CUDA");
+        }
         let cpu = CpuOptions { threads, instructions };
         cpu.check()?;
         let variants = Variants {
@@ -256,7 +279,7 @@ impl GemmoeLoadOptions {
             head: format("head_format", self.head_format)?,
             embedding: format("embedding_format", self.embedding_format)?,
         };
-        Ok(LoadOptions { cpu, variants, formats, follow_links, map, kv_limit_bytes })
+        Ok(LoadOptions { device, cpu, variants, formats, follow_links, map, kv_limit_bytes })
     }
 }
 

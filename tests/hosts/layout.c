@@ -6,6 +6,7 @@
     printf(#name "." #field " %u %u\n", (unsigned)offsetof(name, field), (unsigned)sizeof(((name *)0)->field))
 
 int main(void) {
+    gemmoe_device_info device_info = GEMMOE_DEVICE_INFO_INIT;
     gemmoe_load_options load_options = GEMMOE_LOAD_OPTIONS_INIT;
     gemmoe_load_progress load_progress = GEMMOE_LOAD_PROGRESS_INIT;
     gemmoe_model_info model_info = GEMMOE_MODEL_INFO_INIT;
@@ -20,6 +21,7 @@ int main(void) {
     gemmoe_batch_options batch_options = GEMMOE_BATCH_OPTIONS_INIT;
     gemmoe_batch_info batch_info = GEMMOE_BATCH_INFO_INIT;
 
+    CHECK(device_info.struct_size == sizeof device_info && device_info.reserved[3] == 0);
     CHECK(load_options.struct_size == sizeof load_options && load_options.reserved[3] == 0);
     CHECK(load_progress.struct_size == sizeof load_progress && load_progress.bytes_read == 0);
     CHECK(model_info.struct_size == sizeof model_info && model_info.reserved[3] == 0);
@@ -38,6 +40,14 @@ int main(void) {
     CHECK(gemmoe_abi_version() == GEMMOE_ABI_VERSION);
     CHECK(sizeof(gemmoe_status) == 4);
 
+    STRUCT(gemmoe_device_info);
+    FIELD(gemmoe_device_info, struct_size);
+    FIELD(gemmoe_device_info, index);
+    FIELD(gemmoe_device_info, capability_major);
+    FIELD(gemmoe_device_info, capability_minor);
+    FIELD(gemmoe_device_info, memory_bytes);
+    FIELD(gemmoe_device_info, free_bytes);
+    FIELD(gemmoe_device_info, reserved);
     STRUCT(gemmoe_load_options);
     FIELD(gemmoe_load_options, struct_size);
     FIELD(gemmoe_load_options, flags);
@@ -52,6 +62,8 @@ int main(void) {
     FIELD(gemmoe_load_options, attention_format);
     FIELD(gemmoe_load_options, head_format);
     FIELD(gemmoe_load_options, embedding_format);
+    FIELD(gemmoe_load_options, device);
+    FIELD(gemmoe_load_options, device_index);
     FIELD(gemmoe_load_options, reserved);
     STRUCT(gemmoe_load_progress);
     FIELD(gemmoe_load_progress, struct_size);

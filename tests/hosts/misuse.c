@@ -470,6 +470,7 @@ static void null_arguments(void) {
     NULL_ARGUMENT(gemmoe_session_fork(session, NULL, &error));
     NULL_ARGUMENT(gemmoe_session_push(session, NULL, 1, &error));
     NULL_ARGUMENT(gemmoe_session_set_tokens(session, NULL, 1, &out[0].size, &error));
+    NULL_ARGUMENT(gemmoe_device_count(NULL, &error));
     NULL_ARGUMENT(gemmoe_plan_memory(NULL, NULL, NULL, &plan, &error));
     NULL_ARGUMENT(gemmoe_plan_memory(directory, NULL, NULL, NULL, &error));
     NULL_ARGUMENT(gemmoe_session_score(session, NULL, 1, &out[0].real, &error));
@@ -660,6 +661,7 @@ static void sizes(void) {
 
 /* A struct with room behind it. */
 static union padded {
+    gemmoe_device_info device;
     gemmoe_load_options load;
     gemmoe_session_options session;
     gemmoe_sampling sampling;
@@ -856,6 +858,13 @@ static void load_values(void) {
                                        {0, 0, 0, 3},
                                        {0, 0, 0, 0xFFFFFFFF},
                                        {GEMMOE_LOAD_PIN_THREADS, 256, 0, 0}};
+    static const uint32_t devices[][3] = {{4, 0, GEMMOE_STATUS_INVALID_ARGUMENT},
+                                          {0xFFFFFFFF, 0, GEMMOE_STATUS_INVALID_ARGUMENT},
+                                          {GEMMOE_DEVICE_DEFAULT, 1, GEMMOE_STATUS_INVALID_ARGUMENT},
+                                          {GEMMOE_DEVICE_CPU, 1, GEMMOE_STATUS_INVALID_ARGUMENT},
+                                          {GEMMOE_DEVICE_AUTO, 1, GEMMOE_STATUS_INVALID_ARGUMENT},
+                                          {GEMMOE_DEVICE_CUDA, 9999, GEMMOE_STATUS_NO_DEVICE},
+                                          {GEMMOE_DEVICE_CUDA, 0xFFFFFFFF, GEMMOE_STATUS_NO_DEVICE}};
     static const uint32_t formats[] = {GEMMOE_FORMAT_BF16, GEMMOE_FORMAT_F16, GEMMOE_FORMAT_F32, 5, 12, 0x100,
                                        GEMMOE_FORMAT_INT4 | GEMMOE_FORMAT_GROUP_64 | GEMMOE_FORMAT_GROUP_128, 0x10004,
                                        0xFFFFFFFF};
@@ -872,6 +881,20 @@ static void load_values(void) {
         padded.load.instructions = rows[row][2];
         padded.load.priority = rows[row][3];
         FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, pass_load_options(&error));
+    }
+    /* Devices that are none, and an index where none is to be chosen. */
+    for (row = 0; row < sizeof devices / sizeof devices[0]; row++) {
+        memset(&padded, 0, sizeof padded);
+        padded.load.struct_size = sizeof(gemmoe_load_options);
+        padded.load.device = devices[row][0];
+        padded.load.device_index = devices[row][1];
+        FAILS((gemmoe_status)devices[row][2], pass_load_options(&error));
+    }
+    for (row = GEMMOE_DEVICE_DEFAULT; row <= GEMMOE_DEVICE_CPU; row++) {
+        memset(&padded, 0, sizeof padded);
+        padded.load.struct_size = sizeof(gemmoe_load_options);
+        padded.load.device = (uint32_t)row;
+        SUCCEEDS(pass_load_options(&error));
     }
     /* Mapping asks nothing of a directory: what is stored row by row is read. */
     memset(&padded, 0, sizeof padded);
@@ -922,6 +945,7 @@ static void loads(void) {
     gemmoe_load *load = NULL;
     gemmoe_model *model = NULL;
     gemmoe_load_progress progress = GEMMOE_LOAD_PROGRESS_INIT;
+    gemmoe_device_info device = GEMMOE_DEVICE_INFO_INIT;
     gemmoe_memory_plan plan = GEMMOE_MEMORY_PLAN_INIT;
 
     SUCCEEDS(gemmoe_load_start(directory, NULL, &load, &error));
@@ -950,6 +974,9 @@ static void loads(void) {
     RETURNS(GEMMOE_STATUS_OK, gemmoe_load_destroy(load));
     FAILS(GEMMOE_STATUS_DIRECTORY_NOT_FOUND, gemmoe_plan_memory("/nowhere/at/all", NULL, NULL, &plan, &error));
     CHECK(plan.weight_bytes == 0 && plan.struct_size == sizeof plan);
+    FAILS(GEMMOE_STATUS_NO_DEVICE, gemmoe_device_get_info(0xFFFFFFFF, &device, &error));
+    CHECK(device.memory_bytes == 0 && device.struct_size == sizeof device);
+    FAILS(GEMMOE_STATUS_NO_DEVICE, gemmoe_device_name(0xFFFFFFFF, (char *)&out[0], 8, &out[1].size, &error));
     FAILS(GEMMOE_STATUS_DIRECTORY_NOT_FOUND, gemmoe_model_load("", NULL, (gemmoe_model **)&out[0], &error));
     FAILS(GEMMOE_STATUS_DIRECTORY_NOT_FOUND, gemmoe_model_load("\xff\xfe", NULL, (gemmoe_model **)&out[0], &error));
     CHECK(outputs_untouched());

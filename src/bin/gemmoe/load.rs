@@ -41,6 +41,7 @@ pub fn options(args: &ModelArgs) -> LoadOptions {
         Priority::Lowest => cpu::Priority::Lowest,
     };
     LoadOptions {
+        device: args.device,
         cpu: CpuOptions {
             instructions: args.instructions.unwrap_or_default(),
             threads: ThreadOptions { count: args.threads, pin: args.pin, priority, ..Default::default() },

@@ -2,6 +2,7 @@
 
 mod bench;
 mod chat;
+mod devices;
 mod domains;
 mod embed;
 mod files;
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gemmoe::Formats;
+use gemmoe::backend::Device;
 use gemmoe::backend::cpu::kernels::Instructions;
 
 /// Run GemMoE, the mixture of experts made from Gemma.
@@ -37,6 +39,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// List the devices that models can run on.
+    Devices(devices::Devices),
     /// Check a model directory and say what is in it, without reading the weights.
     Inspect(inspect::Inspect),
     /// Say how much memory a model and its sessions will take, without reading the weights.
@@ -72,6 +76,9 @@ struct ModelArgs {
     /// Model directory: config.json, model.safetensors or shards with their index, and tokenizer.json for text.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    /// Where the model runs: cpu, cuda, cuda:N, or auto for a GPU where the model fits one.
+    #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = devices::parse_device)]
+    device: Device,
     /// Threads; by default one per core.
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     threads: usize,
@@ -118,6 +125,7 @@ fn main() -> ExitCode {
     end_quietly_with_the_pipe();
     end_where_output_cannot_be_written();
     let result = match Cli::parse().command {
+        Command::Devices(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Quantize(command) => command.run(),

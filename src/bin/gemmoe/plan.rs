@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use gemmoe::backend::KvDtype;
+use gemmoe::backend::{Device, KvDtype};
 use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::{Formats, LoadOptions, MemoryPlan, Model, Result, SessionOptions};
 use serde_json::json;
 
+use crate::devices::parse_device;
 use crate::formats::{parse_formats, parts, parts_json};
 use crate::session::kv_dtypes;
 use crate::units::{grouped, size};
@@ -28,6 +29,9 @@ pub struct Plan {
     /// Sessions at the same time.
     #[arg(long, value_name = "N", default_value_t = 1)]
     sessions: u64,
+    /// Where the model would run: cpu, cuda, cuda:N, or auto for a GPU where the model fits one.
+    #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = parse_device)]
+    device: Device,
     /// Threads; by default one per core.
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     threads: usize,
@@ -46,6 +50,7 @@ pub struct Plan {
 impl Plan {
     pub fn run(&self) -> Result<()> {
         let load = LoadOptions {
+            device: self.device,
             cpu: CpuOptions { threads: self.threads.into(), ..Default::default() },
             formats: self.quantize.unwrap_or_default(),
             follow_links: self.follow_links,

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use gemmoe::backend::Device;
 use gemmoe::engine::options::DEFAULT_CONTEXT;
 use gemmoe::engine::score::perplexity;
 use gemmoe::quant::{Groups, ScaleDtype};
@@ -132,6 +133,7 @@ impl Quantize {
     fn model_args(&self, directory: &Path) -> ModelArgs {
         ModelArgs {
             model: directory.to_owned(),
+            device: Device::Cpu,
             threads: self.threads,
             instructions: None,
             pin: false,
