@@ -231,10 +231,17 @@ template <class Kv> DEVICE void weigh_values(const Span &span, const Lanes &lane
     }
 }
 
-template <class Kv> DEVICE void attend(const AttentionArguments &arguments, const PlaceArguments &place) {
-    SHARED(const uint8_t *, keys, SPAN);
-    SHARED(float, weights, SPAN);
-    SHARED(float, of_warps, WARPS * MAX_HEAD_DIM);
+// What the threads of a block share; the arrays are those of Span, and weighted values of each warp.
+struct Shared {
+    const uint8_t **keys;
+    float *weights;
+    // `[WARPS][MAX_HEAD_DIM]`
+    float *of_warps;
+};
+
+template <class Kv> DEVICE void attend(const AttentionArguments &arguments, const PlaceArguments &place, const Shared &shared) {
+    const uint8_t **keys = shared.keys;
+    float *weights = shared.weights, *of_warps = shared.of_warps;
     const CacheArguments &cache = arguments.cache;
     uint32_t head_dim = cache.head_dim, head = block_y(), thread = thread_index();
     uint32_t key_value_head = head / (arguments.heads / cache.key_value_heads);
@@ -341,12 +348,16 @@ template <class Kv> DEVICE void attend(const AttentionArguments &arguments, cons
 }
 
 KERNEL(attention, AttentionArguments, 128) {
+    SHARED(const uint8_t *, keys, SPAN);
+    SHARED(float, weights, SPAN);
+    SHARED(float, of_warps, WARPS * MAX_HEAD_DIM);
+    Shared shared = {keys, weights, of_warps};
     PlaceArguments place = arguments.places[block_x()];
     switch (place.kv_dtype) {
-        case KV_F32: return attend<KvF32>(arguments, place);
-        case KV_BF16: return attend<KvHalves<true>>(arguments, place);
-        case KV_F16: return attend<KvHalves<false>>(arguments, place);
-        default: return attend<KvInt8>(arguments, place);
+        case KV_F32: return attend<KvF32>(arguments, place, shared);
+        case KV_BF16: return attend<KvHalves<true>>(arguments, place, shared);
+        case KV_F16: return attend<KvHalves<false>>(arguments, place, shared);
+        default: return attend<KvInt8>(arguments, place, shared);
     }
 }
 

@@ -5,7 +5,7 @@
 // lane has a sum for each of its rows and tokens, over its lines in rising order; then come those of the lanes of the same rows,
 // then the warps one after the other. So a token's sums have one order, whatever the other tokens and however many.
 //
-// Weights are read once per tile of tokens, four loads of each panel in flight a lane; activations are read from the caches.
+// Weights are read once per tile of tokens, up to four loads of each panel in flight a lane; activations are read from the caches.
 
 #pragma once
 
@@ -15,7 +15,8 @@
 constexpr uint32_t PRODUCT_WARPS = 4;
 constexpr uint32_t LINES_OF_WARP = 8;
 constexpr uint32_t LINES_OF_BLOCK = PRODUCT_WARPS * LINES_OF_WARP;
-constexpr uint32_t DEPTH = 4;
+// Steps that a lane has in flight; fewer where many sums leave less room for them.
+template <uint32_t TOKENS> constexpr uint32_t DEPTH = TOKENS < 8 ? 4 : 2;
 
 // Where the rows of some tokens' activations start, in columns.
 template <uint32_t TOKENS> struct Starts {
@@ -89,8 +90,9 @@ DEVICE Products<MATRICES> products(const Panel (&panels)[MATRICES], const Activa
     uint32_t lane = thread_index() % LANES, warp = thread_index() / LANES;
     LaneSums<MATRICES, TOKENS> sums = {};
     uint32_t line = warp * LINES_OF_WARP + lane / 4;
-    for (; line + (DEPTH - 1) * LINES_OF_BLOCK < panels[0].line_count; line += DEPTH * LINES_OF_BLOCK) {
-        add_lines<Format, DEPTH>(sums, panels, x, starts, line);
+    constexpr uint32_t depth = DEPTH<TOKENS>;
+    for (; line + (depth - 1) * LINES_OF_BLOCK < panels[0].line_count; line += depth * LINES_OF_BLOCK) {
+        add_lines<Format, depth>(sums, panels, x, starts, line);
     }
     for (; line < panels[0].line_count; line += LINES_OF_BLOCK) {
         add_lines<Format, 1>(sums, panels, x, starts, line);

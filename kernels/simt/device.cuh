@@ -20,7 +20,7 @@ typedef unsigned long uint64_t;
 
 // A kernel and what it is given: `KERNEL(name, NameArguments, threads of a block) { ... arguments.x ... }`.
 #define KERNEL(name, Arguments, threads)                                                                               \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Arguments arguments)
+    extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Arguments arguments)
 
 // An array that the threads of a block share. It begins with anything.
 #define SHARED(type, name, count) __shared__ type name[count]
