@@ -157,27 +157,27 @@ template <class Kv> DEVICE void score(const Span &span, const Lanes &lanes, cons
     // All lanes to the end: they meet in shuffles.
     for (uint32_t first = warp * rows; first < span.count; first += WARPS * rows * DEPTH) {
         float sums[DEPTH] = {};
-#pragma unroll
+        UNROLL
         for (uint32_t part = 0; part < PARTS; part++) {
             uint32_t column = lanes.column + part * LANES * ELEMENTS;
             if (column < head_dim) {
                 Eight keys[DEPTH];
-#pragma unroll
+                UNROLL
                 for (uint32_t i = 0; i < DEPTH; i++) {
                     // Past the last the last again, whose score nobody stores.
                     uint32_t position = minimum(first + i * WARPS * rows + lanes.row, span.count - 1);
                     keys[i] = load_eight<Kv>(span.keys[position], column, head_dim);
                 }
-#pragma unroll
+                UNROLL
                 for (uint32_t i = 0; i < DEPTH; i++) {
-#pragma unroll
+                    UNROLL
                     for (uint32_t element = 0; element < ELEMENTS; element++) {
                         sums[i] = multiply_add(query[part][element], keys[i].of[element], sums[i]);
                     }
                 }
             }
         }
-#pragma unroll
+        UNROLL
         for (uint32_t i = 0; i < DEPTH; i++) {
             for (uint32_t mask = lanes.width / 2; mask > 0; mask /= 2) {
                 sums[i] += shuffle_xor(sums[i], mask);
@@ -193,25 +193,25 @@ template <class Kv> DEVICE void score(const Span &span, const Lanes &lanes, cons
 // The weighted values of the span into `of_warps: [WARPS][MAX_HEAD_DIM]`.
 template <class Kv> DEVICE void weigh_values(const Span &span, const Lanes &lanes, uint32_t head_dim, float *of_warps) {
     uint32_t rows = LANES / lanes.width, warp = thread_index() / LANES;
-#pragma unroll
+    UNROLL
     for (uint32_t part = 0; part < PARTS; part++) {
         uint32_t column = lanes.column + part * LANES * ELEMENTS;
         float sums[ELEMENTS] = {};
         if (column < head_dim) {
             for (uint32_t first = warp * rows + lanes.row; first < span.count; first += WARPS * rows * DEPTH) {
                 Eight values[DEPTH];
-#pragma unroll
+                UNROLL
                 for (uint32_t i = 0; i < DEPTH; i++) {
                     uint32_t position = first + i * WARPS * rows;
                     if (position < span.count) {
                         values[i] = load_eight<Kv>(span.keys[position] + span.to_value, column, head_dim);
                     }
                 }
-#pragma unroll
+                UNROLL
                 for (uint32_t i = 0; i < DEPTH; i++) {
                     uint32_t position = first + i * WARPS * rows;
                     if (position < span.count) {
-#pragma unroll
+                        UNROLL
                         for (uint32_t element = 0; element < ELEMENTS; element++) {
                             sums[element] = multiply_add(span.weights[position], values[i].of[element], sums[element]);
                         }
@@ -219,7 +219,7 @@ template <class Kv> DEVICE void weigh_values(const Span &span, const Lanes &lane
                 }
             }
         }
-#pragma unroll
+        UNROLL
         for (uint32_t element = 0; element < ELEMENTS; element++) {
             for (uint32_t mask = lanes.width; mask < LANES; mask *= 2) {
                 sums[element] += shuffle_xor(sums[element], mask);
@@ -248,9 +248,9 @@ template <class Kv> DEVICE void attend(const AttentionArguments &arguments, cons
     size_t row = static_cast<size_t>(block_x()) * arguments.heads + head;
     Lanes lanes = lanes_for(head_dim);
     float query[PARTS][ELEMENTS];
-#pragma unroll
+    UNROLL
     for (uint32_t part = 0; part < PARTS; part++) {
-#pragma unroll
+        UNROLL
         for (uint32_t element = 0; element < ELEMENTS; element++) {
             uint32_t column = lanes.column + part * LANES * ELEMENTS + element;
             query[part][element] = column < head_dim ? arguments.query[row * head_dim + column] : 0.0f;

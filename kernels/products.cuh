@@ -26,7 +26,7 @@ template <uint32_t TOKENS> struct Starts {
 // Of `TOKENS` tokens from `first` on; past the last one the last again, whose products nobody stores.
 template <uint32_t TOKENS> DEVICE Starts<TOKENS> starts_of(const ActivationArguments &x, uint32_t first, uint32_t end) {
     Starts<TOKENS> starts;
-#pragma unroll
+    UNROLL
     for (uint32_t t = 0; t < TOKENS; t++) {
         uint32_t token = minimum(first + t, end - 1);
         starts.of[t] = static_cast<size_t>(x.index ? x.index[token] : token) * x.stride;
@@ -45,29 +45,29 @@ DEVICE void add_lines(LaneSums<MATRICES, TOKENS> &sums, const Panel (&panels)[MA
                       const Starts<TOKENS> &starts, uint32_t line) {
     uint32_t quarter = thread_index() % 4;
     Words words[COUNT][MATRICES];
-#pragma unroll
+    UNROLL
     for (uint32_t i = 0; i < COUNT; i++) {
-#pragma unroll
+        UNROLL
         for (uint32_t m = 0; m < MATRICES; m++) {
             size_t offset = static_cast<size_t>(line + i * LINES_OF_BLOCK) * LINE_BYTES + 16 * quarter;
             words[i][m] = load_words(panels[m].lines + offset);
         }
     }
-#pragma unroll
+    UNROLL
     for (uint32_t i = 0; i < COUNT; i++) {
         uint32_t at = line + i * LINES_OF_BLOCK;
         typename Format::Input inputs[TOKENS];
-#pragma unroll
+        UNROLL
         for (uint32_t t = 0; t < TOKENS; t++) {
             inputs[t] = Format::input(x, starts.of[t], at);
         }
-#pragma unroll
+        UNROLL
         for (uint32_t m = 0; m < MATRICES; m++) {
             FourScales scales = four_scales<Format>(panels[m], at * Format::COLUMNS, quarter);
-#pragma unroll
+            UNROLL
             for (uint32_t row = 0; row < 4; row++) {
                 typename Format::Weights weights = Format::weights(words[i][m].word[row]);
-#pragma unroll
+                UNROLL
                 for (uint32_t t = 0; t < TOKENS; t++) {
                     float &sum = sums.of[m][t][row];
                     sum = Format::add(sum, weights, scales.row[row], inputs[t]);
@@ -101,14 +101,14 @@ DEVICE Products<MATRICES> products(const Panel (&panels)[MATRICES], const Activa
     SHARED(float, of_warps, MATRICES * PRODUCT_WARPS * TOKENS * PANEL_ROWS);
     // Whoever still reads the products of an earlier tile is waited for.
     barrier();
-#pragma unroll
+    UNROLL
     for (uint32_t m = 0; m < MATRICES; m++) {
-#pragma unroll
+        UNROLL
         for (uint32_t t = 0; t < TOKENS; t++) {
-#pragma unroll
+            UNROLL
             for (uint32_t row = 0; row < 4; row++) {
                 float sum = sums.of[m][t][row];
-#pragma unroll
+                UNROLL
                 for (uint32_t mask = 4; mask < LANES; mask *= 2) {
                     sum += shuffle_xor(sum, mask);
                 }
@@ -121,11 +121,11 @@ DEVICE Products<MATRICES> products(const Panel (&panels)[MATRICES], const Activa
     barrier();
     Products<MATRICES> results = {};
     if (thread_index() < TOKENS * PANEL_ROWS) {
-#pragma unroll
+        UNROLL
         for (uint32_t m = 0; m < MATRICES; m++) {
             const float *of_warp = of_warps + m * PRODUCT_WARPS * TOKENS * PANEL_ROWS + thread_index();
             float sum = of_warp[0];
-#pragma unroll
+            UNROLL
             for (uint32_t w = 1; w < PRODUCT_WARPS; w++) {
                 sum += of_warp[w * TOKENS * PANEL_ROWS];
             }

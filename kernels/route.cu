@@ -34,7 +34,7 @@ DEVICE void router_logits(const RouteArguments &arguments, const float *x, float
         for (uint32_t first = thread_index() / quarters; first < panel.line_count; first += DEPTH * step) {
             Words words[DEPTH] = {};
             float inputs[DEPTH] = {};
-#pragma unroll
+            UNROLL
             for (uint32_t i = 0; i < DEPTH; i++) {
                 uint32_t line = first + i * step;
                 if (line < panel.line_count) {
@@ -42,15 +42,15 @@ DEVICE void router_logits(const RouteArguments &arguments, const float *x, float
                     inputs[i] = x[line];
                 }
             }
-#pragma unroll
+            UNROLL
             for (uint32_t i = 0; i < DEPTH; i++) {
-#pragma unroll
+                UNROLL
                 for (uint32_t row = 0; row < 4; row++) {
                     sums[row] = multiply_add(float_of_bits(words[i].word[row]), inputs[i], sums[row]);
                 }
             }
         }
-#pragma unroll
+        UNROLL
         for (uint32_t row = 0; row < 4; row++) {
             for (uint32_t mask = quarters; mask < LANES; mask *= 2) {
                 sums[row] += shuffle_xor(sums[row], mask);

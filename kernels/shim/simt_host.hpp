@@ -21,6 +21,7 @@ DEVICE uint32_t thread_index() { return shim::running.thread; }
 DEVICE uint32_t block_x() { return shim::running.block[0]; }
 DEVICE uint32_t block_y() { return shim::running.block[1]; }
 DEVICE uint32_t block_z() { return shim::running.block[2]; }
+DEVICE uint32_t grid_y() { return shim::running.grid[1]; }
 DEVICE uint32_t grid_z() { return shim::running.grid[2]; }
 
 // Meetings. All threads of the block that have not ended take part in a barrier, all 32 lanes of the warp in the others.

@@ -5,6 +5,9 @@
 // Inlined always, as on the device: functions of one name in two files would otherwise become one.
 #define DEVICE inline __attribute__((always_inline))
 
+// Before a loop: nothing here.
+#define UNROLL
+
 // KERNEL(norm, NormArguments, 256) { ... arguments.x ... }: a kernel of blocks of 256 threads, to be launched by its name with
 // one NormArguments.
 #define KERNEL(name, Arguments, threads_of_block)                                                                      \

@@ -18,6 +18,9 @@ typedef unsigned long uint64_t;
 
 #define DEVICE __device__ __forceinline__
 
+// Before a loop of a number of rounds known here, whose arrays are to be registers.
+#define UNROLL _Pragma("unroll")
+
 // A kernel and what it is given: `KERNEL(name, NameArguments, threads of a block) { ... arguments.x ... }`.
 #define KERNEL(name, Arguments, threads)                                                                               \
     extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Arguments arguments)
