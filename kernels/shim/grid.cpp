@@ -186,7 +186,7 @@ struct BlockOrder {
             // Any stride without a common divisor comes past every block once.
             first = random_below(uint32_t(std::min<uint64_t>(count, UINT32_MAX)));
             do stride = 1 + random_below(uint32_t(std::min<uint64_t>(count, 1 << 16)));
-            while (std::gcd(stride, count) != 1);
+            while (std::gcd(stride, count) != 1 || (stride == 1 && count > 2));
         }
     }
 

@@ -99,8 +99,10 @@ KERNEL(sample_shared_at, Sample, 32) {
     SHARED(float, before, 4);
     SHARED(float, values, 4);
     if (thread_index() == 0) {
+        // By a pointer: the compiler's own check of arrays would be first.
+        float *at = values;
         before[0] = 1;
-        values[3 + arguments.mode] = 2;
+        at[3 + arguments.mode] = 2;
         arguments.out[0] = before[0];
     }
 }
