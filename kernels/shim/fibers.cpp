@@ -70,6 +70,7 @@ extern "C" void gemmoe_shim_switch(void **left, void *entered);
 
 #if defined(__x86_64__)
 
+// A jump, since a return to where nothing was called from is always predicted wrong: three times as slow.
 asm(R"(
 .text
 .hidden gemmoe_shim_switch
@@ -90,7 +91,8 @@ gemmoe_shim_switch:
     popq %r12
     popq %rbx
     popq %rbp
-    ret
+    popq %rcx
+    jmp *%rcx
 .size gemmoe_shim_switch, . - gemmoe_shim_switch
 )");
 

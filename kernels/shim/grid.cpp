@@ -36,8 +36,8 @@ struct Thread {
 };
 
 struct Warp {
-    // Two sets by turns: a lane may hand in the next value before another has read this one.
-    Slot slots[2][WARP];
+    // By turns: a lane may hand in the next value before another has read this one.
+    uint64_t values[2][WARP];
     uint32_t meetings;
     // Every lane has ended or is at the barrier.
     bool is_parked;
@@ -223,15 +223,15 @@ Outcome run(const Launch &launch) {
     return outcome;
 }
 
-const Slot *meet(Meeting meeting, const void *bytes, size_t count) {
+const uint64_t *meet(Meeting meeting, uint64_t value) {
     Thread &thread = threads[running.thread];
     Warp &warp = warps[running.thread / WARP];
-    Slot *slots = warp.slots[warp.meetings % 2];
-    if (count > 0) memcpy(slots[running.thread % WARP].bytes, bytes, count);
+    uint64_t *values = warp.values[warp.meetings % 2];
+    values[running.thread % WARP] = value;
     thread.state = State::meets;
     thread.meeting = meeting;
     leave(thread.fiber);
-    return slots;
+    return values;
 }
 
 void wait_for_block() {
