@@ -9,7 +9,7 @@ mod shim;
 use half::{bf16, f16};
 
 use driver::{Gpu, Sample};
-use shim::{ORDERS, Order, Shim, is_stopped_by_sanitizers, run_sanitized};
+use shim::{Check, ORDERS, Order, Shim, fails_checked, passes_checked};
 
 const INVALID_VALUE: i32 = 1;
 const OUT_OF_MEMORY: i32 = 2;
@@ -203,13 +203,16 @@ fn sixteen_bytes_are_loaded_from_their_boundary_only() {
 }
 
 #[test]
-fn right_kernels_pass_under_sanitizers() {
-    run_sanitized("a_norm_is_right_in_every_order");
-    run_sanitized("lanes_that_do_not_come_to_a_shuffle_fail_the_launch");
+fn right_kernels_pass_every_check() {
+    for check in [Check::Memory, Check::Races] {
+        passes_checked(check, "a_norm_is_right_in_every_order");
+        passes_checked(check, "lanes_hand_values_to_each_other_and_vote");
+    }
+    passes_checked(Check::Memory, "lanes_that_do_not_come_to_a_shuffle_fail_the_launch");
 }
 
 #[test]
-#[ignore = "a write past the end: runs under sanitizers only"]
+#[ignore = "a write past the end: for a check of memory"]
 fn a_kernel_writes_past_the_end() {
     let Some(shim) = Shim::take() else { return };
     let gpu = Gpu::new(&shim);
@@ -222,7 +225,7 @@ fn a_kernel_writes_past_the_end() {
 }
 
 #[test]
-#[ignore = "a read of memory that was freed: runs under sanitizers only"]
+#[ignore = "a read of memory that was freed: for a check of memory"]
 fn a_kernel_reads_what_was_freed() {
     let Some(shim) = Shim::take() else { return };
     let gpu = Gpu::new(&shim);
@@ -233,7 +236,7 @@ fn a_kernel_reads_what_was_freed() {
 }
 
 #[test]
-#[ignore = "a write past a shared array: runs under sanitizers only"]
+#[ignore = "a write past a shared array: for a check of memory"]
 fn a_kernel_writes_past_a_shared_array() {
     let Some(shim) = Shim::take() else { return };
     let gpu = Gpu::new(&shim);
@@ -246,12 +249,32 @@ fn a_kernel_writes_past_a_shared_array() {
 }
 
 #[test]
-fn sanitizers_stop_kernels_at_the_first_wrong_byte() {
-    is_stopped_by_sanitizers("a_kernel_writes_past_the_end", "heap-buffer-overflow");
-    is_stopped_by_sanitizers("a_kernel_writes_past_the_end", "so far all was well");
-    is_stopped_by_sanitizers("a_kernel_reads_what_was_freed", "heap-use-after-free");
-    is_stopped_by_sanitizers("a_kernel_writes_past_a_shared_array", "use-after-poison");
-    is_stopped_by_sanitizers("a_kernel_writes_past_a_shared_array", "so far all was well");
+fn kernels_are_stopped_at_the_first_wrong_byte() {
+    let all_was_well = "so far all was well";
+    fails_checked(Check::Memory, "a_kernel_writes_past_the_end", "heap-buffer-overflow");
+    fails_checked(Check::Memory, "a_kernel_writes_past_the_end", all_was_well);
+    fails_checked(Check::Memory, "a_kernel_reads_what_was_freed", "heap-use-after-free");
+    fails_checked(Check::Memory, "a_kernel_writes_past_a_shared_array", "use-after-poison");
+    fails_checked(Check::Memory, "a_kernel_writes_past_a_shared_array", all_was_well);
+}
+
+#[test]
+#[ignore = "a missing barrier: for a check of races"]
+fn a_kernel_misses_a_barrier() {
+    let Some(shim) = Shim::take() else { return };
+    let gpu = Gpu::new(&shim);
+    let (input, out) = (gpu.upload(&[1f32; 128]), gpu.alloc(128 * 4));
+    gpu.launch("sample_neighbour", 2, 128, &Sample { input, out, mode: 1 }).unwrap();
+    gpu.synchronize().unwrap();
+    println!("so far all was well");
+    gpu.launch("sample_neighbour", 2, 128, &Sample { input, out, mode: 0 }).unwrap();
+    gpu.synchronize().unwrap();
+}
+
+#[test]
+fn a_missing_barrier_is_a_race() {
+    fails_checked(Check::Races, "a_kernel_misses_a_barrier", "data race");
+    fails_checked(Check::Races, "a_kernel_misses_a_barrier", "in kernel_sample_neighbour");
 }
 
 #[test]

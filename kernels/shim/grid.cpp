@@ -50,9 +50,15 @@ alignas(64) unsigned char arena[ARENA_BYTES];
 // The block that runs.
 const Launch *current;
 uint64_t block_number;
-size_t arena_used;
+// All of it, so that the first block finds it clean too.
+size_t arena_used = ARENA_BYTES;
 size_t shared_bytes;
 Outcome outcome;
+uint64_t barriers;
+
+// What ThreadSanitizer knows meetings by. Two of a kind by turns: who comes to the next one early has not met, in this one,
+// those who still are to leave it.
+char block_begins, block_ends, barrier_places[2];
 
 Order order = Order::forward;
 uint64_t random_state = 1;
@@ -90,7 +96,9 @@ void fail(int status, uint32_t thread, const std::string &why) {
 
 void body() {
     for (;;) {
+        depart(&block_begins);
         current->kernel->run(current->arguments);
+        arrive(&block_ends);
         Thread &thread = threads[running.thread];
         thread.state = State::ended;
         thread.is_idle = true;
@@ -158,15 +166,19 @@ void run_warps(uint32_t count) {
 
 void run_block(uint32_t count) {
     block_number++;
+    unpoison(arena, arena_used);
+    memset(arena, 0xff, arena_used);
     poison(arena, arena_used);
     arena_used = 0;
     shared_bytes = 0;
     for (uint32_t thread = 0; thread < count; thread++) threads[thread].state = State::fresh;
+    arrive(&block_begins);
     bool at_barrier;
     do {
         for (uint32_t warp = 0; warp < count / WARP; warp++) warps[warp].is_parked = false;
         run_warps(count / WARP);
         if (outcome.status != 0) return;
+        barriers++;
         at_barrier = false;
         for (uint32_t thread = 0; thread < count; thread++) {
             if (threads[thread].state != State::at_barrier) continue;
@@ -174,6 +186,7 @@ void run_block(uint32_t count) {
             at_barrier = true;
         }
     } while (at_barrier);
+    depart(&block_ends);
 }
 
 // The `step`-th of the blocks to run, of `count`.
@@ -210,7 +223,6 @@ Outcome run(const Launch &launch) {
     }
     current = &launch;
     outcome = {0, ""};
-    poison(arena, ARENA_BYTES);
     std::copy(launch.grid, launch.grid + 3, running.grid);
     BlockOrder blocks(uint64_t(launch.grid[0]) * launch.grid[1] * launch.grid[2]);
     for (uint64_t step = 0; step < blocks.count && outcome.status == 0; step++) {
@@ -230,14 +242,19 @@ const uint64_t *meet(Meeting meeting, uint64_t value) {
     values[running.thread % WARP] = value;
     thread.state = State::meets;
     thread.meeting = meeting;
+    arrive(values);
     leave(thread.fiber);
+    depart(values);
     return values;
 }
 
 void wait_for_block() {
     Thread &thread = threads[running.thread];
     thread.state = State::at_barrier;
+    char *place = &barrier_places[barriers % 2];
+    arrive(place);
     leave(thread.fiber);
+    depart(place);
 }
 
 void *shared_array(Site &site, size_t bytes, size_t alignment) {
@@ -250,11 +267,8 @@ void *shared_array(Site &site, size_t bytes, size_t alignment) {
     size_t begin = (arena_used + RED_ZONE - 1) / RED_ZONE * RED_ZONE + RED_ZONE;
     if (alignment < 16) begin += alignment;
     if (begin + bytes + RED_ZONE > ARENA_BYTES) stop(LAUNCH_FAILED, "too many shared arrays");
-    poison(arena + arena_used, begin + RED_ZONE - arena_used);
     unpoison(arena + begin, bytes);
-    memset(arena + begin, 0xff, bytes);
-    arena_used = begin + bytes + RED_ZONE;
-    poison(arena + begin + bytes, RED_ZONE);
+    arena_used = begin + bytes;
     site = {block_number, arena + begin};
     return site.array;
 }
