@@ -76,7 +76,6 @@ const char *name(Meeting meeting) {
         case Meeting::shuffle: return "in a shuffle";
         case Meeting::ballot: return "in a ballot";
         case Meeting::warp_barrier: return "at a barrier of its warp";
-        case Meeting::product: return "in a product of matrices";
     }
     return "";
 }

@@ -25,14 +25,16 @@ pub fn library(check: Option<Check>) -> Option<PathBuf> {
     let texts = texts(&kernels);
     let compiler = Compiler { check, kernels, directory, version: version.stdout };
 
-    // A source is compiled again where it or any header has changed.
+    // A source is compiled again where it or any header that it may include has changed; the shim includes its own.
     let (sources, headers): (Vec<_>, Vec<_>) =
         texts.iter().partition(|(path, _)| path.ends_with(".cu") || path.ends_with(".cpp"));
-    let shared = compiler.hash(&headers);
-    let objects: Vec<Source> = sources
-        .iter()
-        .map(|source| Source { path: source.0, object: format!("{shared:016x}-{:016x}", compiler.hash(&[*source])) })
-        .collect();
+    let object = |source: (&String, &Vec<u8>)| {
+        let may_include = |header: &str| source.0.ends_with(".cu") || header.starts_with("shim/");
+        let headers = headers.iter().filter(|(path, _)| may_include(path)).copied();
+        format!("{:016x}", compiler.hash(&headers.chain([source]).collect::<Vec<_>>()))
+    };
+    let objects: Vec<Source> =
+        sources.iter().map(|source| Source { path: source.0, object: object(*source) }).collect();
     let all: Vec<_> = texts.iter().collect();
     let library = compiler.directory.join(format!("{:016x}", compiler.hash(&all)));
     let path = library.join("libcuda.so");
