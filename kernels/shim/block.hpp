@@ -21,16 +21,11 @@ struct Running {
 extern Running running;
 
 // What the lanes of a warp meet for. Lanes that meet for different things would hang on a GPU.
-enum class Meeting : uint8_t { shuffle, ballot, warp_barrier, product };
+enum class Meeting : uint8_t { shuffle, ballot, warp_barrier };
 
-// What a lane hands to the others when they meet.
-struct alignas(16) Slot {
-    unsigned char bytes[64];
-};
-
-// Waits until the 32 lanes of the warp have come, each with `count` bytes; the slots of all lanes, which stay as they are until
-// this lane meets the others again.
-const Slot *meet(Meeting meeting, const void *bytes, size_t count);
+// Waits until the 32 lanes of the warp have come, each with eight bytes; those of all lanes, which stay as they are until this
+// lane meets the others again.
+const uint64_t *meet(Meeting meeting, uint64_t value);
 
 // Waits until every thread of the block that has not ended has come.
 void wait_for_block();

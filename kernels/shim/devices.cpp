@@ -1,5 +1,7 @@
 // The driver, its devices and their contexts.
 
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include "driver.hpp"

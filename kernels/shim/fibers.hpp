@@ -13,6 +13,8 @@ struct Fiber {
     size_t stack_bytes;
     // AddressSanitizer's, when it keeps locals elsewhere.
     void *fake_stack;
+    // ThreadSanitizer's: what this fiber has seen of the others.
+    void *race_state;
 };
 
 // A fiber with a stack, which is never given back: the `number`-th of a pool. Null where there is no memory for one.

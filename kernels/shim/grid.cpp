@@ -36,8 +36,8 @@ struct Thread {
 };
 
 struct Warp {
-    // Two sets by turns: a lane may hand in the next value before another has read this one.
-    Slot slots[2][WARP];
+    // By turns: a lane may hand in the next value before another has read this one.
+    uint64_t values[2][WARP];
     uint32_t meetings;
     // Every lane has ended or is at the barrier.
     bool is_parked;
@@ -50,9 +50,15 @@ alignas(64) unsigned char arena[ARENA_BYTES];
 // The block that runs.
 const Launch *current;
 uint64_t block_number;
-size_t arena_used;
+// All of it, so that the first block finds it clean too.
+size_t arena_used = ARENA_BYTES;
 size_t shared_bytes;
 Outcome outcome;
+uint64_t barriers;
+
+// What ThreadSanitizer knows meetings by. Two of a kind by turns: who comes to the next one early has not met, in this one,
+// those who still are to leave it.
+char block_begins, block_ends, barrier_places[2];
 
 Order order = Order::forward;
 uint64_t random_state = 1;
@@ -70,7 +76,6 @@ const char *name(Meeting meeting) {
         case Meeting::shuffle: return "in a shuffle";
         case Meeting::ballot: return "in a ballot";
         case Meeting::warp_barrier: return "at a barrier of its warp";
-        case Meeting::product: return "in a product of matrices";
     }
     return "";
 }
@@ -90,7 +95,9 @@ void fail(int status, uint32_t thread, const std::string &why) {
 
 void body() {
     for (;;) {
+        depart(&block_begins);
         current->kernel->run(current->arguments);
+        arrive(&block_ends);
         Thread &thread = threads[running.thread];
         thread.state = State::ended;
         thread.is_idle = true;
@@ -158,15 +165,19 @@ void run_warps(uint32_t count) {
 
 void run_block(uint32_t count) {
     block_number++;
+    unpoison(arena, arena_used);
+    memset(arena, 0xff, arena_used);
     poison(arena, arena_used);
     arena_used = 0;
     shared_bytes = 0;
     for (uint32_t thread = 0; thread < count; thread++) threads[thread].state = State::fresh;
+    arrive(&block_begins);
     bool at_barrier;
     do {
         for (uint32_t warp = 0; warp < count / WARP; warp++) warps[warp].is_parked = false;
         run_warps(count / WARP);
         if (outcome.status != 0) return;
+        barriers++;
         at_barrier = false;
         for (uint32_t thread = 0; thread < count; thread++) {
             if (threads[thread].state != State::at_barrier) continue;
@@ -174,6 +185,7 @@ void run_block(uint32_t count) {
             at_barrier = true;
         }
     } while (at_barrier);
+    depart(&block_ends);
 }
 
 // The `step`-th of the blocks to run, of `count`.
@@ -186,7 +198,7 @@ struct BlockOrder {
             // Any stride without a common divisor comes past every block once.
             first = random_below(uint32_t(std::min<uint64_t>(count, UINT32_MAX)));
             do stride = 1 + random_below(uint32_t(std::min<uint64_t>(count, 1 << 16)));
-            while (std::gcd(stride, count) != 1);
+            while (std::gcd(stride, count) != 1 || (stride == 1 && count > 2));
         }
     }
 
@@ -210,7 +222,6 @@ Outcome run(const Launch &launch) {
     }
     current = &launch;
     outcome = {0, ""};
-    poison(arena, ARENA_BYTES);
     std::copy(launch.grid, launch.grid + 3, running.grid);
     BlockOrder blocks(uint64_t(launch.grid[0]) * launch.grid[1] * launch.grid[2]);
     for (uint64_t step = 0; step < blocks.count && outcome.status == 0; step++) {
@@ -223,21 +234,26 @@ Outcome run(const Launch &launch) {
     return outcome;
 }
 
-const Slot *meet(Meeting meeting, const void *bytes, size_t count) {
+const uint64_t *meet(Meeting meeting, uint64_t value) {
     Thread &thread = threads[running.thread];
     Warp &warp = warps[running.thread / WARP];
-    Slot *slots = warp.slots[warp.meetings % 2];
-    if (count > 0) memcpy(slots[running.thread % WARP].bytes, bytes, count);
+    uint64_t *values = warp.values[warp.meetings % 2];
+    values[running.thread % WARP] = value;
     thread.state = State::meets;
     thread.meeting = meeting;
+    arrive(values);
     leave(thread.fiber);
-    return slots;
+    depart(values);
+    return values;
 }
 
 void wait_for_block() {
     Thread &thread = threads[running.thread];
     thread.state = State::at_barrier;
+    char *place = &barrier_places[barriers % 2];
+    arrive(place);
     leave(thread.fiber);
+    depart(place);
 }
 
 void *shared_array(Site &site, size_t bytes, size_t alignment) {
@@ -250,11 +266,8 @@ void *shared_array(Site &site, size_t bytes, size_t alignment) {
     size_t begin = (arena_used + RED_ZONE - 1) / RED_ZONE * RED_ZONE + RED_ZONE;
     if (alignment < 16) begin += alignment;
     if (begin + bytes + RED_ZONE > ARENA_BYTES) stop(LAUNCH_FAILED, "too many shared arrays");
-    poison(arena + arena_used, begin + RED_ZONE - arena_used);
     unpoison(arena + begin, bytes);
-    memset(arena + begin, 0xff, bytes);
-    arena_used = begin + bytes + RED_ZONE;
-    poison(arena + begin + bytes, RED_ZONE);
+    arena_used = begin + bytes;
     site = {block_number, arena + begin};
     return site.array;
 }

@@ -1,5 +1,6 @@
 // Modules, functions, launches. A module's text says which kernels it has; what they do is compiled into this library.
 
+#include <algorithm>
 #include <cctype>
 #include <cstdlib>
 #include <cstring>

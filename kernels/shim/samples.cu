@@ -51,13 +51,17 @@ KERNEL(sample_lanes, Sample, 64) {
     out[2] = float(shuffle_xor(double(thread) + 0.5, 1));
 }
 
-// Each thread reads what its neighbour wrote, with a barrier in between or without.
+// Two rounds in which each thread reads what its neighbour wrote. Bit 0 of the mode: a barrier before reading; bit 1: one before
+// the next round overwrites it.
 KERNEL(sample_neighbour, Sample, 128) {
     SHARED(float, values, 128);
     uint32_t thread = thread_index();
-    values[thread] = arguments.in[thread];
-    if (arguments.mode == 1) barrier();
-    arguments.out[thread] = values[(thread + 1) % 128];
+    for (uint32_t round = 0; round < 2; round++) {
+        values[thread] = arguments.in[thread] + float(round);
+        if (arguments.mode & 1) barrier();
+        arguments.out[thread] = values[(thread + 1) % 128];
+        if (arguments.mode & 2) barrier();
+    }
 }
 
 // Shared memory that nobody wrote.
@@ -99,8 +103,10 @@ KERNEL(sample_shared_at, Sample, 32) {
     SHARED(float, before, 4);
     SHARED(float, values, 4);
     if (thread_index() == 0) {
+        // By a pointer: the compiler's own check of arrays would be first.
+        float *at = values;
         before[0] = 1;
-        values[3 + arguments.mode] = 2;
+        at[3 + arguments.mode] = 2;
         arguments.out[0] = before[0];
     }
 }

@@ -27,14 +27,16 @@ DEVICE uint32_t grid_z() { return shim::running.grid[2]; }
 // Meetings. All threads of the block that have not ended take part in a barrier, all 32 lanes of the warp in the others.
 
 DEVICE void barrier() { shim::wait_for_block(); }
-DEVICE void warp_barrier() { shim::meet(shim::Meeting::warp_barrier, nullptr, 0); }
+DEVICE void warp_barrier() { shim::meet(shim::Meeting::warp_barrier, 0); }
 
 // The value that `lane`, modulo 32, gives.
 template <typename T>
 DEVICE T shuffle(T value, uint32_t lane) {
     static_assert(std::is_arithmetic<T>::value && (sizeof(T) == 4 || sizeof(T) == 8), "four or eight bytes");
-    const shim::Slot *slots = shim::meet(shim::Meeting::shuffle, &value, sizeof value);
-    memcpy(&value, slots[lane % shim::WARP].bytes, sizeof value);
+    uint64_t bits = 0;
+    memcpy(&bits, &value, sizeof value);
+    bits = shim::meet(shim::Meeting::shuffle, bits)[lane % shim::WARP];
+    memcpy(&value, &bits, sizeof value);
     return value;
 }
 
@@ -46,9 +48,9 @@ DEVICE T shuffle_xor(T value, uint32_t mask) {
 
 // A bit for each lane.
 DEVICE uint32_t ballot(bool vote) {
-    const shim::Slot *slots = shim::meet(shim::Meeting::ballot, &vote, 1);
+    const uint64_t *all = shim::meet(shim::Meeting::ballot, vote);
     uint32_t votes = 0;
-    for (uint32_t lane = 0; lane < shim::WARP; lane++) votes |= uint32_t(slots[lane].bytes[0]) << lane;
+    for (uint32_t lane = 0; lane < shim::WARP; lane++) votes |= uint32_t(all[lane]) << lane;
     return votes;
 }
 
