@@ -18,7 +18,7 @@ mod tensors;
 
 use common::Random;
 use device::Device;
-use shim::run_sanitized;
+use shim::{Check, passes_checked};
 
 /// How much a check does: everything, or a little of everything where it is slow.
 #[derive(Clone, Copy, PartialEq)]
@@ -27,9 +27,9 @@ enum Effort {
     Sample,
 }
 
-type Check = fn(&Device, &mut Random, Effort);
+type Kernel = fn(&Device, &mut Random, Effort);
 
-const CHECKS: [(&str, Check); 14] = [
+const CHECKS: [(&str, Kernel); 14] = [
     ("embed", rows::check_embed),
     ("norm", rows::check_norm),
     ("round_activations", rows::check_round),
@@ -151,7 +151,7 @@ fn nothing_depends_on_the_order_of_lanes_warps_and_blocks() {
 }
 
 #[test]
-#[ignore = "the next test runs it where kernels are compiled with sanitizers"]
+#[ignore = "the next tests run it where kernels are watched"]
 fn every_kernel_once() {
     let Some(device) = Device::take() else { return };
     let mut random = fresh();
@@ -161,8 +161,13 @@ fn every_kernel_once() {
 }
 
 #[test]
-fn sanitizers_find_nothing() {
-    run_sanitized("every_kernel_once");
+fn every_byte_that_kernels_touch_is_theirs() {
+    passes_checked(Check::Memory, "every_kernel_once");
+}
+
+#[test]
+fn between_threads_that_share_bytes_there_is_a_barrier() {
+    passes_checked(Check::Races, "every_kernel_once");
 }
 
 #[test]
