@@ -2,7 +2,7 @@
 
 use crate::Effort;
 use crate::arguments::AttentionArguments;
-use crate::common::Random;
+use crate::random::Random;
 use crate::device::Device;
 use crate::products::UNTOUCHED;
 use crate::rotate::{Cache, Geometry, KV_DTYPES, loaded, stored};

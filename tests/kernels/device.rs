@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::hash::Hasher;
 use std::marker::PhantomData;
+use std::path::Path;
 use std::ptr::null_mut;
 use std::sync::OnceLock;
 
 use xxhash_rust::xxh3::Xxh3Default;
 
-use crate::common::repository;
 use crate::shim::{Order, Shim};
 
 /// Calls a function of the driver by name; every status but 0 is a failure.
@@ -44,7 +44,7 @@ fn generated() -> &'static Generated {
     static GENERATED: OnceLock<Generated> = OnceLock::new();
     GENERATED.get_or_init(|| {
         let (mut files, mut entries) = (Vec::new(), BTreeMap::new());
-        for file in std::fs::read_dir(repository().join("kernels/generated")).unwrap() {
+        for file in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/generated")).unwrap() {
             let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
             for entry in text.split(".entry ").skip(1) {
                 let (name, rest) = entry.split_once('(').unwrap();

@@ -2,7 +2,7 @@
 
 use crate::Effort;
 use crate::arguments::{CombineArguments, ExpertArguments, MatrixArguments};
-use crate::common::Random;
+use crate::random::Random;
 use crate::device::{Array, Device};
 use crate::products::{TILES, UNTOUCHED};
 use crate::tensors::{Activations, DeviceMatrix, Format, Kind, Matrix, PRODUCT_ERROR, kinds, product};

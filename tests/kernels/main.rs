@@ -4,20 +4,21 @@
 #[path = "../../src/backend/cuda/arguments.rs"]
 mod arguments;
 mod attention;
-#[path = "../common/mod.rs"]
-mod common;
 mod device;
 mod experts;
 mod products;
+#[path = "../common/random.rs"]
+mod random;
 mod rotate;
 mod routing;
 mod rows;
+#[allow(unused_imports)] // Another test file needs the rest.
 #[path = "../common/shim.rs"]
 mod shim;
 mod tensors;
 
-use common::Random;
 use device::Device;
+use random::Random;
 use shim::{Check, passes_checked};
 
 /// How much a check does: everything, or a little of everything where it is slow.

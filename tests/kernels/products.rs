@@ -2,7 +2,7 @@
 
 use crate::Effort;
 use crate::arguments::{MatmulArguments, MatrixArguments};
-use crate::common::Random;
+use crate::random::Random;
 use crate::device::Device;
 use crate::tensors::{Activations, Format, Kind, Matrix, PRODUCT_ERROR, kinds, product};
 
@@ -80,8 +80,8 @@ pub fn check_matmul(device: &Device, random: &mut Random, effort: Effort) {
                 // One to three matrices; two tiles, the second with a token or more.
                 let count = 1 + (at + step + turn) % 3;
                 let tokens = tile + 1 + random.below(tile);
-                let weights: Vec<_> =
-                    (0..count).map(|_| Matrix::random(random, ROWS[random.below(4)], columns, kind)).collect();
+                let rows: Vec<usize> = (0..count).map(|_| ROWS[random.below(4)]).collect();
+                let weights: Vec<_> = rows.iter().map(|rows| Matrix::random(random, *rows, columns, kind)).collect();
                 let x = Activations::random(device, random, tokens + 2, columns);
                 let picked: Vec<usize> = match random.below(2) {
                     0 => (0..tokens).collect(),

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use crate::Effort;
 use crate::arguments::{CacheArguments, PlaceArguments, RotateArguments};
-use crate::common::Random;
+use crate::random::Random;
 use crate::device::{Array, Device};
 use crate::tensors::rounded;
 

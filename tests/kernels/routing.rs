@@ -2,7 +2,7 @@
 
 use crate::Effort;
 use crate::arguments::{GroupArguments, MatrixArguments, PlaceArguments, RouteArguments};
-use crate::common::Random;
+use crate::random::Random;
 use crate::device::Device;
 use crate::tensors::{Activations, Format, Kind, Matrix, product};
 

@@ -2,7 +2,7 @@
 
 use crate::Effort;
 use crate::arguments::{BlockArguments, EmbedArguments, LogSoftmaxArguments, NormArguments, RoundArguments};
-use crate::common::Random;
+use crate::random::Random;
 use crate::device::Device;
 use crate::products::UNTOUCHED;
 use crate::tensors::{Kind, Matrix, kinds, rounded};

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use crate::arguments::{ActivationArguments, BlockArguments, MatrixArguments};
-use crate::common::Random;
+use crate::random::Random;
 use crate::device::{Array, Device};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
