@@ -9,10 +9,10 @@ LIB := target/release
 DEMO := examples/demo-model
 SYSTEM_LIBS := -lpthread -ldl -lm
 
-.PHONY: help lib cli demo game test bench bench-peers frames batching cancel busy header check clean
+.PHONY: help lib cli demo game test bench bench-peers frames batching cancel busy header kernels kernels-check check clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The staticlib by itself: with the rlib beside it rustc would leave link-time optimisation out. The shared library is
 # linked from it here, since rustc would export the C functions of dependencies too; in the archive they become local.
@@ -64,6 +64,12 @@ busy: ## what is left of decode when each processor has another busy process
 
 header: ## write include/gemmoe.h anew from src/ffi
 	GEMMOE_WRITE_HEADER=1 $(CARGO) test --locked --test header
+
+kernels: ## compile kernels/*.cu to kernels/generated, and write docs/kernels.md (fetches the compiler: 380 MB in target)
+	$(PYTHON) tools/kernels/build.py
+
+kernels-check: ## compile them again and compare; no kernel may spill registers
+	$(PYTHON) tools/kernels/build.py --check
 
 check: ## formatting and lints
 	$(CARGO) fmt --check

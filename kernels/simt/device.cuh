@@ -1,0 +1,128 @@
+// The words of simt.cuh on a GPU: thin names for what NVRTC and nvcc have built in. The processor's side is in shim/.
+
+#pragma once
+
+#ifdef __CUDACC_RTC__
+// NVRTC comes without headers.
+typedef signed char int8_t;
+typedef unsigned char uint8_t;
+typedef short int16_t;
+typedef unsigned short uint16_t;
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long int64_t;
+typedef unsigned long uint64_t;
+#else
+#include <stdint.h>
+#endif
+
+#define DEVICE __device__ __forceinline__
+
+// Before a loop of a number of rounds known here, whose arrays are to be registers.
+#define UNROLL _Pragma("unroll")
+
+// A kernel and what it is given: `KERNEL(name, NameArguments, threads of a block) { ... arguments.x ... }`.
+#define KERNEL(name, Arguments, threads)                                                                               \
+    extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Arguments arguments)
+
+// An array that the threads of a block share. It begins with anything.
+#define SHARED(type, name, count) __shared__ type name[count]
+
+DEVICE uint32_t thread_index() { return threadIdx.x; }
+DEVICE uint32_t block_x() { return blockIdx.x; }
+DEVICE uint32_t block_y() { return blockIdx.y; }
+DEVICE uint32_t block_z() { return blockIdx.z; }
+DEVICE uint32_t grid_y() { return gridDim.y; }
+DEVICE uint32_t grid_z() { return gridDim.z; }
+DEVICE void barrier() { __syncthreads(); }
+
+// All lanes of a warp take part in these.
+DEVICE void warp_barrier() { __syncwarp(); }
+template <class T> DEVICE T shuffle_xor(T value, uint32_t mask) { return __shfl_xor_sync(0xffffffff, value, mask); }
+template <class T> DEVICE T shuffle(T value, uint32_t lane) { return __shfl_sync(0xffffffff, value, lane); }
+// Renamed because the compilers have an old function of this very name.
+#define ballot votes_of_lanes
+DEVICE uint32_t ballot(bool vote) { return __ballot_sync(0xffffffff, vote); }
+
+// sum + four products of bytes: both sides signed, or the first unsigned.
+DEVICE int32_t dot4(int32_t sum, uint32_t a, uint32_t b) {
+    int32_t result;
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(sum));
+    return result;
+}
+DEVICE int32_t dot4_unsigned(int32_t sum, uint32_t a, uint32_t b) {
+    int32_t result;
+    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(sum));
+    return result;
+}
+
+struct alignas(16) Words {
+    uint32_t word[4];
+};
+
+// Sixteen aligned bytes that nobody writes during the kernel and this block does not read again.
+DEVICE Words load_words(const void *from) {
+    Words words;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(words.word[0]), "=r"(words.word[1]), "=r"(words.word[2]), "=r"(words.word[3])
+        : "l"(from));
+    return words;
+}
+
+DEVICE float float_of_bits(uint32_t bits) { return __uint_as_float(bits); }
+DEVICE uint32_t bits_of_float(float value) { return __float_as_uint(value); }
+DEVICE float bf16_to_float(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
+DEVICE float f16_to_float(uint16_t bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+
+// These two by the rules of cpu/kernels/store.rs.
+DEVICE uint16_t float_to_bf16(float value) {
+    uint32_t bits = bits_of_float(value);
+    bool is_number = (bits & 0x7fffffff) <= 0x7f800000;
+    return static_cast<uint16_t>((is_number ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000) >> 16);
+}
+DEVICE uint16_t float_to_f16(float value) {
+    uint32_t magnitude = bits_of_float(value) & 0x7fffffff, sign = bits_of_float(value) >> 16 & 0x8000;
+    if (magnitude >= 0x7f800000) {
+        return static_cast<uint16_t>(sign | (magnitude > 0x7f800000 ? 0x7e00 : 0x7c00));
+    }
+    // 65504, the largest.
+    uint32_t finite = magnitude < 0x477fe000 ? magnitude : 0x477fe000;
+    uint16_t rounded;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(rounded) : "f"(float_of_bits(finite)));
+    return static_cast<uint16_t>(sign | rounded);
+}
+
+// a * b + c, rounded once.
+DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DEVICE double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
+
+DEVICE float exponential(float x) { return expf(x); }
+DEVICE double exponential(double x) { return exp(x); }
+DEVICE double logarithm(double x) { return log(x); }
+DEVICE float square_root(float x) { return __fsqrt_rn(x); }
+DEVICE double square_root(double x) { return __dsqrt_rn(x); }
+DEVICE float error_function(float x) { return erff(x); }
+DEVICE void sine_cosine(double angle, double &sine, double &cosine) { sincos(angle, &sine, &cosine); }
+
+DEVICE uint32_t count_bits(uint32_t bits) { return static_cast<uint32_t>(__popc(bits)); }
+
+// The other one where one is not a number.
+DEVICE float minimum(float a, float b) { return fminf(a, b); }
+DEVICE double minimum(double a, double b) { return fmin(a, b); }
+DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
+DEVICE double maximum(double a, double b) { return fmax(a, b); }
+DEVICE int32_t minimum(int32_t a, int32_t b) { return a < b ? a : b; }
+DEVICE int32_t maximum(int32_t a, int32_t b) { return a < b ? b : a; }
+DEVICE uint32_t minimum(uint32_t a, uint32_t b) { return a < b ? a : b; }
+DEVICE uint32_t maximum(uint32_t a, uint32_t b) { return a < b ? b : a; }
+DEVICE uint64_t minimum(uint64_t a, uint64_t b) { return a < b ? a : b; }
+DEVICE uint64_t maximum(uint64_t a, uint64_t b) { return a < b ? b : a; }
+
+DEVICE bool is_finite(float x) { return isfinite(x); }
+DEVICE bool is_finite(double x) { return isfinite(x); }
+DEVICE bool is_nan(float x) { return isnan(x); }
+DEVICE bool is_nan(double x) { return isnan(x); }

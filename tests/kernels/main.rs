@@ -1,0 +1,191 @@
+//! Each CUDA kernel against a reference written here, in f64 where it can be: on the CPU, under the shim. Inputs differ from run
+//! to run; a failing test prints its seed, which GEMMOE_SEED takes.
+
+#[path = "../../src/backend/cuda/arguments.rs"]
+mod arguments;
+mod attention;
+mod device;
+mod experts;
+mod products;
+#[path = "../common/random.rs"]
+mod random;
+mod rotate;
+mod routing;
+mod rows;
+#[allow(unused_imports)] // Another test file needs the rest.
+#[path = "../common/shim.rs"]
+mod shim;
+mod tensors;
+
+use device::Device;
+use random::Random;
+use shim::{Check, passes_checked};
+
+/// How much a check does: everything, or a little of everything where it is slow.
+#[derive(Clone, Copy, PartialEq)]
+enum Effort {
+    Whole,
+    Sample,
+}
+
+type Kernel = fn(&Device, &mut Random, Effort);
+
+const CHECKS: [(&str, Kernel); 14] = [
+    ("embed", rows::check_embed),
+    ("norm", rows::check_norm),
+    ("round_activations", rows::check_round),
+    ("log_softmax_at", rows::check_log_softmax),
+    ("matmul", products::check_matmul),
+    ("matmul, bits", products::check_bits),
+    ("experts", experts::check_experts),
+    ("experts, bits", experts::check_bits),
+    ("combine", experts::check_combine),
+    ("rotate_and_store", rotate::check_rotate),
+    ("attention", attention::check_attention),
+    ("attention, special numbers", attention::check_special_numbers),
+    ("route", routing::check_route),
+    ("group", routing::check_group),
+];
+
+fn run(name: &str) {
+    let Some(device) = Device::take() else { return };
+    let mut random = fresh();
+    let (_, check) = CHECKS.iter().find(|(known, _)| *known == name).unwrap();
+    check(&device, &mut random, Effort::Whole);
+}
+
+/// Random numbers of their own for each run.
+fn fresh() -> Random {
+    use std::hash::{BuildHasher, Hasher};
+    let given = std::env::var("GEMMOE_SEED").ok().map(|seed| seed.parse().unwrap());
+    let seed = given.unwrap_or_else(|| std::hash::RandomState::new().build_hasher().finish() >> 32);
+    println!("GEMMOE_SEED={seed}");
+    Random::new(seed)
+}
+
+#[test]
+fn an_embedded_token_is_its_row_in_every_format() {
+    run("embed");
+}
+
+#[test]
+fn a_norm_agrees_with_f64_and_its_integers_are_what_rounding_gives() {
+    run("norm");
+}
+
+#[test]
+fn activations_are_rounded_by_the_rules_of_the_cpu_bit_for_bit() {
+    run("round_activations");
+}
+
+#[test]
+fn log_probabilities_agree_with_f64_and_know_what_is_not_a_number() {
+    run("log_softmax_at");
+}
+
+#[test]
+fn products_of_every_format_agree_with_f64() {
+    run("matmul");
+}
+
+#[test]
+fn a_tokens_products_have_the_same_bits_in_any_tile_and_company() {
+    run("matmul, bits");
+}
+
+#[test]
+fn experts_of_every_format_agree_with_f64() {
+    run("experts");
+}
+
+#[test]
+fn a_slots_products_have_the_same_bits_in_any_tile_and_company() {
+    run("experts, bits");
+}
+
+#[test]
+fn slots_are_combined_in_f64_and_rounded_once() {
+    run("combine");
+}
+
+#[test]
+fn heads_are_rotated_and_stored_where_the_cache_has_them() {
+    run("rotate_and_store");
+}
+
+#[test]
+fn attention_agrees_with_f64_and_splits_change_no_bit() {
+    run("attention");
+}
+
+#[test]
+fn attention_to_what_is_not_a_number_is_none_either() {
+    run("attention, special numbers");
+}
+
+#[test]
+fn routes_are_those_of_the_cpu() {
+    run("route");
+}
+
+#[test]
+fn slots_are_grouped_by_expert_in_rising_order() {
+    run("group");
+}
+
+#[test]
+fn nothing_depends_on_the_order_of_lanes_warps_and_blocks() {
+    let Some(device) = Device::take() else { return };
+    let seed = fresh().bits();
+    let mut digests = Vec::new();
+    for order in shim::ORDERS {
+        device.order(order);
+        device.forget_results();
+        let mut random = Random::new(seed);
+        for (name, check) in CHECKS {
+            check(&device, &mut random, Effort::Sample);
+            digests.push((name, device.digest_of_results()));
+        }
+    }
+    let (first, others) = digests.split_at(CHECKS.len());
+    assert!(others.chunks(CHECKS.len()).all(|digests| digests == first), "{digests:?}");
+}
+
+#[test]
+#[ignore = "the next tests run it where kernels are watched"]
+fn every_kernel_once() {
+    let Some(device) = Device::take() else { return };
+    let mut random = fresh();
+    for (_, check) in CHECKS {
+        check(&device, &mut random, Effort::Sample);
+    }
+}
+
+#[test]
+fn every_byte_that_kernels_touch_is_theirs() {
+    passes_checked(Check::Memory, "every_kernel_once");
+}
+
+#[test]
+fn between_threads_that_share_bytes_there_is_a_barrier() {
+    passes_checked(Check::Races, "every_kernel_once");
+}
+
+#[test]
+fn the_committed_ptx_has_every_kernel_of_the_sources() {
+    let Some(device) = Device::take() else { return };
+    for name in ["embed", "norm", "round_activations", "rotate_and_store", "attention", "attention_merge", "route"] {
+        assert!(device.has(name), "{name}");
+    }
+    for name in ["group", "combine", "log_softmax_at"] {
+        assert!(device.has(name), "{name}");
+    }
+    for format in tensors::Format::ALL {
+        for tile in products::TILES {
+            for name in ["matmul", "gate_up", "down"] {
+                let name = format!("{name}_{}_{tile}", format.name());
+                assert!(device.has(&name), "{name}");
+            }
+        }
+    }
+}
