@@ -1,6 +1,8 @@
-//! Devices that can run the forward pass: what each must provide, and the CPU, which is the first.
+//! Devices that can run the forward pass: what each must provide, the CPU, and NVIDIA's.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod device;
 pub mod kv;
 pub mod numerics;

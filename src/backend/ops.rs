@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Instant;
 
-use super::kv::{KvDtype, KvPage};
+use super::kv::{KvDtype, KvGeometry, KvPage, PAGE_TOKENS};
 use super::observer::Observer;
 use crate::error::{Error, Result, Status};
+use crate::model::Config;
 
 /// A wish to stop, set from any thread; passes look at it between pieces of work.
 #[derive(Debug, Default)]
@@ -74,6 +75,11 @@ impl<'a> Limit<'a> {
         let over = self.layers.load(Ordering::Relaxed) == 0
             || self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
         over && self.worked.load(Ordering::Relaxed)
+    }
+
+    /// Whether the work has to be done by a time.
+    pub fn has_deadline(&self) -> bool {
+        self.deadline.is_some()
     }
 
     /// Fails with `Cancelled` if a cancel was asked for.
@@ -142,6 +148,35 @@ impl Batch<'_, '_> {
     /// Tokens of all sequences together.
     pub fn token_count(&self) -> usize {
         self.sequences.iter().map(|sequence| sequence.tokens.len()).sum()
+    }
+
+    /// Fails with `Internal` unless this is a batch that a pass of these limits can run.
+    pub fn check(&self, config: &Config, limits: &PassLimits) -> Result<()> {
+        let longest = self.sequences.iter().map(|s| s.start + s.tokens.len()).max().unwrap_or(0);
+        let geometry = KvGeometry::of(config, KvDtype::F32);
+        let is_token = |token: &u32| (*token as usize) < config.vocab_size;
+        let fits = self.token_count() <= limits.max_tokens
+            && self.sequences.len() <= limits.max_sequences
+            && longest <= limits.max_context
+            && self.sequences.iter().all(|s| {
+                s.pages.len() * PAGE_TOKENS >= s.start + s.tokens.len()
+                    && s.pages.iter().all(|page| page.geometry() == s.pages[0].geometry())
+                    && s.pages.first().is_none_or(|page| page.geometry().same_model(&geometry))
+                    && s.tokens.iter().all(is_token)
+                    && (s.targets.is_empty() || s.targets.len() == s.tokens.len())
+                    && s.targets.iter().all(|target| *target == NO_TARGET || is_token(target))
+                    && s.router.is_none_or(|router| {
+                        router.allowed.len() == config.num_hidden_layers
+                            && router.bias.len() == config.num_hidden_layers * config.num_local_experts
+                    })
+            });
+        match fits {
+            true => Ok(()),
+            false => {
+                let text = "a batch is larger than its pass or has tokens it may not have";
+                Err(Error::new(Status::Internal, text))
+            }
+        }
     }
 }
 
@@ -230,8 +265,9 @@ pub trait Pass: Send {
     /// The log-probability of token `token`'s target (tokens counted over all sequences of the last batch), in nats.
     fn log_probability(&self, token: usize) -> f32;
 
-    /// Writes the hidden state of token `token` of the last batch after the final norm to `out: [hidden_size]`.
-    fn hidden_state(&self, token: usize, out: &mut [f32]);
+    /// Writes the hidden state of token `token` of the last batch after the final norm to `out: [hidden_size]`. Fails where
+    /// it has to be fetched from a device and cannot.
+    fn hidden_state(&self, token: usize, out: &mut [f32]) -> Result<()>;
 
     /// Where token `token` of the last batch (counted over all sequences) was sent in `layer`.
     fn routes(&self, layer: usize, token: usize) -> Routes<'_>;

@@ -5,6 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use super::kv::KvAccount;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::CudaBackend;
 use crate::backend::{Backend, Device, Variants};
 use crate::error::{Error, Result, Status};
 use crate::model::{Checkpoint, Config, Description, Formats, Progress, Weights, config, names::Layout};
@@ -69,9 +71,18 @@ impl Model {
             None => Err(no_tokenizer()),
         };
         let threads = options.cpu.threads.resolved_count();
-        let weights = Weights::load(&description, &checkpoint, threads, options.map, progress)?;
+        let backend: Box<dyn Backend> = match options.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(index) => {
+                let reading = (threads, options.map);
+                Box::new(CudaBackend::load(index, &description, &checkpoint, options.variants, reading, progress)?)
+            }
+            _ => {
+                let weights = Weights::load(&description, &checkpoint, threads, options.map, progress)?;
+                Box::new(CpuBackend::new(description.config.clone(), weights, &options.cpu, options.variants)?)
+            }
+        };
         let Description { config, layout, formats, .. } = description;
-        let backend = Box::new(CpuBackend::new(config.clone(), weights, &options.cpu, options.variants)?);
         Ok(Arc::new(Model {
             stop_tokens: stop_tokens(&config, tokenizer.as_ref()),
             config,

@@ -70,7 +70,7 @@ impl Session {
             let end = session.tokens().len() - session.pending();
             let from = if pooling == Pooling::Mean { held } else { total - 1 };
             for position in first.max(from)..end {
-                pass.hidden_state(position - first, &mut state);
+                pass.hidden_state(position - first, &mut state)?;
                 sums.iter_mut().zip(&state).for_each(|(sum, value)| *sum += *value as f64);
             }
             Ok(())

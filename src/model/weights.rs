@@ -312,16 +312,21 @@ impl Weights {
 const SAMPLE_BLOCKS: usize = 16;
 const SAMPLE_BLOCK_BYTES: usize = 4096;
 
+/// Shows `see` bytes of a part, enough to tell models apart: of a small one all, of a large one blocks.
+pub fn sample(bytes: &[u8], see: &mut dyn FnMut(&[u8])) {
+    if bytes.len() <= SAMPLE_BLOCKS * SAMPLE_BLOCK_BYTES {
+        return see(bytes);
+    }
+    for block in 0..SAMPLE_BLOCKS {
+        let start = (bytes.len() - SAMPLE_BLOCK_BYTES) / (SAMPLE_BLOCKS - 1) * block;
+        see(&bytes[start..start + SAMPLE_BLOCK_BYTES]);
+    }
+}
+
 impl Weights {
-    /// Shows `see` bytes of every part, enough to tell models apart: small parts whole, large ones in blocks.
+    /// Shows `see` bytes of every part, as [`sample`] does.
     pub fn sample(&self, see: &mut dyn FnMut(&[u8])) {
-        let mut see = |bytes: &[u8]| match bytes.len() <= SAMPLE_BLOCKS * SAMPLE_BLOCK_BYTES {
-            true => see(bytes),
-            false => (0..SAMPLE_BLOCKS).for_each(|block| {
-                let start = (bytes.len() - SAMPLE_BLOCK_BYTES) / (SAMPLE_BLOCKS - 1) * block;
-                see(&bytes[start..start + SAMPLE_BLOCK_BYTES]);
-            }),
-        };
+        let mut see = |bytes: &[u8]| sample(bytes, see);
         see(as_bytes(&self.final_norm));
         for layer in &self.layers {
             [&layer.input_norm, &layer.post_attention_norm].iter().for_each(|norm| see(as_bytes(norm)));

@@ -6,6 +6,7 @@ mod rounding;
 
 pub use format::{BLOCK, Format, GROUP_SIZES, Groups, ScaleDtype};
 pub use panels::{
-    INT4_BIAS_BITS, INT8_BIAS_BITS, LINE_BYTES, NotFinite, PANEL_ROWS, Shape, Source, pack, pack_on, unpack_row,
+    INT4_BIAS_BITS, INT8_BIAS_BITS, LINE_BYTES, NotFinite, PANEL_ROWS, Shape, Source, pack, pack_on, pair_halves,
+    unpack_row,
 };
 pub use rounding::{Rounded, round_group};

@@ -331,6 +331,18 @@ fn put_integers(format: Format, lines: &mut [u8], row: usize, integers: &[i8]) {
     }
 }
 
+/// Copies lines of f16, `[2 columns][16 rows]` each, to `[16 rows][2 columns]`, as bf16 has them: so devices want both.
+pub fn pair_halves(lines: &[u8], out: &mut [u8]) {
+    const HALF: usize = size_of::<f16>();
+    for (line, out) in lines.as_chunks::<LINE_BYTES>().0.iter().zip(out.as_chunks_mut::<LINE_BYTES>().0) {
+        let (first, second) = line.split_at(LINE_BYTES / 2);
+        let columns = first.as_chunks::<HALF>().0.iter().zip(second.as_chunks::<HALF>().0);
+        for (word, (first, second)) in out.as_chunks_mut::<WORD>().0.iter_mut().zip(columns) {
+            *word = [first[0], first[1], second[0], second[1]];
+        }
+    }
+}
+
 /// The byte of a panel's lines a whole number is in, the bits it is shifted by, and what is added to it.
 fn integer_place(format: Format, row: usize, column: usize) -> (usize, u32, i32) {
     match format {
@@ -467,6 +479,24 @@ mod tests {
             assert_eq!(lines, all_lines[..lines.len()], "{format}");
             assert_eq!(scales, all_scales[..scales.len()], "{format}");
         }
+    }
+
+    #[test]
+    fn halves_in_pairs_are_laid_out_as_brains_are() {
+        // Numbers both formats hold: the same lines but for the two bytes of each.
+        let (rows, columns) = (21, 7);
+        let numbers: Vec<f32> = (0..rows * columns).map(|index| index as f32 - 70.0).collect();
+        let halves: Vec<u8> = numbers.iter().flat_map(|number| f16::from_f32(*number).to_le_bytes()).collect();
+        let brains: Vec<u8> = numbers.iter().flat_map(|number| bf16::from_f32(*number).to_le_bytes()).collect();
+        let of = |format, dtype, bytes: &[u8]| {
+            packed(&Source { dtype, bytes, columns, importance: None }, &Shape { rows, columns, format }).unwrap().0
+        };
+        let (halves, brains) = (of(Format::F16, Dtype::F16, &halves), of(Format::Bf16, Dtype::BF16, &brains));
+        let mut pairs = vec![0; halves.len()];
+        pair_halves(&halves, &mut pairs);
+        let halves = pairs.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32());
+        let brains = brains.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32());
+        assert!(halves.eq(brains));
     }
 
     #[test]

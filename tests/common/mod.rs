@@ -49,7 +49,7 @@ pub fn load(directory: &Path) -> Arc<Model> {
 }
 
 pub fn load_with(directory: &Path, threads: usize, instructions: Instructions) -> Arc<Model> {
-    let cpu = CpuOptions { threads: threads.into(), instructions, ..Default::default() };
+    let cpu = CpuOptions { threads: threads.into(), instructions };
     load_options(directory, &LoadOptions { cpu, ..Default::default() })
 }
 

@@ -16,7 +16,7 @@ use super::routing::Routing;
 use crate::backend::kv::{KvBlock, KvDtype, KvGeometry, KvHalf, PAGE_TOKENS, shared_page};
 use crate::backend::observer::{Input, Observer};
 use crate::backend::ops::{Batch, Limit, NO_TARGET, Pass, PassLimits, Routes};
-use crate::error::{Error, Result, Status};
+use crate::error::{Error, Result};
 use crate::memory::{Buffer, try_with_capacity};
 use crate::model::Config;
 use crate::model::weights::Matrix;
@@ -439,30 +439,10 @@ impl Shared {
 
 impl Pass for CpuPass {
     fn begin(&mut self, batch: &Batch) -> Result<()> {
-        let tokens = batch.token_count();
-        let longest = batch.sequences.iter().map(|s| s.start + s.tokens.len()).max().unwrap_or(0);
-        let (config, limits) = (&self.shared.config, self.limits);
-        let is_token = |token: &u32| (*token as usize) < config.vocab_size;
-        let fits = tokens <= limits.max_tokens
-            && batch.sequences.len() <= limits.max_sequences
-            && longest <= limits.max_context
-            && batch.sequences.iter().all(|s| {
-                s.pages.len() * PAGE_TOKENS >= s.start + s.tokens.len()
-                    && s.pages.iter().all(|page| page.geometry() == s.pages[0].geometry())
-                    && s.pages.first().is_none_or(|page| page.geometry().same_model(&self.geometry))
-                    && s.tokens.iter().all(is_token)
-                    && (s.targets.is_empty() || s.targets.len() == s.tokens.len())
-                    && s.targets.iter().all(|target| *target == NO_TARGET || is_token(target))
-                    && s.router.is_none_or(|router| {
-                        router.allowed.len() == config.num_hidden_layers
-                            && router.bias.len() == config.num_hidden_layers * config.num_local_experts
-                    })
-            });
-        if !fits {
-            return Err(Error::new(Status::Internal, "a batch is larger than its pass or has tokens it may not have"));
-        }
+        let config = &self.shared.config;
+        batch.check(config, &self.limits)?;
         self.jobs.reset();
-        self.tokens = tokens;
+        self.tokens = batch.token_count();
         self.places.clear();
         self.blocks.clear();
         self.logit_rows.clear();
@@ -780,10 +760,11 @@ impl Pass for CpuPass {
         self.log_probabilities[token]
     }
 
-    fn hidden_state(&self, token: usize, out: &mut [f32]) {
+    fn hidden_state(&self, token: usize, out: &mut [f32]) -> Result<()> {
         let hidden_size = self.shared.config.hidden_size;
         let x = &self.x[token * hidden_size..(token + 1) * hidden_size];
         rms_norm(x, &self.shared.weights.final_norm, self.shared.config.rms_norm_eps, out);
+        Ok(())
     }
 
     fn routes(&self, layer: usize, token: usize) -> Routes<'_> {

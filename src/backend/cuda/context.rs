@@ -1,0 +1,268 @@
+//! Calls that need a context: it is this thread's current one while they are made, and the host's is again afterwards.
+
+use std::ffi::{CStr, c_void};
+use std::marker::PhantomData;
+
+use super::device::Device;
+use super::driver::{Address, Driver, Event, Fault, Function, Module, NOT_FOUND, Stream};
+use crate::error::{Error, Result, Status};
+
+/// Streams that do not wait for the host's default stream, nor it for them.
+const NON_BLOCKING_STREAM: u32 = 1;
+/// Events that only say that something is done, not when.
+const EVENT_WITHOUT_TIME: u32 = 2;
+
+/// A device whose context is the current one of this thread, until this is dropped.
+pub struct Current<'a> {
+    device: &'a Device,
+    driver: &'static Driver,
+    /// Being current is a thread's matter.
+    thread: PhantomData<*mut ()>,
+}
+
+impl<'a> Current<'a> {
+    /// Makes the device's context the current one.
+    pub(super) fn new(device: &'a Device, driver: &'static Driver) -> Result<Current<'a>> {
+        // SAFETY: the device keeps its context alive.
+        let code = unsafe { (driver.functions.cuCtxPushCurrent_v2)(device.context()) };
+        driver.check("cuCtxPushCurrent_v2", code).map_err(|fault| device.fault(fault))?;
+        Ok(Current { device, driver, thread: PhantomData })
+    }
+
+    fn check(&self, call: &'static str, code: u32) -> Result<()> {
+        self.driver.check(call, code).map_err(|fault| self.device.fault(fault))
+    }
+
+    /// Memory on the device, uninitialised.
+    pub(super) fn allocate(&self, what: &str, bytes: usize) -> Result<Address> {
+        let mut address = 0;
+        // SAFETY: writes one address.
+        let code = unsafe { (self.driver.functions.cuMemAlloc_v2)(&mut address, bytes.max(1)) };
+        self.driver.check("cuMemAlloc_v2", code).map_err(|fault| self.memory_fault(fault, what, bytes))?;
+        Ok(address)
+    }
+
+    fn memory_fault(&self, fault: Fault, what: &str, bytes: usize) -> Error {
+        if !fault.is_out_of_memory() {
+            return self.device.fault(fault);
+        }
+        let free = match self.memory() {
+            Ok((free, total)) => format!(", {free} of {total} are free"),
+            Err(_) => String::new(),
+        };
+        let text = format!("no memory on {} for {what}: {bytes} bytes{free}", self.device.described());
+        Error::new(Status::DeviceOutOfMemory, text)
+    }
+
+    /// Frees what `allocate` gave. What the driver answers is of no use: nothing can be done about it.
+    ///
+    /// # Safety
+    /// Nothing uses the memory any more, on the device neither.
+    pub(super) unsafe fn free(&self, address: Address) {
+        // SAFETY: the caller's promise.
+        unsafe { (self.driver.functions.cuMemFree_v2)(address) };
+    }
+
+    /// Bytes of memory that are free, and that the device has.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two sizes.
+        let code = unsafe { (self.driver.functions.cuMemGetInfo_v2)(&mut free, &mut total) };
+        self.check("cuMemGetInfo_v2", code)?;
+        Ok((free, total))
+    }
+
+    /// Memory of the host that the device reads and writes by itself, uninitialised.
+    pub(super) fn allocate_pinned(&self, what: &str, bytes: usize) -> Result<*mut u8> {
+        let mut start = std::ptr::null_mut();
+        // SAFETY: writes one pointer.
+        let code = unsafe { (self.driver.functions.cuMemAllocHost_v2)(&mut start, bytes.max(1)) };
+        self.driver.check("cuMemAllocHost_v2", code).map_err(|fault| match fault.is_out_of_memory() {
+            // The host's, not the device's.
+            true => Error::out_of_memory(what, bytes),
+            false => self.device.fault(fault),
+        })?;
+        Ok(start.cast())
+    }
+
+    /// Frees what `allocate_pinned` gave.
+    ///
+    /// # Safety
+    /// Nothing uses the memory any more, on the device neither.
+    pub(super) unsafe fn free_pinned(&self, start: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { (self.driver.functions.cuMemFreeHost)(start.cast()) };
+    }
+
+    /// Enqueues a copy to the device.
+    ///
+    /// # Safety
+    /// `from` may be read, and `to` written, for `bytes` bytes until the stream has come past the copy, and nobody else
+    /// writes either meanwhile.
+    pub(super) unsafe fn copy_to_device(&self, to: Address, from: *const u8, bytes: usize) -> Result<()> {
+        let stream = self.device.stream();
+        // SAFETY: the caller's promise.
+        let code = unsafe { (self.driver.functions.cuMemcpyHtoDAsync_v2)(to, from.cast(), bytes, stream) };
+        self.check("cuMemcpyHtoDAsync_v2", code)
+    }
+
+    /// Enqueues a copy from the device.
+    ///
+    /// # Safety
+    /// As `copy_to_device`.
+    pub(super) unsafe fn copy_to_host(&self, to: *mut u8, from: Address, bytes: usize) -> Result<()> {
+        let stream = self.device.stream();
+        // SAFETY: the caller's promise.
+        let code = unsafe { (self.driver.functions.cuMemcpyDtoHAsync_v2)(to.cast(), from, bytes, stream) };
+        self.check("cuMemcpyDtoHAsync_v2", code)
+    }
+
+    /// Enqueues a copy on the device.
+    ///
+    /// # Safety
+    /// As `copy_to_device`.
+    pub(super) unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        let code = unsafe { (self.driver.functions.cuMemcpyDtoDAsync_v2)(to, from, bytes, self.device.stream()) };
+        self.check("cuMemcpyDtoDAsync_v2", code)
+    }
+
+    /// Enqueues the writing of zeros.
+    ///
+    /// # Safety
+    /// As `copy_to_device`.
+    pub(super) unsafe fn clear(&self, address: Address, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        let code = unsafe { (self.driver.functions.cuMemsetD8Async)(address, 0, bytes, self.device.stream()) };
+        self.check("cuMemsetD8Async", code)
+    }
+
+    /// Waits until everything enqueued up to now is done.
+    pub fn wait(&self) -> Result<()> {
+        // SAFETY: the device's own stream.
+        let code = unsafe { (self.driver.functions.cuStreamSynchronize)(self.device.stream()) };
+        self.check("cuStreamSynchronize", code)
+    }
+
+    pub(super) fn create_stream(&self) -> Result<Stream> {
+        let mut stream = std::ptr::null_mut();
+        // SAFETY: writes one handle.
+        let code = unsafe { (self.driver.functions.cuStreamCreate)(&mut stream, NON_BLOCKING_STREAM) };
+        self.check("cuStreamCreate", code)?;
+        Ok(stream)
+    }
+
+    /// # Safety
+    /// Nobody uses the stream any more.
+    pub(super) unsafe fn destroy_stream(&self, stream: Stream) {
+        // SAFETY: the caller's promise.
+        unsafe { (self.driver.functions.cuStreamDestroy_v2)(stream) };
+    }
+
+    pub(super) fn create_event(&self) -> Result<Event> {
+        let mut event = std::ptr::null_mut();
+        // SAFETY: writes one handle.
+        let code = unsafe { (self.driver.functions.cuEventCreate)(&mut event, EVENT_WITHOUT_TIME) };
+        self.check("cuEventCreate", code)?;
+        Ok(event)
+    }
+
+    /// # Safety
+    /// The event is one of this context's, and nobody uses it any more.
+    pub(super) unsafe fn destroy_event(&self, event: Event) {
+        // SAFETY: the caller's promise.
+        unsafe { (self.driver.functions.cuEventDestroy_v2)(event) };
+    }
+
+    /// Sets an event behind everything enqueued up to now.
+    ///
+    /// # Safety
+    /// The event is one of this context's.
+    pub(super) unsafe fn record(&self, event: Event) -> Result<()> {
+        // SAFETY: the caller's promise.
+        let code = unsafe { (self.driver.functions.cuEventRecord)(event, self.device.stream()) };
+        self.check("cuEventRecord", code)
+    }
+
+    /// Waits until the stream has come past an event; not at all where it was never recorded.
+    ///
+    /// # Safety
+    /// The event is one of this context's.
+    pub(super) unsafe fn wait_for(&self, event: Event) -> Result<()> {
+        // SAFETY: the caller's promise.
+        let code = unsafe { (self.driver.functions.cuEventSynchronize)(event) };
+        self.check("cuEventSynchronize", code)
+    }
+
+    /// Loads code: text in PTX, which the driver compiles for the device.
+    pub(super) fn load_module(&self, code: &CStr) -> Result<Module> {
+        let mut module = std::ptr::null_mut();
+        // SAFETY: writes one handle, and reads up to the zero byte.
+        let code = unsafe { (self.driver.functions.cuModuleLoadData)(&mut module, code.as_ptr().cast()) };
+        self.check("cuModuleLoadData", code)?;
+        Ok(module)
+    }
+
+    /// # Safety
+    /// Nobody uses the module or its functions any more.
+    pub(super) unsafe fn unload_module(&self, module: Module) {
+        // SAFETY: the caller's promise.
+        unsafe { (self.driver.functions.cuModuleUnload)(module) };
+    }
+
+    /// A module's kernel of this name, if it has one.
+    ///
+    /// # Safety
+    /// The module is one of this context's.
+    pub(super) unsafe fn function(&self, module: Module, name: &CStr) -> Result<Option<Function>> {
+        let mut function = std::ptr::null_mut();
+        // SAFETY: writes one handle; the module by the caller's promise.
+        let code = unsafe { (self.driver.functions.cuModuleGetFunction)(&mut function, module, name.as_ptr()) };
+        match code {
+            NOT_FOUND => Ok(None),
+            code => self.check("cuModuleGetFunction", code).map(|()| Some(function)),
+        }
+    }
+
+    /// Enqueues a kernel that takes one struct.
+    ///
+    /// # Safety
+    /// The function takes an `A`, and with these arguments and this grid it reads and writes only memory that may be read and
+    /// written until the stream has come past it.
+    pub(super) unsafe fn launch<A: Copy>(
+        &self,
+        function: Function,
+        grid: [u32; 3],
+        threads: u32,
+        arguments: &A,
+    ) -> Result<()> {
+        let mut parameters: [*mut c_void; 1] = [std::ptr::from_ref(arguments).cast_mut().cast()];
+        // SAFETY: the caller's promise; the driver copies the arguments before it returns.
+        let code = unsafe {
+            (self.driver.functions.cuLaunchKernel)(
+                function,
+                grid[0],
+                grid[1],
+                grid[2],
+                threads,
+                1,
+                1,
+                0,
+                self.device.stream(),
+                parameters.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        self.check("cuLaunchKernel", code)
+    }
+}
+
+impl Drop for Current<'_> {
+    fn drop(&mut self) {
+        let mut context = std::ptr::null_mut();
+        // SAFETY: writes one handle. It takes back what `new` did on this thread, which is not Send.
+        let code = unsafe { (self.driver.functions.cuCtxPopCurrent_v2)(&mut context) };
+        // There is nobody to tell but the next call.
+        let _ = self.check("cuCtxPopCurrent_v2", code);
+    }
+}

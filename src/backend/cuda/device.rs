@@ -1,0 +1,210 @@
+//! The devices of the NVIDIA driver, and one of them in use.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::context::Current;
+use super::driver::{Attribute, Context, DeviceHandle, Driver, Fault, Stream};
+use crate::backend::device::DeviceInfo;
+use crate::error::{Error, Result, Status};
+use crate::memory::try_with_capacity;
+
+/// The oldest compute capability the kernels run on.
+const OLDEST_CAPABILITY: (u32, u32) = (8, 0);
+
+/// A device that the kernels run on, and what it says about itself.
+struct Found {
+    handle: DeviceHandle,
+    name: String,
+    memory_bytes: usize,
+    capability: (u32, u32),
+    multiprocessors: u32,
+}
+
+impl Found {
+    fn read(driver: &Driver, index: usize) -> std::result::Result<Found, Fault> {
+        let handle = driver.device(index)?;
+        let attribute = |attribute| driver.attribute(handle, attribute);
+        Ok(Found {
+            handle,
+            name: driver.device_name(handle)?,
+            memory_bytes: driver.device_memory(handle)?,
+            capability: (attribute(Attribute::CapabilityMajor)?, attribute(Attribute::CapabilityMinor)?),
+            multiprocessors: attribute(Attribute::Multiprocessors)?,
+        })
+    }
+
+    /// Those that the kernels run on, in the driver's order, and how many it shows in all. Their places are what they are
+    /// chosen by.
+    fn all(driver: &Driver) -> Result<(Vec<Found>, usize)> {
+        let start_error = |fault| driver.start_error(fault);
+        let count = driver.device_count().map_err(start_error)?;
+        let mut all = try_with_capacity("a list of devices", count)?;
+        for index in 0..count {
+            let found = Found::read(driver, index).map_err(start_error)?;
+            if found.capability >= OLDEST_CAPABILITY {
+                all.push(found);
+            }
+        }
+        Ok((all, count))
+    }
+}
+
+/// As [`crate::backend::devices`]. To ask how much memory is free, the driver makes a context on each device for a moment,
+/// where this process has none.
+pub fn devices() -> Result<Vec<DeviceInfo>> {
+    let driver = match Driver::get() {
+        Err(error) if error.status() == Status::NoDevice => return Ok(Vec::new()),
+        driver => driver?,
+    };
+    let (all, _) = Found::all(driver)?;
+    let info = |(index, found): (usize, Found)| DeviceInfo {
+        index,
+        // A device that another process has for itself has nothing free for this one.
+        free_bytes: Device::open(index).and_then(|device| Ok(device.enter()?.memory()?.0)).unwrap_or(0) as u64,
+        name: found.name,
+        memory_bytes: found.memory_bytes as u64,
+        capability: found.capability,
+    };
+    Ok(all.into_iter().enumerate().map(info).collect())
+}
+
+/// A device in use: its primary context, which the process shares, and a stream of our own. Usable from any thread.
+///
+/// After an error that ends everything on the device every call fails with `DeviceLost`; freeing goes on to work, in silence.
+pub struct Device {
+    driver: &'static Driver,
+    index: usize,
+    found: Found,
+    context: Context,
+    stream: Stream,
+    /// The code of the error that ended everything; 0 while there was none.
+    lost: AtomicU32,
+}
+
+// SAFETY: handles of the driver may be used from any thread, at the same time; making the context current is done by each
+// thread for itself, in `Current`, which is not Send.
+unsafe impl Send for Device {}
+// SAFETY: as above.
+unsafe impl Sync for Device {}
+
+impl Device {
+    /// Opens the device of this index. Fails with `NoDevice`, `DriverTooOld`, and what a driver can answer.
+    pub fn open(index: usize) -> Result<Arc<Device>> {
+        let driver = Driver::get()?;
+        let (mut all, count) = Found::all(driver)?;
+        if index >= all.len() {
+            return Err(no_device(index, all.len(), count));
+        }
+        let found = all.swap_remove(index);
+        let context = driver.retain(found.handle).map_err(|fault| match fault.is_out_of_memory() {
+            true => {
+                let text = format!("no memory on device {index} ({}) to begin with: other programs use it", found.name);
+                Error::new(Status::DeviceOutOfMemory, text)
+            }
+            false => driver.start_error(fault),
+        })?;
+        // From here on dropping it gives back what was taken.
+        let mut device =
+            Device { driver, index, found, context, stream: std::ptr::null_mut(), lost: AtomicU32::new(0) };
+        let stream = device.enter()?.create_stream()?;
+        device.stream = stream;
+        Ok(Arc::new(device))
+    }
+
+    /// Its name, for people.
+    pub fn name(&self) -> &str {
+        &self.found.name
+    }
+
+    /// Its multiprocessors.
+    pub fn multiprocessors(&self) -> usize {
+        self.found.multiprocessors as usize
+    }
+
+    /// For error texts: `device 0 (NVIDIA H100 80GB HBM3)`.
+    pub fn described(&self) -> String {
+        format!("device {} ({})", self.index, self.found.name)
+    }
+
+    /// Makes its context this thread's current one as long as the answer lives. Fails with `DeviceLost` after an error that
+    /// ended everything.
+    pub fn enter(&self) -> Result<Current<'_>> {
+        match self.lost.load(Ordering::Acquire) {
+            0 => Current::new(self, self.driver),
+            code => {
+                let text = format!(
+                    "{} was lost by an earlier error, {} ({code}): destroy its sessions and models, and load anew",
+                    self.described(),
+                    self.driver.name_of(code)
+                );
+                Err(Error::new(Status::DeviceLost, text))
+            }
+        }
+    }
+
+    /// As `enter`, to give back what was taken: also from a lost device, of which the driver may then know nothing. Tried
+    /// again where it fails, since what is not given back now never is.
+    pub(super) fn enter_to_free(&self) -> Option<Current<'_>> {
+        Current::new(self, self.driver).or_else(|_| Current::new(self, self.driver)).ok()
+    }
+
+    /// The error of a call on this device, which is lost from here on if the driver says so.
+    pub(super) fn fault(&self, fault: Fault) -> Error {
+        if fault.is_fatal() {
+            self.lost.store(fault.code, Ordering::Release);
+        }
+        fault.error(&self.driver.name_of(fault.code))
+    }
+
+    pub(super) fn context(&self) -> Context {
+        self.context
+    }
+
+    pub(super) fn stream(&self) -> Stream {
+        self.stream
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if !self.stream.is_null()
+            && let Some(current) = self.enter_to_free()
+        {
+            // SAFETY: everything that uses the stream holds the device, so there is nothing any more.
+            unsafe { current.destroy_stream(self.stream) };
+        }
+        self.driver.release(self.found.handle);
+    }
+}
+
+/// The error of an index past the devices that can be used, `usable` of the `count` that the driver shows.
+fn no_device(index: usize, usable: usize, count: usize) -> Error {
+    let (oldest, _) = OLDEST_CAPABILITY;
+    let text = match (usable, count) {
+        (0, 0) => "the NVIDIA driver shows this process no device: use the CPU, or see CUDA_VISIBLE_DEVICES".to_owned(),
+        (0, _) => {
+            format!("the kernels need compute capability {oldest}.0, none of {count} devices has it: use the CPU")
+        }
+        _ => format!("device is {index}, expected 0 to {}: there are {usable} that the kernels run on", usable - 1),
+    };
+    Error::new(Status::NoDevice, text).at_key("device")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_said() {
+        for (numbers, expected) in [
+            ((0, 0, 0), "the NVIDIA driver shows this process no device: use the CPU, or see CUDA_VISIBLE_DEVICES"),
+            ((1, 0, 2), "the kernels need compute capability 8.0, none of 2 devices has it: use the CPU"),
+            ((3, 2, 2), "device is 3, expected 0 to 1: there are 2 that the kernels run on"),
+        ] {
+            let (index, usable, count) = numbers;
+            let error = no_device(index, usable, count);
+            assert_eq!((error.status(), error.to_string()), (Status::NoDevice, expected.to_owned()));
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The kernels: embedded as PTX, loaded onto a device, each found by its name and called with its own struct.
+
+use std::ffi::{CStr, CString};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use super::arguments::*;
+use super::context::Current;
+use super::device::Device;
+use super::driver;
+use crate::error::{Error, Result, Status};
+use crate::memory::try_with_capacity;
+use crate::quant::Format;
+
+/// A file of `kernels/generated`, as C has texts.
+macro_rules! generated {
+    ($name:literal) => {
+        ($name, concat!(include_str!(concat!("../../../kernels/generated/", $name, ".ptx")), "\0"))
+    };
+}
+
+/// The kernels' code by the name of its file.
+const FILES: [(&str, &str); 9] = [
+    generated!("attention"),
+    generated!("embed"),
+    generated!("experts"),
+    generated!("head"),
+    generated!("matmul"),
+    generated!("norm"),
+    generated!("rotate"),
+    generated!("round"),
+    generated!("route"),
+];
+
+/// Tokens that a tile of a product can have; each is a kernel of its own.
+pub const WIDTHS: [usize; 4] = [1, 2, 4, 8];
+
+/// The kinds of formats, by their names, each with kernels of its own, in the order of `EmbedArguments::format`.
+const KINDS: [&str; 5] = ["f32", "bf16", "f16", "int8", "int4"];
+
+/// A format's place among the kinds.
+pub fn kind_of(format: Format) -> usize {
+    match format {
+        Format::F32 => 0,
+        Format::Bf16 => 1,
+        Format::F16 => 2,
+        Format::Int8(_) => 3,
+        Format::Int4(_) => 4,
+    }
+}
+
+/// The place among WIDTHS of the narrowest tile that takes `tokens` tokens, or of the widest.
+pub fn width_of(tokens: usize) -> usize {
+    WIDTHS.iter().position(|width| *width >= tokens).unwrap_or(WIDTHS.len() - 1)
+}
+
+/// A kernel that takes an `A`.
+pub struct Kernel<A> {
+    function: driver::Function,
+    threads: u32,
+    arguments: PhantomData<fn(A)>,
+}
+
+impl<A: Copy> Kernel<A> {
+    /// Enqueues it.
+    ///
+    /// # Safety
+    /// With these arguments and this grid it reads and writes only memory that may be read and written until the stream has
+    /// come past it.
+    pub unsafe fn launch(&self, current: &Current, grid: [usize; 3], arguments: &A) -> Result<()> {
+        // Counts past it are refused when a pass is made; this would be a defect.
+        let size = |count: usize| u32::try_from(count).map_err(|_| Error::new(Status::Internal, "a grid is too large"));
+        let grid = [size(grid[0])?, size(grid[1])?, size(grid[2])?];
+        // SAFETY: found by its name, which says what it takes; the rest by the caller's promise.
+        unsafe { current.launch(self.function, grid, self.threads, arguments) }
+    }
+}
+
+/// For each kind of format, and each width.
+pub type ByKindAndWidth<A> = [[Kernel<A>; WIDTHS.len()]; KINDS.len()];
+
+/// All kernels, loaded onto one device.
+pub struct Kernels {
+    pub embed: Kernel<EmbedArguments>,
+    pub norm: Kernel<NormArguments>,
+    pub round_activations: Kernel<RoundArguments>,
+    pub matmul: ByKindAndWidth<MatmulArguments>,
+    pub rotate_and_store: Kernel<RotateArguments>,
+    pub attention: Kernel<AttentionArguments>,
+    pub attention_merge: Kernel<AttentionArguments>,
+    pub route: Kernel<RouteArguments>,
+    pub group: Kernel<GroupArguments>,
+    pub gate_up: ByKindAndWidth<ExpertArguments>,
+    pub down: ByKindAndWidth<ExpertArguments>,
+    pub combine: Kernel<CombineArguments>,
+    pub log_softmax_at: Kernel<LogSoftmaxArguments>,
+    /// Last, so that it is there as long as what was found in it.
+    _modules: Modules,
+}
+
+// SAFETY: handles of the driver may be used from any thread.
+unsafe impl Send for Kernels {}
+// SAFETY: as above.
+unsafe impl Sync for Kernels {}
+
+impl Kernels {
+    /// Loads them; the driver compiles them for its device, and remembers the result where it can.
+    pub fn load(device: &Arc<Device>) -> Result<Kernels> {
+        let modules = Modules::load(device)?;
+        let finder = Finder { current: device.enter()?, modules: modules.loaded.clone() };
+        Ok(Kernels {
+            embed: finder.find("embed", "embed", 256)?,
+            norm: finder.find("norm", "norm", 256)?,
+            round_activations: finder.find("round", "round_activations", 256)?,
+            matmul: finder.find_all("matmul", "matmul")?,
+            rotate_and_store: finder.find("rotate", "rotate_and_store", 256)?,
+            attention: finder.find("attention", "attention", 128)?,
+            attention_merge: finder.find("attention", "attention_merge", 128)?,
+            route: finder.find("route", "route", 256)?,
+            group: finder.find("route", "group", 256)?,
+            gate_up: finder.find_all("experts", "gate_up")?,
+            down: finder.find_all("experts", "down")?,
+            combine: finder.find("experts", "combine", 256)?,
+            log_softmax_at: finder.find("head", "log_softmax_at", 256)?,
+            _modules: modules,
+        })
+    }
+}
+
+/// Code on a device, unloaded when it is dropped.
+struct Modules {
+    device: Arc<Device>,
+    loaded: Vec<driver::Module>,
+}
+
+impl Modules {
+    fn load(device: &Arc<Device>) -> Result<Modules> {
+        let mut modules =
+            Modules { device: Arc::clone(device), loaded: try_with_capacity("the kernels", FILES.len())? };
+        let current = device.enter()?;
+        for (_, code) in FILES {
+            let not_text = |_| Error::new(Status::Internal, "a kernel's code is no text as C has it");
+            let code = CStr::from_bytes_with_nul(code.as_bytes()).map_err(not_text)?;
+            modules.loaded.push(current.load_module(code)?);
+        }
+        Ok(modules)
+    }
+}
+
+impl Drop for Modules {
+    fn drop(&mut self) {
+        if let Some(current) = self.device.enter_to_free() {
+            // SAFETY: their functions are in the same struct, or were given up before.
+            self.loaded.drain(..).for_each(|module| unsafe { current.unload_module(module) });
+        }
+    }
+}
+
+/// Looks kernels up.
+struct Finder<'a> {
+    current: Current<'a>,
+    /// As FILES.
+    modules: Vec<driver::Module>,
+}
+
+impl Finder<'_> {
+    fn find<A>(&self, file: &str, name: &str, threads: u32) -> Result<Kernel<A>> {
+        let missing = || Error::new(Status::Internal, format!("there is no kernel \"{name}\" in \"{file}\""));
+        let text = CString::new(name).map_err(|_| missing())?;
+        let of_file = FILES.iter().position(|(its, _)| *its == file).ok_or_else(missing)?;
+        // SAFETY: a module of this device.
+        let function = unsafe { self.current.function(self.modules[of_file], &text) }?;
+        Ok(Kernel { function: function.ok_or_else(missing)?, threads, arguments: PhantomData })
+    }
+
+    fn find_all<A>(&self, file: &str, name: &str) -> Result<ByKindAndWidth<A>> {
+        let mut found = try_with_capacity("the kernels", KINDS.len())?;
+        for kind in KINDS {
+            let mut of_kind = try_with_capacity("the kernels", WIDTHS.len())?;
+            for width in WIDTHS {
+                of_kind.push(self.find(file, &format!("{name}_{kind}_{width}"), 128)?);
+            }
+            found.push(array(of_kind)?);
+        }
+        array(found)
+    }
+}
+
+fn array<T, const N: usize>(vector: Vec<T>) -> Result<[T; N]> {
+    vector.try_into().map_err(|_| Error::new(Status::Internal, "a table of kernels has gaps"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tile_is_the_narrowest_that_takes_all_tokens_and_the_widest_for_more() {
+        let widths = [1, 2, 3, 4, 5, 8, 9, 1000].map(|tokens| WIDTHS[width_of(tokens)]);
+        assert_eq!(widths, [1, 2, 4, 4, 8, 8, 8, 8]);
+    }
+
+    #[test]
+    fn formats_are_the_kinds_of_their_names() {
+        for format in [Format::F32, Format::Bf16, Format::F16, Format::INT8, Format::INT4] {
+            assert_eq!(KINDS[kind_of(format)], format.name());
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The CUDA backend: weights on an NVIDIA device, kernels of our own, and nothing but the driver to run them.
+//!
+//! `driver` finds it, `context` calls it, `device` is one device in use, `memory` what is allocated there; `kernels` loads the
+//! code, whose arguments are in `arguments`. On top of these stand `weights`, `page`, and `pass` with its `workspace` and
+//! `batch`.
+
+pub mod arguments;
+mod batch;
+mod context;
+mod device;
+mod driver;
+mod kernels;
+mod memory;
+mod page;
+mod pass;
+mod weights;
+mod workspace;
+
+use std::sync::Arc;
+
+use crate::backend::kv::{KvDtype, KvGeometry, KvPage};
+use crate::backend::numerics::{Numerics, Variants};
+use crate::backend::observer::Observer;
+use crate::backend::ops::{Backend, Pass, PassLimits};
+use crate::error::{Error, Result, Status};
+use crate::model::{Checkpoint, Config, Description, Progress};
+use device::Device;
+pub use device::devices;
+use kernels::Kernels;
+use pass::CudaPass;
+use weights::DeviceWeights;
+pub use weights::planned_bytes as planned_weight_bytes;
+pub use workspace::planned_bytes as planned_pass_bytes;
+
+/// A model's weights on a device.
+pub struct CudaBackend {
+    shared: Arc<Shared>,
+}
+
+/// What every pass of a model reads.
+struct Shared {
+    config: Config,
+    numerics: Numerics,
+    kernels: Kernels,
+    weights: DeviceWeights,
+    device: Arc<Device>,
+}
+
+impl CudaBackend {
+    /// Reads the weights of a checkpoint onto the device of this index, on `threads` threads, mapped where `map` says so.
+    pub fn load(
+        index: usize,
+        description: &Description,
+        checkpoint: &Checkpoint,
+        variants: Variants,
+        (threads, map): (usize, bool),
+        progress: &Progress,
+    ) -> Result<CudaBackend> {
+        let device = Device::open(index)?;
+        let config = description.config.clone();
+        let numerics = Numerics::new(&config, description.embedding_dtype, variants)?;
+        let kernels = Kernels::load(&device)?;
+        let mut hasher = numerics.fingerprint(&config);
+        hasher.update(b"cuda");
+        let weights = DeviceWeights::load(
+            &device,
+            description,
+            checkpoint,
+            (threads, map),
+            progress,
+            &numerics.rotary_frequencies,
+            hasher,
+        )?;
+        Ok(CudaBackend { shared: Arc::new(Shared { config, numerics, kernels, weights, device }) })
+    }
+
+    /// Bytes of its weights on the device, with what lies between them.
+    pub fn device_bytes(&self) -> usize {
+        self.shared.weights.device_bytes()
+    }
+}
+
+impl Backend for CudaBackend {
+    fn device_name(&self) -> String {
+        self.shared.device.name().to_owned()
+    }
+
+    fn weight_bytes(&self) -> (usize, usize) {
+        self.shared.weights.bytes
+    }
+
+    fn default_kv_dtype(&self) -> KvDtype {
+        KvDtype::of_weights(self.shared.weights.embedding_dtype)
+    }
+
+    fn new_kv_page(&self, dtype: KvDtype) -> Result<KvPage> {
+        page::new_page(&self.shared.device, &KvGeometry::of(&self.shared.config, dtype))
+    }
+
+    fn new_pass(&self, limits: PassLimits) -> Result<Box<dyn Pass>> {
+        Ok(Box::new(CudaPass::new(Arc::clone(&self.shared), limits)?))
+    }
+
+    fn observe(&self) -> Result<Arc<Observer>> {
+        let text = "activations can be observed on the CPU alone: load the model there";
+        Err(Error::new(Status::InvalidArgument, text).at_key("device"))
+    }
+
+    fn fingerprint(&self) -> u64 {
+        self.shared.weights.hash
+    }
+}

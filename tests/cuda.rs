@@ -1,0 +1,150 @@
+//! The CUDA backend on the SIMT shim (`kernels/shim`), a driver that computes on the CPU: the golden checkpoints, and what else
+//! of a backend can be told without a GPU.
+
+#[path = "cuda/bits.rs"]
+mod bits;
+mod common;
+#[path = "cuda/devices.rs"]
+mod devices;
+#[path = "cuda/faults.rs"]
+mod faults;
+#[path = "common/shim.rs"]
+mod shim;
+
+use std::path::Path;
+
+use common::{Directory, Random, golden, load_options, session_with};
+use gemmoe::backend::cpu::CpuOptions;
+use gemmoe::backend::cpu::kernels::Instructions;
+use gemmoe::backend::{Device, KvDtype, Variants};
+use gemmoe::quant::{Format, GROUP_SIZES, Groups, ScaleDtype};
+use gemmoe::{Formats, LoadOptions, Pooling, Sampling};
+use serde_json::{Value, json};
+use shim::Shim;
+
+/// Of the largest logit; activations are f32 whatever the weights are.
+const TOLERANCE: f64 = 1e-4;
+
+fn on_device() -> LoadOptions {
+    LoadOptions { device: Device::Cuda(0), ..Default::default() }
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// The largest error, as a share of the largest logit.
+fn check_directory(path: &Path) -> f64 {
+    let name = path.file_name().unwrap().to_string_lossy();
+    let expected: Value = serde_json::from_slice(&std::fs::read(path.join("expected.json")).unwrap()).unwrap();
+    let option = |key: &str| expected["options"][key].as_bool().unwrap_or(false);
+    let variants =
+        Variants { unrounded_embedding_scale: option("unrounded_embedding_scale"), exact_gelu: option("exact_gelu") };
+    let model = load_options(path, &LoadOptions { variants, ..on_device() });
+    let mut worst = 0f64;
+    for case in expected["cases"].as_array().unwrap() {
+        let tokens = ids(&case["tokens"]);
+        let mut session = session_with(&model, KvDtype::F32);
+        session.set_sampling(Sampling::default()).unwrap();
+        session.prefill(&tokens).unwrap();
+        let logits: Vec<f64> = case["logits"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+        let largest = logits.iter().fold(0f64, |max, value| max.max(value.abs()));
+        let found = session.logits().unwrap();
+        assert_eq!(found.len(), logits.len());
+        for (found, expected) in found.iter().zip(&logits) {
+            let error = (*found as f64 - expected).abs() / largest;
+            assert!(error < TOLERANCE, "{name}, {} tokens: relative error {error:.2e}", tokens.len());
+            worst = worst.max(error);
+        }
+        for (layer, experts) in case["experts"].as_array().unwrap().iter().enumerate() {
+            assert_eq!(session.routes(layer).unwrap().experts, ids(experts), "{name}, layer {layer}");
+        }
+        let greedy = ids(&case["greedy"]);
+        let generated: Vec<u32> = greedy.iter().map(|_| session.step().unwrap()).collect();
+        assert_eq!(generated, greedy, "{name}, {} tokens", tokens.len());
+    }
+    worst
+}
+
+#[test]
+fn every_golden_checkpoint_agrees_with_the_float64_reference() {
+    let Some(shim) = Shim::take() else { return };
+    let errors: Vec<f64> = golden().iter().map(|path| check_directory(path)).collect();
+    let worst = errors.iter().copied().fold(0f64, f64::max);
+    println!("{} checkpoints, worst relative error {worst:.2e}", errors.len());
+    assert_eq!((shim.live_allocations(), shim.live_objects()), (0, 0));
+}
+
+/// On the processor, with activations in f32 but where weights are quantised.
+fn on_processor() -> LoadOptions {
+    let cpu = CpuOptions { threads: 2.into(), instructions: Instructions::Portable };
+    LoadOptions { cpu, ..Default::default() }
+}
+
+/// The largest difference, as a share of the largest number.
+fn difference(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0f64, |max, value| max.max(value.abs() as f64));
+    let errors = found.iter().zip(expected).map(|(found, expected)| (found - expected).abs() as f64);
+    errors.fold(0.0, f64::max) / largest
+}
+
+/// Every number that sessions give of a model: logits, scores, an embedding.
+fn numbers(path: &Path, options: &LoadOptions, kv_dtype: KvDtype) -> [Vec<f32>; 3] {
+    let model = load_options(path, options);
+    let tokens = Random::new(3).tokens(21, 97);
+    let mut session = session_with(&model, kv_dtype);
+    session.set_expert_bias(Some(1), &[0.5, -0.5, 0.0, 1.0]).unwrap();
+    session.prefill(&tokens).unwrap();
+    let logits = session.logits().unwrap().to_vec();
+    let mut scores = vec![0f32; 20];
+    session.rewind(1).unwrap();
+    session.score(&tokens[1..], &mut scores).unwrap();
+    let mut embedding = vec![0f32; model.config().hidden_size];
+    session.rewind(0).unwrap();
+    session.embed(&tokens, Pooling::Mean, &mut embedding).unwrap();
+    [logits, scores, embedding]
+}
+
+#[test]
+fn quantised_weights_give_what_they_give_on_the_processor() {
+    let Some(_shim) = Shim::take() else { return };
+    let directory = Directory::random_with(5, json!({"hidden_size": 136, "intermediate_size": 72})).to_temporary();
+    let mut worst = 0f64;
+    for size in GROUP_SIZES {
+        for scales in ScaleDtype::ALL {
+            let groups = Groups { size, scales };
+            for (experts, others) in
+                [(Format::Int4(groups), Format::Int8(groups)), (Format::Int8(groups), Format::Int4(groups))]
+            {
+                let formats =
+                    Formats { experts: Some(experts), attention: Some(others), head: Some(others), embedding: None };
+                let of = |options| numbers(directory.path(), &LoadOptions { formats, ..options }, KvDtype::F32);
+                for (found, expected) in of(on_device()).iter().zip(&of(on_processor())) {
+                    let error = difference(found, expected);
+                    assert!(error < 2e-3, "{experts}: {error:.1e}");
+                    worst = worst.max(error);
+                }
+            }
+        }
+    }
+    println!("worst difference {worst:.1e}");
+}
+
+#[test]
+fn every_dtype_of_keys_and_values_gives_what_it_gives_on_the_processor() {
+    let Some(_shim) = Shim::take() else { return };
+    let mut directory = Directory::random_with(6, json!({"num_key_value_heads": 1}));
+    directory.dtype = safetensors::Dtype::F16;
+    let directory = directory.to_temporary();
+    for kv_dtype in KvDtype::ALL {
+        let of = |options| numbers(directory.path(), &options, kv_dtype);
+        for (found, expected) in of(on_device()).iter().zip(&of(on_processor())) {
+            let error = difference(found, expected);
+            // A number that lies between two of the dtype's may be rounded to the other one.
+            let most = if kv_dtype == KvDtype::F32 { TOLERANCE } else { 2e-3 };
+            assert!(error < most, "{}: {error:.1e}", kv_dtype.name());
+            println!("{}: {error:.1e}", kv_dtype.name());
+        }
+    }
+}
