@@ -8,6 +8,7 @@ pub mod kv;
 pub mod metrics;
 pub mod model;
 pub mod options;
+mod placement;
 pub mod plan;
 pub mod sample;
 pub mod score;

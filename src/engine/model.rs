@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use super::kv::KvAccount;
+use super::placement::Placement;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::CudaBackend;
@@ -71,13 +72,13 @@ impl Model {
             None => Err(no_tokenizer()),
         };
         let threads = options.cpu.threads.resolved_count();
-        let backend: Box<dyn Backend> = match options.device {
+        let backend: Box<dyn Backend> = match Placement::choose(options.device, &description)? {
             #[cfg(feature = "cuda")]
-            Device::Cuda(index) => {
+            Placement::Cuda(index) => {
                 let reading = (threads, options.map);
                 Box::new(CudaBackend::load(index, &description, &checkpoint, options.variants, reading, progress)?)
             }
-            _ => {
+            Placement::Cpu => {
                 let weights = Weights::load(&description, &checkpoint, threads, options.map, progress)?;
                 Box::new(CpuBackend::new(description.config.clone(), weights, &options.cpu, options.variants)?)
             }

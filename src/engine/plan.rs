@@ -4,8 +4,7 @@ use std::path::Path;
 
 use super::model::{LoadOptions, Model};
 use super::options::SessionOptions;
-use super::session::pass_limits;
-use crate::backend::cpu::{planned_device_name, planned_pass_bytes};
+use super::placement::Placement;
 use crate::backend::kv::{KvDtype, KvGeometry};
 use crate::error::Result;
 use crate::model::Formats;
@@ -49,6 +48,7 @@ impl Model {
     pub fn plan(directory: &Path, load: &LoadOptions, session: &SessionOptions) -> Result<MemoryPlan> {
         load.cpu.check()?;
         let (description, tokenizer) = Model::inspect(directory, load)?;
+        let placement = Placement::choose(load.device, &description)?;
         let config = &description.config;
         let default_dtype = KvDtype::of_weights(description.embedding_dtype);
         let kv_dtype = session.kv_dtype.unwrap_or(default_dtype);
@@ -58,11 +58,11 @@ impl Model {
         load.kv_account().take(kv_bytes)?;
         let workspace_bytes = match session.batch_only {
             true => 0,
-            false => planned_pass_bytes(config, pass_limits(&session))?,
+            false => placement.workspace_bytes(config, &session)?,
         };
         let (weight_bytes, expert_bytes) = description.loaded_bytes;
         Ok(MemoryPlan {
-            device_name: planned_device_name(&load.cpu)?,
+            device_name: placement.device_name(&load.cpu)?,
             weight_bytes,
             expert_bytes,
             formats: description.formats,

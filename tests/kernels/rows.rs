@@ -2,9 +2,9 @@
 
 use crate::Effort;
 use crate::arguments::{BlockArguments, EmbedArguments, LogSoftmaxArguments, NormArguments, RoundArguments};
-use crate::random::Random;
 use crate::device::Device;
 use crate::products::UNTOUCHED;
+use crate::random::Random;
 use crate::tensors::{Kind, Matrix, kinds, rounded};
 
 impl Default for BlockArguments {

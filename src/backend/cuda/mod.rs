@@ -32,6 +32,11 @@ use weights::DeviceWeights;
 pub use weights::planned_bytes as planned_weight_bytes;
 pub use workspace::planned_bytes as planned_pass_bytes;
 
+/// What a backend on the device of this index calls it. Fails with `NoDevice`, and as drivers do.
+pub fn device_name(index: usize) -> Result<String> {
+    Ok(Device::open(index)?.name().to_owned())
+}
+
 /// A model's weights on a device.
 pub struct CudaBackend {
     shared: Arc<Shared>,

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use gemmoe::backend::{Device, KvDtype};
 use gemmoe::backend::cpu::CpuOptions;
+use gemmoe::backend::{Device, KvDtype};
 use gemmoe::{Formats, LoadOptions, MemoryPlan, Model, Result, SessionOptions};
 use serde_json::json;
 
