@@ -1,5 +1,6 @@
 //! The CUDA backend on the SIMT shim (`kernels/shim`), a driver that computes on the CPU: the golden checkpoints, and what else
 //! of a backend can be told without a GPU.
+#![cfg(feature = "cuda")]
 
 #[path = "cuda/bits.rs"]
 mod bits;
