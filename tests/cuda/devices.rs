@@ -6,7 +6,7 @@ use std::sync::Arc;
 use gemmoe::backend::cuda::{planned_pass_bytes, planned_weight_bytes};
 use gemmoe::backend::ops::PassLimits;
 use gemmoe::backend::{Backend, Device, devices};
-use gemmoe::{LoadOptions, Model, Progress, Status};
+use gemmoe::{LoadOptions, Model, Progress, SessionOptions, Status};
 
 use crate::common::{Directory, Random, golden, load_options, session};
 use crate::on_device;
@@ -136,4 +136,32 @@ fn the_device_has_a_name_and_no_observer() {
     let backend: &dyn Backend = model.backend();
     assert_eq!(backend.device_name(), devices().unwrap()[0].name);
     assert_eq!(backend.observe().err().unwrap().status(), Status::InvalidArgument);
+}
+
+#[test]
+fn a_free_choice_takes_the_device_with_most_room_and_the_processor_where_none_has_enough() {
+    let Some(shim) = Shim::take() else { return };
+    let directory = Directory::random(1).to_temporary();
+    let free_choice = LoadOptions { device: Device::Auto, ..Default::default() };
+    let on = |options: &LoadOptions| {
+        let plan = Model::plan(directory.path(), options, &SessionOptions::default()).unwrap();
+        let name = load_options(directory.path(), options).backend().device_name();
+        assert_eq!(plan.device_name, name);
+        name
+    };
+    let gpu = devices().unwrap()[0].name.clone();
+    let processor = on(&LoadOptions::default());
+    assert_ne!(gpu, processor);
+    assert_eq!(on(&free_choice), gpu);
+    assert_eq!(on(&on_device()), gpu);
+    // Room for the weights, not for a session.
+    let (description, _) = Model::inspect(directory.path(), &free_choice).unwrap();
+    shim.total_memory(planned_weight_bytes(&description) + 4096);
+    assert_eq!(on(&free_choice), processor);
+    shim.total_memory(1 << 40);
+    shim.driver_version(11080);
+    assert_eq!(on(&free_choice), processor);
+    shim.device_count(0);
+    assert_eq!(on(&free_choice), processor);
+    assert_eq!((shim.live_allocations(), shim.live_objects()), (0, 0));
 }
