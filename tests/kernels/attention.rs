@@ -2,9 +2,9 @@
 
 use crate::Effort;
 use crate::arguments::AttentionArguments;
-use crate::random::Random;
 use crate::device::Device;
 use crate::products::UNTOUCHED;
+use crate::random::Random;
 use crate::rotate::{Cache, Geometry, KV_DTYPES, loaded, stored};
 
 struct Case<'a> {
@@ -120,14 +120,24 @@ fn expected(case: &Case, token: usize, head: usize) -> (Vec<f64>, Vec<f64>) {
 
 pub fn check_attention(device: &Device, random: &mut Random, effort: Effort) {
     // Heads, key-value heads, head_dim, positions of a page, positions.
-    let shapes = [(2, 2, 8, 16, 300), (4, 2, 40, 16, 257), (2, 1, 64, 16, 256), (3, 3, 7, 4, 70), (2, 2, 128, 32, 530), (2, 1, 256, 16, 515), (1, 1, 512, 16, 260), (2, 2, 260, 5, 17)];
+    let shapes = [
+        (2, 2, 8, 16, 300),
+        (4, 2, 40, 16, 257),
+        (2, 1, 64, 16, 256),
+        (3, 3, 7, 4, 70),
+        (2, 2, 128, 32, 530),
+        (2, 1, 256, 16, 515),
+        (1, 1, 512, 16, 260),
+        (2, 2, 260, 5, 17),
+    ];
     for (at, (heads, key_value_heads, head_dim, page_tokens, positions)) in shapes.into_iter().enumerate() {
         if effort == Effort::Sample && (at > 4 || positions > 300) {
             continue;
         }
         let geometry = Geometry { layers: 2, heads: key_value_heads, head_dim, page_tokens };
         // A sequence of each dtype, shorter and shorter, the last of one position.
-        let sequences = [0, 1, 2, 3].map(|at| (KV_DTYPES[(at + random.below(4)) % 4], [positions, positions / 2, 33, 1][at]));
+        let sequences =
+            [0, 1, 2, 3].map(|at| (KV_DTYPES[(at + random.below(4)) % 4], [positions, positions / 2, 33, 1][at]));
         let case = case(device, random, &geometry, heads, &sequences, &|_, _| {});
         let alone = attend(device, &case, 1);
         for token in 0..case.spots.len() {
@@ -136,7 +146,10 @@ pub fn check_attention(device: &Device, random: &mut Random, effort: Effort) {
                 let results = &alone[(token * heads + head) * head_dim..][..head_dim];
                 for ((result, value), magnitude) in results.iter().zip(values).zip(magnitudes) {
                     let off = (f64::from(*result) - value).abs();
-                    assert!(off <= 1e-5 * magnitude, "head_dim {head_dim}, token {token}: {result} for {value}, off {off:e}");
+                    assert!(
+                        off <= 1e-5 * magnitude,
+                        "head_dim {head_dim}, token {token}: {result} for {value}, off {off:e}"
+                    );
                 }
             }
         }

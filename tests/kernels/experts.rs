@@ -2,9 +2,9 @@
 
 use crate::Effort;
 use crate::arguments::{CombineArguments, ExpertArguments, MatrixArguments};
-use crate::random::Random;
 use crate::device::{Array, Device};
 use crate::products::{TILES, UNTOUCHED};
+use crate::random::Random;
 use crate::tensors::{Activations, DeviceMatrix, Format, Kind, Matrix, PRODUCT_ERROR, kinds, product};
 
 const NO_EXPERT: u32 = u32::MAX;
@@ -125,7 +125,8 @@ pub fn check_experts(device: &Device, random: &mut Random, effort: Effort) {
                     let (gate, gate_magnitude) = product(&layer.gate[expert], row, &x, token);
                     let (up, up_magnitude) = product(&layer.up[expert], row, &x, token);
                     // The slope of GeLU is below 1.2.
-                    let error = PRODUCT_ERROR * (1.2 * gate_magnitude * up.abs() + gelu(gate, exact_gelu).abs() * up_magnitude);
+                    let error =
+                        PRODUCT_ERROR * (1.2 * gate_magnitude * up.abs() + gelu(gate, exact_gelu).abs() * up_magnitude);
                     let expected = gelu(gate, exact_gelu) * up;
                     let off = (f64::from(gated[slot][row]) - expected).abs();
                     let room = error + 1e-6 * (expected.abs() + up.abs() * gate.abs().min(1.0));

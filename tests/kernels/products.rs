@@ -2,8 +2,8 @@
 
 use crate::Effort;
 use crate::arguments::{MatmulArguments, MatrixArguments};
-use crate::random::Random;
 use crate::device::Device;
+use crate::random::Random;
 use crate::tensors::{Activations, Format, Kind, Matrix, PRODUCT_ERROR, kinds, product};
 
 pub const TILES: [usize; 4] = [1, 2, 4, 8];
@@ -33,7 +33,14 @@ fn matmul(device: &Device, launch: &Launch) -> Vec<Vec<Vec<f32>>> {
     let index: Vec<u32> = tokens.iter().map(|token| *token as u32).collect();
     let is_plain = tokens.iter().enumerate().all(|(at, token)| at == *token);
     let index = device.array(&index);
-    let nothing = MatrixArguments { lines: std::ptr::null(), scales: std::ptr::null(), rows: 0, columns: 0, group_shift: 0, half_scales: 0 };
+    let nothing = MatrixArguments {
+        lines: std::ptr::null(),
+        scales: std::ptr::null(),
+        rows: 0,
+        columns: 0,
+        group_shift: 0,
+        half_scales: 0,
+    };
     let mut arguments = MatmulArguments {
         weights: [nothing; 3],
         out: [std::ptr::null_mut(); 3],

@@ -4,8 +4,8 @@ use half::{bf16, f16};
 
 use crate::Effort;
 use crate::arguments::{CacheArguments, PlaceArguments, RotateArguments};
-use crate::random::Random;
 use crate::device::{Array, Device};
+use crate::random::Random;
 use crate::tensors::rounded;
 
 pub const KV_DTYPES: [u32; 4] = [0, 1, 2, 3];
@@ -41,12 +41,18 @@ fn element_bytes(kv_dtype: u32) -> usize {
 
 /// Numbers as a dtype holds them, the scale beside.
 pub fn stored(numbers: &[f32], kv_dtype: u32) -> (Vec<u8>, f32) {
-    let bytes = |numbers: &[f32], to: fn(f32) -> u16| numbers.iter().flat_map(|number| to(*number).to_le_bytes()).collect();
+    let bytes =
+        |numbers: &[f32], to: fn(f32) -> u16| numbers.iter().flat_map(|number| to(*number).to_le_bytes()).collect();
     match kv_dtype {
         0 => (numbers.iter().flat_map(|number| number.to_le_bytes()).collect(), 1.0),
         1 => (bytes(numbers, |number| bf16::from_f32(number).to_bits()), 1.0),
         // Numbers past the largest become the largest.
-        2 => (bytes(numbers, |number| f16::from_f32(if number.is_infinite() { number } else { number.clamp(-65504.0, 65504.0) }).to_bits()), 1.0),
+        2 => (
+            bytes(numbers, |number| {
+                f16::from_f32(if number.is_infinite() { number } else { number.clamp(-65504.0, 65504.0) }).to_bits()
+            }),
+            1.0,
+        ),
         _ => {
             let (whole, scale) = rounded(numbers);
             (whole.iter().map(|number| *number as u8).collect(), scale)
@@ -135,7 +141,9 @@ impl<'a> Cache<'a> {
 }
 
 pub fn check_rotate(device: &Device, random: &mut Random, effort: Effort) {
-    for (heads, key_value_heads, head_dim, page_tokens) in [(4, 2, 8, 16), (2, 2, 40, 16), (3, 1, 256, 4), (5, 5, 7, 16), (1, 1, 512, 2)] {
+    for (heads, key_value_heads, head_dim, page_tokens) in
+        [(4, 2, 8, 16), (2, 2, 40, 16), (3, 1, 256, 4), (5, 5, 7, 16), (1, 1, 512, 2)]
+    {
         if effort == Effort::Sample && head_dim == 256 {
             continue;
         }
@@ -205,7 +213,14 @@ fn same_but_nan(a: &[Vec<u8>], b: &[Vec<u8>], kv_dtype: usize) -> bool {
     })
 }
 
-fn check_heads(before: &[f32], after: &[f32], heads: usize, head_dim: usize, frequencies: &[f32], places: &[PlaceArguments]) {
+fn check_heads(
+    before: &[f32],
+    after: &[f32],
+    heads: usize,
+    head_dim: usize,
+    frequencies: &[f32],
+    places: &[PlaceArguments],
+) {
     let pairs = head_dim / 2;
     for (token, place) in places.iter().enumerate() {
         for head in 0..heads {

@@ -2,8 +2,8 @@
 
 use crate::Effort;
 use crate::arguments::{GroupArguments, MatrixArguments, PlaceArguments, RouteArguments};
-use crate::random::Random;
 use crate::device::Device;
+use crate::random::Random;
 use crate::tensors::{Activations, Format, Kind, Matrix, product};
 
 const NO_EXPERT: u32 = u32::MAX;
@@ -31,7 +31,14 @@ struct Routes {
 fn route(device: &Device, case: &Case, x: &Activations) -> Routes {
     let choices = x.rows * case.top_k;
     let router = case.router.as_ref().map(|router| router.upload(device));
-    let nothing = MatrixArguments { lines: std::ptr::null(), scales: std::ptr::null(), rows: 0, columns: 0, group_shift: 0, half_scales: 0 };
+    let nothing = MatrixArguments {
+        lines: std::ptr::null(),
+        scales: std::ptr::null(),
+        rows: 0,
+        columns: 0,
+        group_shift: 0,
+        half_scales: 0,
+    };
     let places = device.array(&case.places);
     let (allowed, bias) = (device.array(&case.allowed), device.array(&case.bias));
     let (chosen, weights, exact_weights) = (device.room(choices), device.room(choices), device.room(choices));
@@ -114,7 +121,8 @@ pub fn check_route(device: &Device, random: &mut Random, effort: Effort) {
         if experts >= 4 {
             router.repeat_row(0, experts - 1);
         }
-        let places = (0..tokens).map(|token| PlaceArguments { sequence: token as u32 % 3, ..Default::default() }).collect();
+        let places =
+            (0..tokens).map(|token| PlaceArguments { sequence: token as u32 % 3, ..Default::default() }).collect();
         let bit = |expert: usize| 1u64 << expert;
         let all = if experts == 64 { u64::MAX } else { bit(experts) - 1 };
         // All of them, bits past them too; a few; a single one.
@@ -175,6 +183,9 @@ pub fn check_group(device: &Device, random: &mut Random, effort: Effort) {
         starts.push(77);
         assert_eq!(starts_there.read(), starts);
         // Memory that nobody writes is all ones.
-        assert!(slots_there.read() == slots && tokens_there.read() == slot_tokens, "{tokens} tokens, {experts} experts");
+        assert!(
+            slots_there.read() == slots && tokens_there.read() == slot_tokens,
+            "{tokens} tokens, {experts} experts"
+        );
     }
 }

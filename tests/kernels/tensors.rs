@@ -3,8 +3,8 @@
 use half::{bf16, f16};
 
 use crate::arguments::{ActivationArguments, BlockArguments, MatrixArguments};
-use crate::random::Random;
 use crate::device::{Array, Device};
+use crate::random::Random;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Format {
@@ -271,7 +271,8 @@ pub fn rounded(numbers: &[f32]) -> (Vec<i8>, f32) {
 
 /// `weights[row] . x[token]`, and the sum of magnitudes, which says how far rounding may go.
 pub fn product(weights: &Matrix, row: usize, x: &Activations, token: usize) -> (f64, f64) {
-    let terms = (0..weights.columns).map(|column| weights.value(row, column) * x.value(token, column, weights.kind.format));
+    let terms =
+        (0..weights.columns).map(|column| weights.value(row, column) * x.value(token, column, weights.kind.format));
     terms.fold((0.0, 0.0), |(sum, magnitude), term| (sum + term, magnitude + term.abs()))
 }
 
