@@ -1,14 +1,14 @@
 // Causal attention over paged keys and values: softmax(q . k / sqrt(head_dim)) v.
 //
-// In: query [tokens, heads * head_dim] f32, rotated; pages in f32, bf16, f16 or int8, a dtype for each token's sequence. Out: attended
-// [tokens, stride] f32.
-// A block has one head of one token, and goes over spans of 256 positions. Of each: scores, a few lanes a key (eight elements a
-// lane) and so many keys a warp; weights relative to the span's largest score; weighted values, the lanes as before, then the
-// lanes of the same columns, then the warps. That is the span's state. States are joined in the order of the spans (the one-pass
-// softmax of Milakov and Gimelshein, 2018), by the same function whether one block has all spans or several share them: the
-// same bits.
-// Moves 2 * positions * head_dim elements a head and token: the least where a token is alone in its sequence and heads do not
-// share keys; else more, from the second cache. Partial states are 4 * (head_dim + 2) bytes a span each way.
+// In: query [tokens, heads * head_dim] f32, rotated; pages in f32, bf16, f16 or int8, a dtype for each token's
+// sequence. Out: attended [tokens, stride] f32.
+// A block has one head of one token, and goes over spans of 256 positions. Of each: scores, a few lanes a key (eight
+// elements a lane) and so many keys a warp; weights relative to the span's largest score; weighted values, the lanes as
+// before, then the lanes of the same columns, then the warps. That is the span's state. States are joined in the order
+// of the spans (the one-pass softmax of Milakov and Gimelshein, 2018), by the same function whether one block has all
+// spans or several share them: the same bits.
+// Moves 2 * positions * head_dim elements a head and token: the least where a token is alone in its sequence and heads
+// do not share keys; else more, from the second cache. Partial states are 4 * (head_dim + 2) bytes a span each way.
 // Grid (tokens, heads, splits), 128 threads; merge: (tokens, heads), 128. Limit: memory.
 
 #include "math.cuh"
@@ -44,7 +44,9 @@ struct KvF32 {
         }
         return numbers;
     }
-    static DEVICE float one(const uint8_t *row, uint32_t column) { return reinterpret_cast<const float *>(row)[column]; }
+    static DEVICE float one(const uint8_t *row, uint32_t column) {
+        return reinterpret_cast<const float *>(row)[column];
+    }
     static constexpr uint32_t BYTES = 4;
     static constexpr bool SCALED = false;
 };
@@ -98,8 +100,8 @@ template <class Kv> DEVICE Eight load_eight(const uint8_t *row, uint32_t column,
     return numbers;
 }
 
-// What a head has come to: weighted values, of which a thread has the columns t, t + 128 ..., the largest score, and the sum of
-// weights. Weights are relative to the largest score.
+// What a head has come to: weighted values, of which a thread has the columns t, t + 128 ..., the largest score, and
+// the sum of weights. Weights are relative to the largest score.
 struct State {
     float values[COLUMNS];
     float largest;
@@ -116,6 +118,19 @@ DEVICE void join(State &all, const State &span) {
     }
     all.sum = all.sum * factor + span.sum * span_factor;
     all.largest = largest;
+}
+
+// The result, of the block's token and head.
+DEVICE void write_attended(const AttentionArguments &arguments, const State &all) {
+    uint32_t head_dim = arguments.cache.head_dim;
+    float *attended = arguments.attended + static_cast<size_t>(block_x()) * arguments.stride + block_y() * head_dim;
+    float norm = 1.0f / all.sum;
+    for (uint32_t i = 0; i < COLUMNS; i++) {
+        uint32_t column = thread_index() + i * THREADS;
+        if (column < head_dim) {
+            attended[column] = all.values[i] * norm;
+        }
+    }
 }
 
 struct LargestScore {
@@ -152,7 +167,8 @@ struct Span {
     float *weights;
 };
 
-template <class Kv> DEVICE void score(const Span &span, const Lanes &lanes, const float (&query)[PARTS][ELEMENTS], uint32_t head_dim) {
+template <class Kv>
+DEVICE void score(const Span &span, const Lanes &lanes, const float (&query)[PARTS][ELEMENTS], uint32_t head_dim) {
     uint32_t rows = LANES / lanes.width, warp = thread_index() / LANES;
     // All lanes to the end: they meet in shuffles.
     for (uint32_t first = warp * rows; first < span.count; first += WARPS * rows * DEPTH) {
@@ -239,7 +255,8 @@ struct Shared {
     float *of_warps;
 };
 
-template <class Kv> DEVICE void attend(const AttentionArguments &arguments, const PlaceArguments &place, const Shared &shared) {
+template <class Kv>
+DEVICE void attend(const AttentionArguments &arguments, const PlaceArguments &place, const Shared &shared) {
     const uint8_t **keys = shared.keys;
     float *weights = shared.weights, *of_warps = shared.of_warps;
     const CacheArguments &cache = arguments.cache;
@@ -337,13 +354,7 @@ template <class Kv> DEVICE void attend(const AttentionArguments &arguments, cons
         }
     }
     if (is_alone) {
-        float norm = 1.0f / all.sum;
-        for (uint32_t i = 0; i < COLUMNS; i++) {
-            uint32_t column = thread + i * THREADS;
-            if (column < head_dim) {
-                arguments.attended[static_cast<size_t>(block_x()) * arguments.stride + head * head_dim + column] = all.values[i] * norm;
-            }
-        }
+        write_attended(arguments, all);
     }
 }
 
@@ -377,11 +388,5 @@ KERNEL(attention_merge, AttentionArguments, 128) {
         }
         join(all, state);
     }
-    float norm = 1.0f / all.sum;
-    for (uint32_t i = 0; i < COLUMNS; i++) {
-        uint32_t column = thread_index() + i * THREADS;
-        if (column < head_dim) {
-            arguments.attended[static_cast<size_t>(block_x()) * arguments.stride + head * head_dim + column] = all.values[i] * norm;
-        }
-    }
+    write_attended(arguments, all);
 }

@@ -1,8 +1,9 @@
 // Embedding: x[token] = E[tokens[token]] * scale.
 //
-// In: the embedding [vocab_size, hidden_size] in panels of any format, tokens [tokens] ids. Out: x [tokens, hidden_size] f32.
-// Moves a row of weights and 4 bytes written a column, the least; a row of a panel is one word in each line of 64 bytes, so that
-// memory delivers sectors of 32 for 4. Once per token and pass: nothing beside one layer.
+// In: the embedding [vocab_size, hidden_size] in panels of any format, tokens [tokens] ids. Out: x [tokens,
+// hidden_size] f32. Moves a row of weights and 4 bytes written a column, the least; a row of a panel is one word in
+// each line of 64 bytes, so that memory delivers sectors of 32 for 4. Once per token and pass: nothing beside one
+// layer.
 // Grid (tokens), 256 threads. Limit: the wait for memory. Formula: Gemma scales embeddings by the root of hidden_size.
 
 #include "formats.cuh"
@@ -18,7 +19,8 @@ template <class Format> DEVICE void embed_row(const EmbedArguments &arguments) {
     for (uint32_t column = thread_index(); column < arguments.hidden_size; column += THREADS) {
         const uint8_t *line = panel.lines + static_cast<size_t>(column / Format::COLUMNS) * LINE_BYTES;
         uint32_t word = reinterpret_cast<const uint32_t *>(line)[row];
-        x[column] = Format::number(word, column % Format::COLUMNS) * scale_of<Format>(panel, column, row) * arguments.scale;
+        float number = Format::number(word, column % Format::COLUMNS) * scale_of<Format>(panel, column, row);
+        x[column] = number * arguments.scale;
     }
 }
 

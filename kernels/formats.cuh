@@ -1,7 +1,7 @@
 // Weights in panels (quant/panels.rs has the layout): what a word of each format is, and what it meets.
 //
-// A panel is sixteen rows. Its lines of 64 bytes have a word of four bytes for each row, COLUMNS columns of it. Formats with
-// scales have one of two bytes for each row and group of columns.
+// A panel is sixteen rows. Its lines of 64 bytes have a word of four bytes for each row, COLUMNS columns of it. Formats
+// with scales have one of two bytes for each row and group of columns.
 
 #pragma once
 
@@ -32,7 +32,8 @@ template <class Format> DEVICE Panel panel_of(const MatrixArguments &matrix, uin
     panel.lines = matrix.lines + static_cast<size_t>(index) * panel.line_count * LINE_BYTES;
     panel.scales = nullptr;
     if (Format::SCALED) {
-        panel.scales = matrix.scales + static_cast<size_t>(index) * (matrix.columns >> panel.group_shift) * (2 * PANEL_ROWS);
+        size_t groups = matrix.columns >> panel.group_shift;
+        panel.scales = matrix.scales + index * groups * (2 * PANEL_ROWS);
     }
     return panel;
 }
@@ -76,8 +77,9 @@ template <class Format> DEVICE FourScales four_scales(const Panel &panel, uint32
     return scales;
 }
 
-// Each format has: COLUMNS of a word; SCALED, whether there are scales and activations are in int8; Weights, a word made
-// ready, what all tokens share; Input, a line's columns of a token; `add`, sum + Weights . Input; `number`, one column as it is.
+// Each format has: COLUMNS of a word; SCALED, whether there are scales and activations are in int8; Weights, a word
+// made ready, what all tokens share; Input, a line's columns of a token; `add`, sum + Weights . Input; `number`, one
+// column as it is.
 
 struct F32 {
     static constexpr uint32_t COLUMNS = 1;
@@ -163,8 +165,8 @@ struct Int8 {
     }
 };
 
-// Eight halves of bytes, each 8 too high: columns 0 to 3 are the low ones, 4 to 7 the high ones. Turned, they are the high
-// halves of signed bytes, which makes each sixteen times what it is.
+// Eight halves of bytes, each 8 too high: columns 0 to 3 are the low ones, 4 to 7 the high ones. Turned, they are the
+// high halves of signed bytes, which makes each sixteen times what it is.
 struct Int4 {
     static constexpr uint32_t COLUMNS = 8;
     static constexpr bool SCALED = true;

@@ -1,9 +1,9 @@
 // The log-probability of each row's target: logits[target] - log(sum of e^logit).
 //
-// In: logits [rows, vocab_size] f32, targets [rows]. Out: [rows] f32; NaN where the largest logit is not finite. A logit that is not
-// a number counts as minus infinity.
-// Moves 4 bytes a logit from memory, the least, and once more from the second cache. Grid (rows), 256 threads. Limit: what one block
-// can read; rows are few, or many blocks.
+// In: logits [rows, vocab_size] f32, targets [rows]. Out: [rows] f32; NaN where the largest logit is not finite. A
+// logit that is not a number counts as minus infinity.
+// Moves 4 bytes a logit from memory, the least, and once more from the second cache. Grid (rows), 256 threads. Limit:
+// what one block can read; rows are few, or many blocks.
 // Formula: log_softmax_at of cpu/kernels/math.rs, exponentials in f32, their sum in f64.
 
 #include "math.cuh"

@@ -1,7 +1,7 @@
 // Numbers to whole numbers of eight bits with a scale: to_int8 of cpu/kernels/store.rs, bit for bit.
 //
-// The scale is absmax / 127, rounding to nearest, ties to even. Zeros, and numbers whose absmax is below 1.5e-36, where the
-// scale would lose its digits, have scale 0. Where one is not finite, the scale is not a number.
+// The scale is absmax / 127, rounding to nearest, ties to even. Zeros, and numbers whose absmax is below 1.5e-36, where
+// the scale would lose its digits, have scale 0. Where one is not finite, the scale is not a number.
 
 #pragma once
 
@@ -12,7 +12,8 @@ struct Int8Scale {
     float inverse;
 };
 
-// Of a lane's number, for the largest of many: as whole numbers magnitudes have the same order, and what is not a number comes last.
+// Of a lane's number, for the largest of many: as whole numbers magnitudes have the same order, and what is not a
+// number comes last.
 DEVICE uint32_t magnitude(float value) { return bits_of_float(value) & 0x7fffffff; }
 
 DEVICE Int8Scale int8_scale(uint32_t largest_magnitude) {

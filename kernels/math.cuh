@@ -1,4 +1,5 @@
-// Scalar functions of the forward pass, from plain arithmetic: cpu/kernels/math.rs once more, the same bits on every device.
+// Scalar functions of the forward pass, from plain arithmetic: cpu/kernels/math.rs once more, the same bits on every
+// device.
 
 #pragma once
 

@@ -1,10 +1,10 @@
-// Products with dense weights: out[token][row] = weights[row] . x[token], or that much more, for up to three matrices of one
-// format and one number of columns (query, key and value; the output projection; the head).
+// Products with dense weights: out[token][row] = weights[row] . x[token], or that much more, for up to three matrices
+// of one format and one number of columns (query, key and value; the output projection; the head).
 //
-// In: weights in panels, activations [tokens, stride] in f32, or in int8 with a scale for each 32 columns where weights are.
-// Out: [tokens, out_stride] f32 each; rows past the last are not written.
-// Moves the weights once per tile of tokens, which is the least with up to 8; activations and results are small beside them.
-// Grid (panels of all matrices after each other, tiles of tokens), 128 threads; the loop is in products.cuh.
+// In: weights in panels, activations [tokens, stride] in f32, or in int8 with a scale for each 32 columns where weights
+// are. Out: [tokens, out_stride] f32 each; rows past the last are not written.
+// Moves the weights once per tile of tokens, which is the least with up to 8; activations and results are small beside
+// them. Grid (panels of all matrices after each other, tiles of tokens), 128 threads; the loop is in products.cuh.
 // Limit: memory with few tokens; with many, multiply-adds of f32 or dp4a.
 
 #include "products.cuh"

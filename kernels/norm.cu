@@ -1,11 +1,12 @@
-// RMSNorm of rows: numbers[row] = x[index[row]] / sqrt(mean(x^2) + eps) * (1 + weight), and the same in int8 where asked for.
+// RMSNorm of rows: numbers[row] = x[index[row]] / sqrt(mean(x^2) + eps) * (1 + weight), and the same in int8 where
+// asked for.
 //
-// In: x [any, columns] f32, weight [columns] f32. Out: numbers [rows, stride] f32, of which the real columns are written; integers
-// [rows, stride / 4] and blocks [rows, stride / 32], of which all are, zeros past the real columns.
+// In: x [any, columns] f32, weight [columns] f32. Out: numbers [rows, stride] f32, of which the real columns are
+// written; integers [rows, stride / 4] and blocks [rows, stride / 32], of which all are, zeros past the real columns.
 // Moves 4 bytes read and 4 written a column, 1.25 more in int8: the least; the second reading of x is from the cache.
 // Grid (rows), 256 threads. Limit: one row is a round trip to memory and two barriers.
-// The sum of squares is in f64 like cpu/kernels/math.rs, where no square overflows or vanishes: a thread has columns / 256 of
-// them, on cards with few f64 units too less than the wait for the row.
+// The sum of squares is in f64 like cpu/kernels/math.rs, where no square overflows or vanishes: a thread has columns /
+// 256 of them, on cards with few f64 units too less than the wait for the row.
 // Formula: Gemma's RMSNorm, all in f32, the weight counted from 1.
 
 #include "int8.cuh"

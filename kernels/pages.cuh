@@ -1,5 +1,5 @@
-// Pages of keys and values (backend/kv.rs has the layout): elements [layers][key, value][heads][page_tokens][head_dim] in the
-// sequence's dtype, and for int8 f32 scales [layers][key, value][heads][page_tokens] after them.
+// Pages of keys and values (backend/kv.rs has the layout): elements [layers][key, value][heads][page_tokens][head_dim]
+// in the sequence's dtype, and for int8 f32 scales [layers][key, value][heads][page_tokens] after them.
 
 #pragma once
 
@@ -20,8 +20,8 @@ struct KvRow {
 };
 
 // `half` is 0 for the key and 1 for the value.
-DEVICE KvRow kv_row(const CacheArguments &cache, const PlaceArguments &place, uint32_t layer, uint32_t half, uint32_t head,
-                    uint32_t position) {
+DEVICE KvRow kv_row(const CacheArguments &cache, const PlaceArguments &place, uint32_t layer, uint32_t half,
+                    uint32_t head, uint32_t position) {
     uint8_t *page = cache.pages[place.first_page + position / cache.page_tokens];
     size_t block = (static_cast<size_t>(layer) * 2 + half) * cache.key_value_heads + head;
     size_t row = block * cache.page_tokens + position % cache.page_tokens;

@@ -1,11 +1,13 @@
 // The inner loop of all products: panels of weights by a few tokens.
 //
-// A block of four warps has one panel, or the same panel of two matrices. A warp reads eight lines, 512 bytes, at a time: lane l
-// has rows 4 * (l % 4) and on of line l / 4, sixteen bytes. The warps take turns: warp w has lines 8 w..8 w + 8 of every 32. Each
-// lane has a sum for each of its rows and tokens, over its lines in rising order; then come those of the lanes of the same rows,
-// then the warps one after the other. So a token's sums have one order, whatever the other tokens and however many.
+// A block of four warps has one panel, or the same panel of two matrices. A warp reads eight lines, 512 bytes, at a
+// time: lane l has rows 4 * (l % 4) and on of line l / 4, sixteen bytes. The warps take turns: warp w has lines 8 w..8
+// w + 8 of every 32. Each lane has a sum for each of its rows and tokens, over its lines in rising order; then come
+// those of the lanes of the same rows, then the warps one after the other. So a token's sums have one order, whatever
+// the other tokens and however many.
 //
-// Weights are read once per tile of tokens, up to four loads of each panel in flight a lane; activations are read from the caches.
+// Weights are read once per tile of tokens, up to four loads of each panel in flight a lane; activations are read from
+// the caches.
 
 #pragma once
 
@@ -39,7 +41,8 @@ template <uint32_t MATRICES, uint32_t TOKENS> struct LaneSums {
     float of[MATRICES][TOKENS][4];
 };
 
-// Adds a lane's products of the lines `line`, `line + LINES_OF_BLOCK` ..., COUNT of them, all loaded before the first is used.
+// Adds a lane's products of the lines `line`, `line + LINES_OF_BLOCK` ..., COUNT of them, all loaded before the first
+// is used.
 template <class Format, uint32_t COUNT, uint32_t MATRICES, uint32_t TOKENS>
 DEVICE void add_lines(LaneSums<MATRICES, TOKENS> &sums, const Panel (&panels)[MATRICES], const ActivationArguments &x,
                       const Starts<TOKENS> &starts, uint32_t line) {
@@ -77,7 +80,8 @@ DEVICE void add_lines(LaneSums<MATRICES, TOKENS> &sums, const Panel (&panels)[MA
     }
 }
 
-// A thread's products of one panel of each matrix: thread t has row t % 16 of token t / 16, and those past the tokens nothing.
+// A thread's products of one panel of each matrix: thread t has row t % 16 of token t / 16, and those past the tokens
+// nothing.
 template <uint32_t MATRICES> struct Products {
     float of[MATRICES];
 };

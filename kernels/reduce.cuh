@@ -1,5 +1,5 @@
-// Sums and maxima over the threads of a block, in one order: the lanes of a warp in a butterfly, then the warps one after the
-// other. Every thread gets the result. Threads of a block: 32 * WARPS.
+// Sums and maxima over the threads of a block, in one order: the lanes of a warp in a butterfly, then the warps one
+// after the other. Every thread gets the result. Threads of a block: 32 * WARPS.
 
 #pragma once
 

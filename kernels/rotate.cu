@@ -1,11 +1,11 @@
 // RoPE on queries and keys in place, then keys and values to their pages.
 //
-// In: query [tokens, heads * head_dim], key and value [tokens, key_value_heads * head_dim] f32, frequencies [head_dim / 2]. Out: query
-// and key rotated; the token's position in its sequence's pages, in f32, bf16, f16, or int8 with a scale for each head.
-// Moves query and key once each way, the value once, and the page's elements once; the key is read again from the cache.
-// Grid (tokens), 256 threads. Limit: the wait for memory; a sine and a cosine in f64 for each pair of a head.
-// Formulas: pairs are (i, i + head_dim / 2), the angle is position * frequency in f32, as the published code has it, its sine and
-// cosine as exact as f32 holds them. Rounding: cpu/kernels/store.rs.
+// In: query [tokens, heads * head_dim], key and value [tokens, key_value_heads * head_dim] f32, frequencies [head_dim /
+// 2]. Out: query and key rotated; the token's position in its sequence's pages, in f32, bf16, f16, or int8 with a scale
+// for each head. Moves query and key once each way, the value once, and the page's elements once; the key is read again
+// from the cache. Grid (tokens), 256 threads. Limit: the wait for memory; a sine and a cosine in f64 for each pair of a
+// head. Formulas: pairs are (i, i + head_dim / 2), the angle is position * frequency in f32, as the published code has
+// it, its sine and cosine as exact as f32 holds them. Rounding: cpu/kernels/store.rs.
 
 #include "int8.cuh"
 #include "pages.cuh"

@@ -1,8 +1,8 @@
 // Activations in int8, a scale for each 32 columns: the rules are in int8.cuh.
 //
 // In: numbers [rows, stride] f32. Out: integers [rows, stride / 4], four int8 a word, and blocks [rows, stride / 32].
-// Moves 4 bytes read and 1.25 written a column: the least. Grid (rows, parts), 256 threads: a warp has 32 columns at a time, and
-// the parts of a row take them in turn, however many parts there are. Limit: memory.
+// Moves 4 bytes read and 1.25 written a column: the least. Grid (rows, parts), 256 threads: a warp has 32 columns at a
+// time, and the parts of a row take them in turn, however many parts there are. Limit: memory.
 
 #include "int8.cuh"
 

@@ -1,15 +1,15 @@
-// Which experts each token goes to, and each expert's list of tokens. A slot is one token's choice of one expert; slots are
-// numbered expert by expert.
+// Which experts each token goes to, and each expert's list of tokens. A slot is one token's choice of one expert; slots
+// are numbered expert by expert.
 //
-// route, in: normed [tokens, stride] f32, the router [experts, hidden_size] in f32 panels; allowed and bias of each sequence. Out:
-// chosen, weights and exact_weights [tokens, top_k]. Logits in f32, softmax over the allowed experts and weights in f64; the lower
-// index where two are equal; weights are divided by their sum.
-// Moves 4 bytes a weight of the router once per token, from the second cache after the first; the rows that fill up the panel
-// are read only where they share sixteen bytes with real ones. Grid (tokens), 256 threads, up to 64 experts. Limit: the wait for
-// memory, four loads in flight a thread.
-// group, in: chosen [tokens, top_k]. Out: slots [tokens, top_k], slot_tokens [slots], starts [experts + 1], an expert's tokens in rising
-// order. Moves 4 bytes a choice twice, and 8. One block of 256 threads, up to 64 experts. Limit: as many votes as experts for every 32
-// choices of a warp.
+// route, in: normed [tokens, stride] f32, the router [experts, hidden_size] in f32 panels; allowed and bias of each
+// sequence. Out: chosen, weights and exact_weights [tokens, top_k]. Logits in f32, softmax over the allowed experts and
+// weights in f64; the lower index where two are equal; weights are divided by their sum.
+// Moves 4 bytes a weight of the router once per token, from the second cache after the first; the rows that fill up the
+// panel are read only where they share sixteen bytes with real ones. Grid (tokens), 256 threads, up to 64 experts.
+// Limit: the wait for memory, four loads in flight a thread.
+// group, in: chosen [tokens, top_k]. Out: slots [tokens, top_k], slot_tokens [slots], starts [experts + 1], an expert's
+// tokens in rising order. Moves 4 bytes a choice twice, and 8. One block of 256 threads, up to 64 experts. Limit: as
+// many votes as experts for every 32 choices of a warp.
 // Formulas: Mixtral's router; cpu/routing.rs.
 
 #include "formats.cuh"

@@ -87,10 +87,10 @@ std::string where(const Thread &thread) {
 
 void fail(int status, uint32_t thread, const std::string &why) {
     const uint32_t *block = running.block;
+    std::string place = std::to_string(block[0]) + ", " + std::to_string(block[1]) + ", " + std::to_string(block[2]);
     outcome.status = status;
-    outcome.why = std::string("kernel ") + current->kernel->name + ", block (" + std::to_string(block[0]) + ", " +
-                  std::to_string(block[1]) + ", " + std::to_string(block[2]) + "), thread " + std::to_string(thread) + ": " +
-                  why;
+    outcome.why = std::string("kernel ") + current->kernel->name + ", block (" + place + "), thread " +
+                  std::to_string(thread) + ": " + why;
 }
 
 void body() {

@@ -148,8 +148,8 @@ API CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned grid_y,
         }
         // A GPU takes any block up to the kernel's bound; ours are written for one size.
         if (block_x != kernel->threads || block_y != 1 || block_z != 1) {
-            return refuse_launch(INVALID_VALUE, "block " + triple(block_x, block_y, block_z) + " where it is written for " +
-                                                    std::to_string(kernel->threads) + " threads");
+            std::string block = "block " + triple(block_x, block_y, block_z);
+            return refuse_launch(INVALID_VALUE, block + " where it has " + std::to_string(kernel->threads) + " threads");
         }
         if (shared_bytes > function->shared_limit) {
             return refuse_launch(INVALID_VALUE, std::to_string(shared_bytes) + " bytes of shared memory");

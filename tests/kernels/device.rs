@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::ffi::{CString, c_int, c_uint, c_void};
+use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::hash::Hasher;
 use std::marker::PhantomData;
 use std::path::Path;
@@ -57,7 +57,7 @@ fn generated() -> &'static Generated {
     })
 }
 
-/// Its primary context is current, and all kernels are loaded. Dropped, it gives its context back, and with it all else.
+/// Its primary context is current, and all kernels are loaded. Dropped, it gives all that back.
 pub struct Device {
     shim: Shim,
     modules: Vec<*mut c_void>,
@@ -115,8 +115,10 @@ impl Device {
         *self.functions.borrow_mut().entry(name.to_owned()).or_insert_with(|| {
             let mut function: *mut c_void = null_mut();
             let (module, name) = (self.modules[entry.module], CString::new(name).unwrap());
-            let name = name.as_ptr();
-            call!(self.shim, "cuModuleGetFunction"(&mut function => *mut *mut c_void, module => *mut c_void, name => *const i8));
+            let (place, name) = (&mut function, name.as_ptr());
+            call!(self.shim, "cuModuleGetFunction"(
+                place => *mut *mut c_void, module => *mut c_void, name => *const c_char
+            ));
             function
         })
     }
@@ -143,7 +145,8 @@ impl Device {
         let [x, y, z] = grid.map(|size| size as c_uint);
         call!(self.shim, "cuLaunchKernel"(
             function => *mut c_void, x => c_uint, y => c_uint, z => c_uint, threads => c_uint, 1 => c_uint, 1 => c_uint,
-            0 => c_uint, null_mut() => *mut c_void, parameters.as_mut_ptr() => *mut *mut c_void, null_mut() => *mut *mut c_void
+            0 => c_uint, null_mut() => *mut c_void, parameters.as_mut_ptr() => *mut *mut c_void,
+            null_mut() => *mut *mut c_void
         ));
         call!(self.shim, "cuCtxSynchronize"());
     }

@@ -182,7 +182,7 @@ pub fn check_combine(device: &Device, random: &mut Random, _effort: Effort) {
         let (projected, x) = (numbers(slots * hidden_size), numbers(tokens * hidden_size));
         let weights: Vec<f64> = numbers(slots).into_iter().map(|weight| f64::from(weight) / 3.0).collect();
         // Each token has fewer choices than the one before; the slots are in no order.
-        let is_chosen = |at: usize| at % top_k == 0 || at % top_k + at / top_k < top_k;
+        let is_chosen = |at: usize| at.is_multiple_of(top_k) || at % top_k + at / top_k < top_k;
         let chosen: Vec<u32> = (0..slots).map(|at| if is_chosen(at) { 3 } else { NO_EXPERT }).collect();
         let slot_of: Vec<u32> =
             (0..slots).map(|at| if is_chosen(at) { ((at * 7 + 3) % slots) as u32 } else { NO_EXPERT }).collect();

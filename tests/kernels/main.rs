@@ -1,5 +1,5 @@
-//! Each CUDA kernel against a reference written here, in f64 where it can be: on the CPU, under the shim. Inputs differ from run
-//! to run; a failing test prints its seed, which GEMMOE_SEED takes.
+//! Each CUDA kernel against a reference written here, in f64 where it can be: on the CPU, under the shim. Inputs differ
+//! from run to run; a failing test prints its seed, which GEMMOE_SEED takes.
 
 #[path = "../../src/backend/cuda/arguments.rs"]
 mod arguments;

@@ -102,12 +102,18 @@ pub fn check_round(device: &Device, random: &mut Random, _effort: Effort) {
         let rows = 5;
         let mut numbers: Vec<f32> = (0..rows * stride).map(|_| random.unit()).collect();
         for block in numbers.chunks_mut(32) {
-            match random.below(5) {
+            match random.below(6) {
                 0 => block[random.below(32)] = specials[random.below(specials.len())],
                 1 => block.fill(specials[random.below(specials.len())]),
                 // Halves are ties.
                 2 => block.iter_mut().enumerate().for_each(|(at, number)| *number = at as f32 * 0.5 + 111.5),
                 3 => block.iter_mut().for_each(|number| *number *= 1e-36),
+                // Next to ties, where every rounding step counts.
+                4 => {
+                    let step = (random.unit() + 1.5) / 127.0;
+                    block.iter_mut().for_each(|number| *number = (random.below(254) as f32 - 126.5) * step);
+                    block[random.below(32)] = 127.0 * step;
+                }
                 _ => {}
             }
         }

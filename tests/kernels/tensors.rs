@@ -257,8 +257,7 @@ impl<'a> Activations<'a> {
 /// Whole numbers and their scale.
 pub fn rounded(numbers: &[f32]) -> (Vec<i8>, f32) {
     if numbers.iter().any(|number| !number.is_finite()) {
-        let zero_or_not = |number: &f32| if number.is_finite() { 0 } else { 0i8 };
-        return (numbers.iter().map(zero_or_not).collect(), f32::NAN);
+        return (vec![0; numbers.len()], f32::NAN);
     }
     let absmax = numbers.iter().fold(0f32, |max, number| max.max(number.abs()));
     let scale = absmax / 127.0;
@@ -276,6 +275,6 @@ pub fn product(weights: &Matrix, row: usize, x: &Activations, token: usize) -> (
     terms.fold((0.0, 0.0), |(sum, magnitude), term| (sum + term, magnitude + term.abs()))
 }
 
-/// What products may be off, as a part of the sum of magnitudes: two dozen roundings of f32 one after the other at most,
-/// and those of the two scales.
+/// What products may be off, as a part of the sum of magnitudes: two dozen roundings of f32 one after the other at
+/// most, and those of the two scales.
 pub const PRODUCT_ERROR: f64 = 2e-6;

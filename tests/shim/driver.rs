@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::ffi::{CString, c_int, c_uint, c_void};
+use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::ptr::null_mut;
 
 use super::shim::Shim;
@@ -104,8 +104,8 @@ impl<'a> Gpu<'a> {
     pub fn function(&self, module: *mut c_void, name: &str) -> Result<*mut c_void, i32> {
         let name = CString::new(name).unwrap();
         let mut function = null_mut();
-        let place = &mut function;
-        call!(self.shim, "cuModuleGetFunction"(place => *mut *mut c_void, module => *mut c_void, name.as_ptr() => *const i8))?;
+        let (place, name) = (&mut function, name.as_ptr());
+        call!(self.shim, "cuModuleGetFunction"(place => *mut *mut c_void, module => *mut c_void, name => *const c_char))?;
         Ok(function)
     }
 

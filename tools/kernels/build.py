@@ -3,9 +3,9 @@
     build.py            write both anew                         (or: make kernels)
     build.py --check    make both again and compare             (or: make kernels-check)
 
-Needs Python 3.11 with venv on 64-bit Linux, and PyPI the first time; no GPU and no CUDA. The compiler is NVRTC 12.1: its PTX 8.1
-is taken by every driver from R530 on. The table has what ptxas 13.0 makes of that PTX for two architectures. A kernel that
-spills registers is a failure.
+Needs Python 3.11 with venv on 64-bit Linux, and PyPI the first time; no GPU and no CUDA. The compiler is NVRTC 12.1: its
+PTX 8.1 is taken by every driver from R530 on. The table has what ptxas 13.0 makes of that PTX for two architectures.
+A kernel that spills registers is a failure.
 """
 
 import argparse

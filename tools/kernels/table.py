@@ -8,7 +8,7 @@ ARCHITECTURES = ["sm_80", "sm_90a"]
 
 # What each kernel moves of memory, and the least it must. Small things beside these are left out.
 MOVES = {
-    "embed": ("32 bytes for each 4 of a row of weights (a sector for a word), 4 written a column", "the row, 4 written a column"),
+    "embed": ("32 bytes for each 4 of a row (a sector for a word), 4 written a column", "the row, 4 written a column"),
     "norm": ("4 read and 4 written a column, 1.25 more in int8", "the same"),
     "round_activations": ("4 read and 1.25 written a column", "the same"),
     "matmul": ("weights once per tile of tokens", "weights once"),
@@ -25,10 +25,10 @@ MOVES = {
 
 HEAD = """# Kernels
 
-What is in `kernels/*.cu`, each with its shapes, layouts and formulas in the head comment of its file. `make kernels` writes this
-page: registers of a thread, bytes of shared memory of a block and bytes spilled as ptxas 13.0 has them from the committed PTX, for
-{architectures} in this order. Where a row has several kernels, for tiles of {tiles} tokens, registers are in the same order. The last
-two columns are by hand: bytes of memory moved, and the least that would do.
+What is in `kernels/*.cu`, each with its shapes, layouts and formulas in the head comment of its file. `make kernels`
+writes this page: registers of a thread, bytes of shared memory of a block and bytes spilled as ptxas 13.0 has them from
+the committed PTX, for {architectures}. Where a row has several kernels, for tiles of {tiles} tokens, registers are in
+the same order. The last two columns are by hand: bytes of memory moved, and the least that would do.
 
 | kernel | registers, {first} | registers, {second} | shared memory | spills | moves | least |
 |---|---|---|---|---|---|---|
@@ -53,8 +53,9 @@ def measure(nvidia, compiled, folder):
         source = folder / name
         source.write_text(ptx)
         for architecture in ARCHITECTURES:
-            command = [nvidia / "cu13" / "bin" / "ptxas", "-v", f"-arch={architecture}", source, "-o", folder / "object"]
-            done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+            ptxas = nvidia / "cu13" / "bin" / "ptxas"
+            command = [ptxas, "-v", f"-arch={architecture}", source, "-o", folder / "object"]
+            done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode != 0:
                 raise SystemExit(f"{name}: {done.stderr.strip()}")
             kernels += parse(done.stderr, architecture)
@@ -83,7 +84,8 @@ def table(kernels):
         row.setdefault(kernel.architecture, []).append((int(tile[2]) if tile else 0, kernel))
     tiles = sorted({tile for row in rows.values() for kernels in row.values() for tile, _ in kernels if tile})
     first, second = ARCHITECTURES
-    lines = [HEAD.format(architectures=f"{first} and {second}", tiles=", ".join(map(str, tiles)), first=first, second=second)]
+    tiles = ", ".join(map(str, tiles))
+    lines = [HEAD.format(architectures=f"{first} and {second}", tiles=tiles, first=first, second=second)]
     for name in sorted(rows, key=lambda name: (order(name), name)):
         by_tile = {a: [kernel for _, kernel in sorted(rows[name][a], key=lambda pair: pair[0])] for a in ARCHITECTURES}
         every = by_tile[first] + by_tile[second]
