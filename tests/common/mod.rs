@@ -15,8 +15,8 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
-#[path = "random.rs"]
 mod random;
+
 pub use random::Random;
 
 pub fn repository() -> PathBuf {
