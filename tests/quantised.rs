@@ -101,6 +101,35 @@ fn a_quantised_directory_gives_the_bits_of_rounding_on_load() {
     assert!(report.bytes_after * 10 < report.bytes_before * 4);
 }
 
+/// Scales of the other dtype are other weights, whatever their bits.
+#[test]
+fn directories_of_the_same_bytes_in_another_format_have_another_fingerprint() {
+    let source = source(7, Dtype::BF16, Layout::BlockSparseMoe, false);
+    let directory = tempfile::tempdir().unwrap();
+    let target = directory.path().join("quantised");
+    write(source.path(), &target, formats(Format::INT4, Format::INT8));
+    let fingerprint = load(&target).fingerprint();
+    let rewrite = |name: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>| {
+        std::fs::write(target.join(name), change(std::fs::read(target.join(name)).unwrap())).unwrap();
+    };
+    rewrite("config.json", &|text| {
+        String::from_utf8(text).unwrap().replace(r#""scales": "bf16""#, r#""scales": "f16""#).into_bytes()
+    });
+    rewrite("model.safetensors", &|mut file| {
+        let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+        let mut header: Value = serde_json::from_slice(&file[8..8 + length]).unwrap();
+        for (_, tensor) in header.as_object_mut().unwrap().iter_mut().filter(|(name, _)| name.ends_with("_scale")) {
+            tensor["dtype"] = json!("F16");
+        }
+        file[8..8 + length].fill(b' ');
+        let header = header.to_string();
+        file[8..8 + header.len()].copy_from_slice(header.as_bytes());
+        file
+    });
+    assert_eq!(load(&target).formats().head, Some(Format::Int8(Groups { size: 32, scales: ScaleDtype::F16 })));
+    assert_ne!(load(&target).fingerprint(), fingerprint);
+}
+
 #[test]
 fn every_layout_dtype_and_choice_of_parts_comes_back_with_the_same_bits() {
     let fine = |size: usize| Format::Int4(Groups { size, scales: ScaleDtype::F16 });

@@ -11,7 +11,7 @@ use super::progress::Progress;
 use super::quantization;
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, Bytes, as_bytes, try_with_capacity};
-use crate::quant::{Format, LINE_BYTES, NotFinite, PANEL_ROWS, Shape, Source, pack, unpack_row};
+use crate::quant::{Format, Groups, LINE_BYTES, NotFinite, PANEL_ROWS, Shape, Source, pack, unpack_row};
 
 /// A weight matrix `[rows, columns]` = `[out, in]`.
 pub struct Matrix {
@@ -267,7 +267,8 @@ const SAMPLE_BLOCKS: usize = 16;
 const SAMPLE_BLOCK_BYTES: usize = 4096;
 
 impl Weights {
-    /// Shows `see` bytes of every part, enough to tell models apart: small parts whole, large ones in blocks.
+    /// Shows `see` bytes of every part, enough to tell models apart: small parts whole, large ones in blocks; and what makes
+    /// weights of the bytes.
     pub fn sample(&self, see: &mut dyn FnMut(&[u8])) {
         let mut see = |bytes: &[u8]| match bytes.len() <= SAMPLE_BLOCKS * SAMPLE_BLOCK_BYTES {
             true => see(bytes),
@@ -281,6 +282,12 @@ impl Weights {
             [&layer.input_norm, &layer.post_attention_norm].iter().for_each(|norm| see(as_bytes(norm)));
         }
         for matrix in self.matrices() {
+            let format = matrix.shape().format;
+            see(format.name().as_bytes());
+            if let Some(Groups { size, scales }) = format.groups() {
+                see(&size.to_le_bytes());
+                see(scales.name().as_bytes());
+            }
             see(matrix.lines());
             see(matrix.scales());
         }
