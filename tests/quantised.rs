@@ -327,6 +327,31 @@ fn calibration_lowers_the_error_of_what_the_text_uses() {
 }
 
 #[test]
+fn the_importance_of_another_model_is_refused_before_anything_is_written() {
+    let own = Directory::random(1).to_temporary();
+    let tokens = [Random::new(1).tokens(20, 97)];
+    let importance = Importance::collect(&load(own.path()), &tokens, &mut |_| ()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let target = directory.path().join("quantised");
+    let quantize_with =
+        |source: &Path| quantize(source, &target, &QuantizeOptions::default(), Some(&importance), &Progress::default());
+    for (key, size) in [
+        ("num_hidden_layers", 3),
+        ("num_local_experts", 8),
+        ("num_local_experts", 3),
+        ("hidden_size", 80),
+        ("intermediate_size", 25),
+        ("num_attention_heads", 8),
+    ] {
+        let other = Directory::random_with(1, json!({key: size})).to_temporary();
+        let error = quantize_with(other.path()).expect_err("it was quantised");
+        assert_eq!((error.status(), error.key()), (Status::InvalidArgument, Some("importance")), "{key}: {error}");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "{key}");
+    }
+    quantize_with(own.path()).unwrap();
+}
+
+#[test]
 fn what_cannot_be_quantised_is_refused_and_leaves_nothing_behind() {
     let source = source(2, Dtype::BF16, Layout::BlockSparseMoe, false);
     let directory = tempfile::tempdir().unwrap();
