@@ -1,6 +1,6 @@
 //! Everything that differs between operating systems. Unix calls first, a portable fallback for the rest.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -182,6 +182,19 @@ pub fn parent_directory(path: &Path) -> &Path {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
+}
+
+/// Whether a directory, with this metadata, is on another disk than the one it is in.
+#[cfg(unix)]
+pub fn is_mount_point(directory: &Path, metadata: &Metadata) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata(parent_directory(directory))?.dev() != metadata.dev())
+}
+
+/// Whether a directory is on another disk than the one it is in: this system is not asked.
+#[cfg(not(unix))]
+pub fn is_mount_point(_directory: &Path, _metadata: &Metadata) -> io::Result<bool> {
+    Ok(false)
 }
 
 /// Bytes that this process may still write to the disk of a directory, where the system tells.

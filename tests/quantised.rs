@@ -408,6 +408,53 @@ fn what_cannot_be_quantised_is_refused_and_leaves_nothing_behind() {
     std::fs::write(&file, "x").unwrap();
     let error = quantize(source.path(), &file, &options, None, &fresh).err().unwrap();
     assert_eq!(error.status(), Status::AlreadyExists);
+
+    // A link is told apart from a directory that is not empty, also where its path ends in a separator.
+    let (empty, link) = (directory.path().join("empty"), directory.path().join("link"));
+    std::fs::create_dir(&empty).unwrap();
+    std::os::unix::fs::symlink(&empty, &link).unwrap();
+    for link in [link.clone(), link.join("")] {
+        let error = quantize(source.path(), &link, &options, None, &fresh).err().unwrap();
+        assert_eq!(error.status(), Status::AlreadyExists);
+        assert!(error.to_string().contains("is a symbolic link"), "{error}");
+    }
+    assert!(!directory.path().join("link.partial").exists());
+    let options = QuantizeOptions { threads: 257, ..options };
+    let error = quantize(source.path(), &directory.path().join("new"), &options, None, &fresh).err().unwrap();
+    assert_eq!((error.status(), error.key()), (Status::InvalidArgument, Some("threads")));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_directory_on_a_disk_of_its_own_is_no_target_whatever_is_in_it() {
+    let source = source(2, Dtype::BF16, Layout::BlockSparseMoe, false);
+    let error = quantize(source.path(), Path::new("/proc"), &QuantizeOptions::default(), None, &Progress::default());
+    let error = error.expect_err("it was quantised");
+    assert_eq!((error.status(), error.key()), (Status::InvalidArgument, Some("target")));
+    assert_eq!(error.to_string(), "/proc: is a mount point: name a directory inside it");
+}
+
+#[test]
+fn an_empty_directory_is_replaced_by_one_with_its_permissions() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let source = source(2, Dtype::BF16, Layout::BlockSparseMoe, false);
+    let directory = tempfile::tempdir().unwrap();
+    for mode in [0o700, 0o2750, 0o777] {
+        let target = directory.path().join(format!("{mode:o}"));
+        std::fs::create_dir(&target).unwrap();
+        std::fs::set_permissions(&target, std::fs::Permissions::from_mode(mode)).unwrap();
+        let empty = std::fs::metadata(&target).unwrap();
+        // A write that fails leaves the directory as it was.
+        let options = QuantizeOptions { shard_bytes: 1, ..Default::default() };
+        std::fs::write(source.path().join("tokenizer.model"), vec![0; (64 << 20) + 1]).unwrap();
+        quantize(source.path(), &target, &options, None, &Progress::default()).expect_err("a file is too large");
+        let left = std::fs::metadata(&target).unwrap();
+        assert_eq!((left.ino(), left.mode()), (empty.ino(), empty.mode()));
+        assert_eq!(std::fs::read_dir(&target).unwrap().count(), 0);
+        std::fs::remove_file(source.path().join("tokenizer.model")).unwrap();
+        quantize(source.path(), &target, &options, None, &Progress::default()).unwrap();
+        assert_eq!(std::fs::metadata(&target).unwrap().mode() & 0o7777, mode);
+    }
 }
 
 /// A model of 2 TB whose weights are not there: only its file's length is.
