@@ -1409,7 +1409,8 @@ gemmoe_status gemmoe_load_cancel(const struct gemmoe_load *load);
 
 /**
  * Waits for the load and hands the model over, once; the host owns it. The load stays to be destroyed.
- * Errors: handle errors, BUSY (another thread waits), INVALID_ARGUMENT (the model was handed over before), CANCELLED,
+ * Errors: handle errors, BUSY (another thread waits), INVALID_ARGUMENT (the model was handed over before, or a format was
+ * asked for that its weights are not stored in), CANCELLED, THREAD_UNAVAILABLE (a thread that computes could not be started),
  * and everything that can be wrong with a model directory: codes 20 to 62, OUT_OF_MEMORY. Any thread. Since 0.1.
  */
 gemmoe_status gemmoe_load_wait(struct gemmoe_load *load,

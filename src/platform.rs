@@ -1,6 +1,6 @@
 //! Everything that differs between operating systems. Unix calls first, a portable fallback for the rest.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -142,11 +142,16 @@ pub fn advise_reading(file: &File, range: Range<u64>) {
 pub fn advise_reading(_file: &File, _range: Range<u64>) {}
 
 /// Maps a whole file for reading, as it is on the disk: whoever changes it changes what is seen here, and reading where it was cut
-/// off kills the process.
-pub fn map_file(file: &File) -> io::Result<Mmap> {
+/// off kills the process. `None` where its file system maps no files.
+pub fn map_file(file: &File) -> io::Result<Option<Mmap>> {
     // SAFETY: nothing here writes to the file. That nobody else does is what the host promises where it asks for mapping,
     // as the option's documentation says.
-    unsafe { Mmap::map(file) }
+    match unsafe { Mmap::map(file) } {
+        Ok(mapped) => Ok(Some(mapped)),
+        #[cfg(unix)]
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Writes all of `bytes` at `offset`.
@@ -177,6 +182,19 @@ pub fn parent_directory(path: &Path) -> &Path {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
+}
+
+/// Whether a directory, with this metadata, is on another disk than the one it is in.
+#[cfg(unix)]
+pub fn is_mount_point(directory: &Path, metadata: &Metadata) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata(parent_directory(directory))?.dev() != metadata.dev())
+}
+
+/// Whether a directory is on another disk than the one it is in: this system is not asked.
+#[cfg(not(unix))]
+pub fn is_mount_point(_directory: &Path, _metadata: &Metadata) -> io::Result<bool> {
+    Ok(false)
 }
 
 /// Bytes that this process may still write to the disk of a directory, where the system tells.
@@ -318,4 +336,18 @@ pub fn path_from_bytes(bytes: &[u8]) -> Option<PathBuf> {
 #[cfg(not(unix))]
 pub fn path_from_bytes(bytes: &[u8]) -> Option<PathBuf> {
     std::str::from_utf8(bytes).ok().map(PathBuf::from)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_that_maps_nothing_is_told_from_one_that_does() {
+        let mapped = map_file(&File::open("Cargo.toml").unwrap()).unwrap();
+        assert_eq!(&mapped.unwrap()[..], std::fs::read("Cargo.toml").unwrap());
+        // The settings of Linux are files that nobody can map, where they are shown.
+        let Ok(file) = File::open("/sys/kernel/mm/transparent_hugepage/enabled") else { return };
+        assert!(map_file(&file).unwrap().is_none());
+    }
 }

@@ -12,7 +12,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use common::{Directory, batch, load_with};
-use counting::{allocations, failing_after, live_bytes};
+use counting::{allocations, failing_after, live_bytes, own_allocations};
 use gemmoe::backend::cpu::kernels::Instructions;
 use gemmoe::backend::cpu::threads::Task;
 use gemmoe::backend::cpu::{CpuOptions, ParallelFor, ThreadOptions};
@@ -309,4 +309,29 @@ fn whichever_allocation_fails_nothing_has_changed_and_nothing_is_left() {
         gemmoe::SessionBatch::new(Arc::clone(&model), &options).map(drop)
     });
     check("a bias", &|_| LogitBias::new(&pairs, 1000).map(drop));
+}
+
+/// A thread that finds no memory when it begins can only end the process. What the standard library takes for it, names
+/// for its own table where the host is in Rust, cannot be left out.
+#[test]
+fn a_thread_of_the_pool_begins_without_an_allocation_of_ours() {
+    let _turn = turn();
+    let elsewhere = |work: &dyn Fn()| {
+        let others = || allocations() - own_allocations();
+        let count = |_| {
+            let before = others();
+            work();
+            others() - before
+        };
+        // The next test's thread may begin in the midst of one, but not of all.
+        (0..10).map(count).min()
+    };
+    let of_nothing = elsewhere(&|| {
+        let begin = |index| std::thread::Builder::new().name(format!("gemmoe-{index}")).spawn(|| ()).unwrap();
+        let threads: Vec<_> = (1..8).map(begin).collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    });
+    let directory = Directory::random(78).to_temporary();
+    let of_pool = elsewhere(&|| drop(load_with(directory.path(), 8, Instructions::Detect)));
+    assert_eq!(of_pool, of_nothing);
 }

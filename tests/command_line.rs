@@ -4,7 +4,7 @@
 mod common;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
@@ -489,6 +489,61 @@ fn quantize_writes_a_directory_and_reports_what_it_cost() {
     for wrong in ["experts", "experts=int3", "router=int8", "group-size=48", "experts=int4,scales=bf17"] {
         let output = gemmoe(&["plan", from, "--quantize", wrong]);
         assert!(!output.status.success(), "{wrong}");
+    }
+}
+
+/// Runs `gemmoe quantize` in a shell after other commands.
+fn quantize_after(commands: &str, source: &Path, target: &Path, more: &[&str]) -> Output {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!(r#"{commands} && exec "$0" quantize "$@""#)]).arg(env!("CARGO_BIN_EXE_gemmoe"));
+    shell.arg(source).arg(target).args(more).output().unwrap()
+}
+
+#[test]
+fn quantize_leaves_nothing_behind_where_files_may_not_be_large_or_many_and_takes_more_than_may_be_open() {
+    let (source, directory) = (Directory::random(43).to_temporary(), tempfile::tempdir().unwrap());
+    let target = directory.path().join("out");
+    let is_empty = || std::fs::read_dir(directory.path()).unwrap().next().is_none();
+    let output = quantize_after("ulimit -f 20", source.path(), &target, &[]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("model.safetensors: cannot be written") && stderr.contains("file size limit"), "{stderr}");
+    assert!(is_empty());
+    let mut done = 0;
+    for limit in 3..20 {
+        let output = quantize_after(&format!("ulimit -n {limit}"), source.path(), &target, &["--shard-bytes", "1"]);
+        if output.status.success() {
+            assert!(std::fs::read_dir(&target).unwrap().count() > 60);
+            std::fs::remove_dir_all(&target).unwrap();
+            done += 1;
+        }
+        assert!(is_empty(), "{limit} files may be open: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(done > 5, "{done} limits are enough");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn quantize_refuses_a_mount_point_before_it_writes_anything() {
+    let (source, directory) = (Directory::random(44).to_temporary(), tempfile::tempdir().unwrap());
+    let (target, other) = (directory.path().join("out"), directory.path().join("other"));
+    std::fs::create_dir(&target).unwrap();
+    std::fs::create_dir(&other).unwrap();
+    let may_mount = Command::new("unshare").args(["-rm", "true"]).output();
+    if !may_mount.is_ok_and(|output| output.status.success()) {
+        println!("nothing may be mounted here");
+        return;
+    }
+    // Mounts that only this command sees: of another disk, and of a directory of the same one.
+    for mount in ["mount -t tmpfs none".to_owned(), format!("mount --bind {}", other.display())] {
+        let mut command = Command::new("unshare");
+        command.args(["-rm", "sh", "-c", &format!(r#"{mount} {} && exec "$@""#, target.display()), "sh"]);
+        command.args([env!("CARGO_BIN_EXE_gemmoe"), "quantize"]).args([source.path(), &target]);
+        let output = command.output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains("out: is a mount point: name a directory inside it"), "{mount}: {stderr}");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 2, "{mount}");
+        assert_eq!(std::fs::read_dir(&other).unwrap().count(), 0, "{mount}");
     }
 }
 

@@ -211,6 +211,36 @@ fn write_large(path: &Path) {
     }
 }
 
+/// Names a directory to another process that runs the same test.
+const FEW_ADDRESSES: &str = "GEMMOE_LOADING_FEW_ADDRESSES";
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_that_no_addresses_are_left_for_is_out_of_memory() {
+    if let Ok(path) = std::env::var(FEW_ADDRESSES) {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        let bytes = pages.split(' ').next().unwrap().parse::<u64>().unwrap() * 4096 + (1 << 20);
+        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+        // SAFETY: a struct that lives as long as the call.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
+        let options = LoadOptions {
+            cpu: CpuOptions { threads: 1.into(), ..Default::default() },
+            map: true,
+            ..Default::default()
+        };
+        let error = Model::load(Path::new(&path), &options, &Progress::default()).map(drop).unwrap_err();
+        println!("answered {:?} {error}", error.status());
+        return;
+    }
+    let (source, quantised) = (several_chunks(6).to_temporary(), tempfile::tempdir().unwrap());
+    write_quantised(source.path(), quantised.path(), INT8);
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "a_file_that_no_addresses_are_left_for_is_out_of_memory", "--nocapture"]);
+    let output = command.env(FEW_ADDRESSES, quantised.path()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("answered OutOfMemory model.safetensors: cannot be mapped"), "{text}");
+}
+
 /// The most memory that this process has had, in bytes.
 fn peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();

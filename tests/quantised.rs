@@ -101,6 +101,35 @@ fn a_quantised_directory_gives_the_bits_of_rounding_on_load() {
     assert!(report.bytes_after * 10 < report.bytes_before * 4);
 }
 
+/// Scales of the other dtype are other weights, whatever their bits.
+#[test]
+fn directories_of_the_same_bytes_in_another_format_have_another_fingerprint() {
+    let source = source(7, Dtype::BF16, Layout::BlockSparseMoe, false);
+    let directory = tempfile::tempdir().unwrap();
+    let target = directory.path().join("quantised");
+    write(source.path(), &target, formats(Format::INT4, Format::INT8));
+    let fingerprint = load(&target).fingerprint();
+    let rewrite = |name: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>| {
+        std::fs::write(target.join(name), change(std::fs::read(target.join(name)).unwrap())).unwrap();
+    };
+    rewrite("config.json", &|text| {
+        String::from_utf8(text).unwrap().replace(r#""scales": "bf16""#, r#""scales": "f16""#).into_bytes()
+    });
+    rewrite("model.safetensors", &|mut file| {
+        let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+        let mut header: Value = serde_json::from_slice(&file[8..8 + length]).unwrap();
+        for (_, tensor) in header.as_object_mut().unwrap().iter_mut().filter(|(name, _)| name.ends_with("_scale")) {
+            tensor["dtype"] = json!("F16");
+        }
+        file[8..8 + length].fill(b' ');
+        let header = header.to_string();
+        file[8..8 + header.len()].copy_from_slice(header.as_bytes());
+        file
+    });
+    assert_eq!(load(&target).formats().head, Some(Format::Int8(Groups { size: 32, scales: ScaleDtype::F16 })));
+    assert_ne!(load(&target).fingerprint(), fingerprint);
+}
+
 #[test]
 fn every_layout_dtype_and_choice_of_parts_comes_back_with_the_same_bits() {
     let fine = |size: usize| Format::Int4(Groups { size, scales: ScaleDtype::F16 });
@@ -298,6 +327,31 @@ fn calibration_lowers_the_error_of_what_the_text_uses() {
 }
 
 #[test]
+fn the_importance_of_another_model_is_refused_before_anything_is_written() {
+    let own = Directory::random(1).to_temporary();
+    let tokens = [Random::new(1).tokens(20, 97)];
+    let importance = Importance::collect(&load(own.path()), &tokens, &mut |_| ()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let target = directory.path().join("quantised");
+    let quantize_with =
+        |source: &Path| quantize(source, &target, &QuantizeOptions::default(), Some(&importance), &Progress::default());
+    for (key, size) in [
+        ("num_hidden_layers", 3),
+        ("num_local_experts", 8),
+        ("num_local_experts", 3),
+        ("hidden_size", 80),
+        ("intermediate_size", 25),
+        ("num_attention_heads", 8),
+    ] {
+        let other = Directory::random_with(1, json!({key: size})).to_temporary();
+        let error = quantize_with(other.path()).expect_err("it was quantised");
+        assert_eq!((error.status(), error.key()), (Status::InvalidArgument, Some("importance")), "{key}: {error}");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "{key}");
+    }
+    quantize_with(own.path()).unwrap();
+}
+
+#[test]
 fn what_cannot_be_quantised_is_refused_and_leaves_nothing_behind() {
     let source = source(2, Dtype::BF16, Layout::BlockSparseMoe, false);
     let directory = tempfile::tempdir().unwrap();
@@ -354,6 +408,53 @@ fn what_cannot_be_quantised_is_refused_and_leaves_nothing_behind() {
     std::fs::write(&file, "x").unwrap();
     let error = quantize(source.path(), &file, &options, None, &fresh).err().unwrap();
     assert_eq!(error.status(), Status::AlreadyExists);
+
+    // A link is told apart from a directory that is not empty, also where its path ends in a separator.
+    let (empty, link) = (directory.path().join("empty"), directory.path().join("link"));
+    std::fs::create_dir(&empty).unwrap();
+    std::os::unix::fs::symlink(&empty, &link).unwrap();
+    for link in [link.clone(), link.join("")] {
+        let error = quantize(source.path(), &link, &options, None, &fresh).err().unwrap();
+        assert_eq!(error.status(), Status::AlreadyExists);
+        assert!(error.to_string().contains("is a symbolic link"), "{error}");
+    }
+    assert!(!directory.path().join("link.partial").exists());
+    let options = QuantizeOptions { threads: 257, ..options };
+    let error = quantize(source.path(), &directory.path().join("new"), &options, None, &fresh).err().unwrap();
+    assert_eq!((error.status(), error.key()), (Status::InvalidArgument, Some("threads")));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_directory_on_a_disk_of_its_own_is_no_target_whatever_is_in_it() {
+    let source = source(2, Dtype::BF16, Layout::BlockSparseMoe, false);
+    let error = quantize(source.path(), Path::new("/proc"), &QuantizeOptions::default(), None, &Progress::default());
+    let error = error.expect_err("it was quantised");
+    assert_eq!((error.status(), error.key()), (Status::InvalidArgument, Some("target")));
+    assert_eq!(error.to_string(), "/proc: is a mount point: name a directory inside it");
+}
+
+#[test]
+fn an_empty_directory_is_replaced_by_one_with_its_permissions() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let source = source(2, Dtype::BF16, Layout::BlockSparseMoe, false);
+    let directory = tempfile::tempdir().unwrap();
+    for mode in [0o700, 0o2750, 0o777] {
+        let target = directory.path().join(format!("{mode:o}"));
+        std::fs::create_dir(&target).unwrap();
+        std::fs::set_permissions(&target, std::fs::Permissions::from_mode(mode)).unwrap();
+        let empty = std::fs::metadata(&target).unwrap();
+        // A write that fails leaves the directory as it was.
+        let options = QuantizeOptions { shard_bytes: 1, ..Default::default() };
+        std::fs::write(source.path().join("tokenizer.model"), vec![0; (64 << 20) + 1]).unwrap();
+        quantize(source.path(), &target, &options, None, &Progress::default()).expect_err("a file is too large");
+        let left = std::fs::metadata(&target).unwrap();
+        assert_eq!((left.ino(), left.mode()), (empty.ino(), empty.mode()));
+        assert_eq!(std::fs::read_dir(&target).unwrap().count(), 0);
+        std::fs::remove_file(source.path().join("tokenizer.model")).unwrap();
+        quantize(source.path(), &target, &options, None, &Progress::default()).unwrap();
+        assert_eq!(std::fs::metadata(&target).unwrap().mode() & 0o7777, mode);
+    }
 }
 
 /// A model of 2 TB whose weights are not there: only its file's length is.

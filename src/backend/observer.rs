@@ -1,9 +1,11 @@
 //! What the matrices of a model are multiplied with: the mean square of each of their columns, collected over the passes of
 //! a calibration text. A backend that is asked to shows an `Observer` the inputs of every product.
 
+use std::fmt;
+
 use parking_lot::Mutex;
 
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 use crate::memory::try_vec;
 use crate::model::Config;
 
@@ -24,8 +26,38 @@ pub enum Input {
 
 /// Sums over the rows it was shown. Usable from any thread.
 pub struct Observer {
+    sizes: Sizes,
     layers: Vec<Layer>,
     head: Mutex<Sums>,
+}
+
+/// What a model's inputs are as many as, and as wide as.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Sizes {
+    layers: usize,
+    experts: usize,
+    hidden: usize,
+    query: usize,
+    inner: usize,
+}
+
+impl Sizes {
+    fn of(config: &Config) -> Sizes {
+        Sizes {
+            layers: config.num_hidden_layers,
+            experts: config.num_local_experts,
+            hidden: config.hidden_size,
+            query: config.query_size(),
+            inner: config.intermediate_size,
+        }
+    }
+}
+
+impl fmt::Display for Sizes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Sizes { layers, experts, hidden, query, inner } = self;
+        write!(f, "{layers} layers of {experts} experts, inputs of {hidden}, {query} and {inner} columns")
+    }
 }
 
 struct Layer {
@@ -50,9 +82,9 @@ impl Sums {
 impl Observer {
     /// One for a model.
     pub fn new(config: &Config) -> Result<Observer> {
-        let (hidden, query, inner) = (config.hidden_size, config.query_size(), config.intermediate_size);
-        let of_experts =
-            |columns: usize| (0..config.num_local_experts).map(|_| Sums::new(columns)).collect::<Result<_>>();
+        let sizes = Sizes::of(config);
+        let Sizes { layers, experts, hidden, query, inner } = sizes;
+        let of_experts = |columns: usize| (0..experts).map(|_| Sums::new(columns)).collect::<Result<_>>();
         let layer = |_| {
             Ok(Layer {
                 attention: Sums::new(hidden)?,
@@ -61,8 +93,18 @@ impl Observer {
                 downs: of_experts(inner)?,
             })
         };
-        let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
-        Ok(Observer { layers, head: Sums::new(hidden)? })
+        let layers = (0..layers).map(layer).collect::<Result<_>>()?;
+        Ok(Observer { sizes, layers, head: Sums::new(hidden)? })
+    }
+
+    /// Fails with `InvalidArgument` unless a model of `config` has the inputs of the one this was made for.
+    pub fn check(&self, config: &Config) -> Result<()> {
+        let (own, its) = (self.sizes, Sizes::of(config));
+        if own == its {
+            return Ok(());
+        }
+        let text = format!("the importance is of another model: that has {own}, this one {its}");
+        Err(Error::new(Status::InvalidArgument, text).at_key("importance"))
     }
 
     fn sums(&self, input: Input) -> &Mutex<Sums> {
@@ -93,7 +135,7 @@ impl Observer {
             })
         };
         let layers = self.layers.iter().map(layer).collect::<Result<_>>()?;
-        Ok(Observer { layers, head: copy(&self.head)? })
+        Ok(Observer { sizes: self.sizes, layers, head: copy(&self.head)? })
     }
 
     /// Takes in the rows of a product, `[columns]` each.

@@ -148,25 +148,24 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The first `bytes` bytes of a tensor, in its mapped file.
-    pub fn map_tensor(&self, tensor: &Tensor, bytes: usize, progress: &Progress) -> Result<Bytes> {
+    /// The first `bytes` bytes of a tensor, in its mapped file; `None` where the file system maps no files.
+    pub fn map_tensor(&self, tensor: &Tensor, bytes: usize, progress: &Progress) -> Result<Option<Bytes>> {
         progress.check()?;
         let shard = &self.shards[tensor.shard];
         let mut mapped = shard.mapped.lock();
         let file = match &*mapped {
             Some(file) => file,
-            None => {
-                let unmapped =
-                    |error| Error::new(Status::ReadFailed, format!("cannot be mapped: {error}")).in_file(&shard.name);
-                mapped.insert(Arc::new(platform::map_file(&shard.file).map_err(unmapped)?))
-            }
+            None => match platform::map_file(&shard.file).map_err(|error| map_error(&shard.name, &error))? {
+                Some(file) => mapped.insert(Arc::new(file)),
+                None => return Ok(None),
+            },
         };
         let start = tensor.info.offset as usize;
         if start + bytes > file.len() {
             return Err(read_error(&shard.name, file.len() as u64, &io::ErrorKind::UnexpectedEof.into()));
         }
         progress.advance(bytes as u64);
-        Ok(Bytes::Mapped(Arc::clone(file), start..start + bytes))
+        Ok(Some(Bytes::Mapped(Arc::clone(file), start..start + bytes)))
     }
 
     fn open_file(&self, name: &str) -> Result<File> {
@@ -255,6 +254,16 @@ pub(super) fn read_bytes(name: &str, file: &File, offset: u64, length: usize) ->
     let mut bytes = try_vec(name, length, 0u8)?;
     platform::read_exact_at(file, &mut bytes, offset).map_err(|error| read_error(name, offset, &error))?;
     Ok(bytes)
+}
+
+/// A mapping that was refused, as the error for the file it was of.
+fn map_error(name: &str, error: &io::Error) -> Error {
+    let status = match error.kind() {
+        // Of addresses there may be too few where there is memory.
+        io::ErrorKind::OutOfMemory => Status::OutOfMemory,
+        _ => Status::ReadFailed,
+    };
+    Error::new(status, format!("cannot be mapped: {error}")).in_file(name)
 }
 
 /// A failed read, as the error for the file it happened in.

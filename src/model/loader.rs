@@ -100,8 +100,11 @@ impl<M, V> Loader<'_, M, V> {
     fn laid_out(&self, name: &str, bytes: usize, alignment: usize) -> Result<Bytes> {
         let unchecked = || Error::new(Status::Internal, format!("tensor \"{name}\" was not checked"));
         let tensor = self.checkpoint.tensor(name).ok_or_else(unchecked)?;
-        if self.map && tensor.info.offset.is_multiple_of(alignment as u64) {
-            return self.checkpoint.map_tensor(tensor, bytes, self.progress);
+        if self.map
+            && tensor.info.offset.is_multiple_of(alignment as u64)
+            && let Some(mapped) = self.checkpoint.map_tensor(tensor, bytes, self.progress)?
+        {
+            return Ok(mapped);
         }
         let mut buffer = Buffer::zeroed(name, bytes)?;
         let chunks = buffer.chunks_mut(CHUNK_BYTES).enumerate();

@@ -12,7 +12,7 @@ use super::progress::Progress;
 use super::quantization;
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, Bytes, as_bytes, try_with_capacity};
-use crate::quant::{Format, LINE_BYTES, NotFinite, PANEL_ROWS, Shape, Source, pack, unpack_row};
+use crate::quant::{Format, Groups, LINE_BYTES, NotFinite, PANEL_ROWS, Shape, Source, pack, unpack_row};
 
 /// A weight matrix `[rows, columns]` = `[out, in]`.
 pub struct Matrix {
@@ -323,18 +323,28 @@ pub fn sample(bytes: &[u8], see: &mut dyn FnMut(&[u8])) {
     }
 }
 
-impl Weights {
-    /// Shows `see` bytes of every part, as [`sample`] does.
+impl Matrix {
+    /// As [`sample`], of its lines and scales; and what makes weights of the bytes.
     pub fn sample(&self, see: &mut dyn FnMut(&[u8])) {
-        let mut see = |bytes: &[u8]| sample(bytes, see);
-        see(as_bytes(&self.final_norm));
+        let format = self.shape.format;
+        see(format.name().as_bytes());
+        if let Some(Groups { size, scales }) = format.groups() {
+            see(&size.to_le_bytes());
+            see(scales.name().as_bytes());
+        }
+        sample(&self.lines, see);
+        sample(&self.scales, see);
+    }
+}
+
+impl Weights {
+    /// As [`sample`], of every part.
+    pub fn sample(&self, see: &mut dyn FnMut(&[u8])) {
+        sample(as_bytes(&self.final_norm), see);
         for layer in &self.layers {
-            [&layer.input_norm, &layer.post_attention_norm].iter().for_each(|norm| see(as_bytes(norm)));
+            [&layer.input_norm, &layer.post_attention_norm].iter().for_each(|norm| sample(as_bytes(norm), see));
         }
-        for matrix in self.matrices() {
-            see(matrix.lines());
-            see(matrix.scales());
-        }
+        self.matrices().for_each(|matrix| matrix.sample(see));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Writing a model directory: tensors in any order and in pieces, in files of a bounded size. The directory has its name
 //! only once all of it is on the disk.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -47,9 +47,13 @@ pub struct ModelWriter {
     finished: bool,
 }
 
+/// A weight file. Open from its first tensor's first byte to its last one's: there may be more of them than files that a
+/// process may have open.
 struct Shard {
-    name: String,
-    file: File,
+    path: PathBuf,
+    file: Option<File>,
+    /// Bytes of its tensors that are still to be written.
+    left: u64,
 }
 
 /// Where a tensor is.
@@ -63,21 +67,25 @@ struct Place {
 }
 
 impl ModelWriter {
-    /// Begins a directory of these tensors, in files of about `shard_bytes`, of which each has at least one tensor.
+    /// Begins a directory of these tensors, in files of about `shard_bytes`, of which each has at least one tensor. Where
+    /// an empty directory of its name is there, it has that one's permissions.
     ///
     /// Fails with `AlreadyExists` where `target` is there and not an empty directory, or another write of it has begun or
-    /// was cut off; with `DiskFull` where the disk has not room for all; with `WriteFailed`.
+    /// was cut off; with `InvalidArgument` where it is a mount point, which nothing can be renamed to; with `DiskFull`
+    /// where the disk has not room for all; with `WriteFailed`.
     pub fn create(target: &Path, tensors: &[NewTensor], shard_bytes: u64) -> Result<ModelWriter> {
-        check_target(target)?;
-        let layout = Layout::new(tensors, shard_bytes)?;
         let Some(name) = target.file_name() else {
             let text = format!("{} has no name that a directory can be given", target.display());
             return Err(Error::new(Status::InvalidArgument, text).at_key("target"));
         };
-        let mut name = name.to_owned();
-        name.push(".partial");
-        let partial = target.with_file_name(name);
-        let parent = platform::parent_directory(target);
+        let mut partial_name = name.to_owned();
+        partial_name.push(".partial");
+        // Without a separator at its end, which would lead through a link.
+        let target = target.with_file_name(name);
+        let partial = target.with_file_name(partial_name);
+        let replaced = check_target(&target)?;
+        let layout = Layout::new(tensors, shard_bytes)?;
+        let parent = platform::parent_directory(&target);
         if let Some(free) = platform::free_disk_bytes(parent)
             && free < layout.bytes
         {
@@ -92,20 +100,32 @@ impl ModelWriter {
             }
             _ => write_error(&partial, &error),
         })?;
-        let mut writer =
-            ModelWriter { target: target.to_owned(), partial, shards: Vec::new(), places: Vec::new(), finished: false };
-        for (name, header) in layout.headers {
-            let path = writer.partial.join(&name);
-            let file = OpenOptions::new().write(true).create_new(true).open(&path);
-            let file = file.map_err(|error| write_error(&path, &error))?;
-            platform::write_all_at(&file, &header, 0).map_err(|error| write_error(&path, &error))?;
-            writer.shards.push(Shard { name, file });
+        let mut writer = ModelWriter { target, partial, shards: Vec::new(), places: layout.places, finished: false };
+        if let Some(permissions) = replaced {
+            writer.try_to_replace()?;
+            std::fs::set_permissions(&writer.partial, permissions)
+                .map_err(|error| write_error(&writer.partial, &error))?;
         }
-        writer.places = layout.places;
-        if writer.shards.len() > 1 {
-            writer.write_file(INDEX_FILE, &writer.index())?;
+        if layout.files.len() > 1 {
+            let names: Vec<&str> = layout.files.iter().map(|file| &*file.name).collect();
+            writer.write_file(INDEX_FILE, &index(&names, &writer.places))?;
+        }
+        for NewFile { name, header, bytes } in layout.files {
+            writer.write_file(&name, &header)?;
+            writer.shards.push(Shard { path: writer.partial.join(name), file: None, left: bytes });
         }
         Ok(writer)
+    }
+
+    /// Sees whether the empty directory that is there can be replaced, as one that something is mounted on cannot: moves it
+    /// into the partial one and back.
+    fn try_to_replace(&self) -> Result<()> {
+        let aside = self.partial.join("replaced");
+        platform::rename_directory(&self.target, &aside).map_err(|error| match error.kind() {
+            io::ErrorKind::ResourceBusy => mount_point(&self.target),
+            _ => write_error(&self.target, &error),
+        })?;
+        platform::rename_directory(&aside, &self.target).map_err(|error| write_error(&self.target, &error))
     }
 
     /// Writes `bytes` of tensor `tensor`, counted as they were given to `create`, `skip` bytes after its first. Each byte is
@@ -113,9 +133,8 @@ impl ModelWriter {
     pub fn write(&mut self, tensor: usize, skip: u64, bytes: &[u8]) -> Result<()> {
         let place = &mut self.places[tensor];
         assert!(skip + bytes.len() as u64 <= place.bytes, "{} is shorter", place.name);
-        let Shard { name, file } = &self.shards[place.shard];
-        platform::write_all_at(file, bytes, place.offset + skip)
-            .map_err(|error| write_error(&self.partial.join(name), &error))?;
+        let shard = &mut self.shards[place.shard];
+        shard.write(bytes, place.offset + skip).map_err(|error| write_error(&shard.path, &error))?;
         place.written += bytes.len() as u64;
         Ok(())
     }
@@ -137,9 +156,6 @@ impl ModelWriter {
             let text = format!("{} of {} bytes of \"{}\" were written", place.written, place.bytes, place.name);
             return Err(Error::new(Status::Internal, text));
         }
-        for Shard { name, file } in &self.shards {
-            file.sync_all().map_err(|error| write_error(&self.partial.join(name), &error))?;
-        }
         platform::sync_directory(&self.partial).map_err(|error| write_error(&self.partial, &error))?;
         check_target(&self.target)?;
         platform::rename_directory(&self.partial, &self.target).map_err(|error| write_error(&self.target, &error))?;
@@ -147,29 +163,59 @@ impl ModelWriter {
         let parent = platform::parent_directory(&self.target);
         platform::sync_directory(parent).map_err(|error| write_error(parent, &error))
     }
-
-    fn index(&self) -> Vec<u8> {
-        let total: u64 = self.places.iter().map(|place| place.bytes).sum();
-        let shard = |place: &Place| (place.name.clone(), json!(self.shards[place.shard].name));
-        let map: Map<String, Value> = self.places.iter().map(shard).collect();
-        let index = json!({"metadata": {"total_size": total}, "weight_map": map});
-        format!("{index:#}\n").into_bytes()
-    }
 }
 
 impl Drop for ModelWriter {
     fn drop(&mut self) {
-        if !self.finished {
-            // Where even that fails, the next write says that the directory is in the way.
-            let _ = std::fs::remove_dir_all(&self.partial);
+        // Deleting what is in a directory takes a descriptor, which may be the last one.
+        self.shards.clear();
+        if !self.finished && std::fs::remove_dir_all(&self.partial).is_err() {
+            // An empty one takes none. Where even that fails, the next write says that the directory is in the way.
+            let _ = std::fs::remove_dir(&self.partial);
         }
     }
 }
 
+impl Shard {
+    fn write(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => OpenOptions::new().write(true).open(&self.path)?,
+        };
+        platform::write_all_at(&file, bytes, offset)?;
+        self.left -= bytes.len() as u64;
+        match self.left {
+            0 => file.sync_all(),
+            _ => {
+                self.file = Some(file);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Which of the files each tensor is in.
+fn index(names: &[&str], places: &[Place]) -> Vec<u8> {
+    let total: u64 = places.iter().map(|place| place.bytes).sum();
+    let map: Map<String, Value> = places.iter().map(|place| (place.name.clone(), json!(names[place.shard]))).collect();
+    let index = json!({"metadata": {"total_size": total}, "weight_map": map});
+    format!("{index:#}\n").into_bytes()
+}
+
 /// Which tensor is where, and what stands before them in each file.
 struct Layout {
-    headers: Vec<(String, Vec<u8>)>,
+    files: Vec<NewFile>,
     places: Vec<Place>,
+    bytes: u64,
+}
+
+struct NewFile {
+    name: String,
+    header: Vec<u8>,
+    /// Of its tensors.
     bytes: u64,
 }
 
@@ -190,27 +236,28 @@ impl Layout {
             return Err(Error::new(Status::InvalidArgument, text).at_key("shard_bytes"));
         }
         let mut places: Vec<Option<Place>> = tensors.iter().map(|_| None).collect();
-        let (mut headers, mut bytes) = (Vec::new(), 0);
+        let (mut files, mut bytes) = (Vec::new(), 0);
         let count = shards.len();
         for (shard, mut indices) in shards.into_iter().enumerate() {
             // Tensors follow each other without gaps. So that each begins at a multiple of ALIGNMENT, those whose size is
             // none come last, the best aligned first.
             indices.sort_by_key(|index| std::cmp::Reverse(alignment(tensors[*index].bytes())));
             let (header, offsets) = header(tensors, &indices);
+            let mut of_tensors = 0;
             for (index, offset) in indices.iter().zip(&offsets) {
                 let NewTensor { name, .. } = &tensors[*index];
                 let size = tensors[*index].bytes();
                 places[*index] = Some(Place { name: name.clone(), shard, offset: *offset, bytes: size, written: 0 });
-                bytes += size;
+                of_tensors += size;
             }
-            bytes += header.len() as u64;
+            bytes += header.len() as u64 + of_tensors;
             let name = match count {
                 1 => SINGLE_FILE.to_owned(),
                 _ => format!("model-{:05}-of-{count:05}.safetensors", shard + 1),
             };
-            headers.push((name, header));
+            files.push(NewFile { name, header, bytes: of_tensors });
         }
-        Ok(Layout { headers, places: places.into_iter().flatten().collect(), bytes })
+        Ok(Layout { files, places: places.into_iter().flatten().collect(), bytes })
     }
 }
 
@@ -244,30 +291,43 @@ fn header(tensors: &[NewTensor], indices: &[usize]) -> (Vec<u8>, Vec<u64>) {
     (header, starts.into_iter().map(|start| first + start).collect())
 }
 
-/// A directory is written where nothing is, or an empty one.
-fn check_target(target: &Path) -> Result<()> {
-    let taken = match std::fs::symlink_metadata(target) {
-        Ok(metadata) if metadata.is_dir() => {
-            let mut entries = std::fs::read_dir(target).map_err(|error| write_error(target, &error))?;
-            entries.next().is_some()
-        }
-        Ok(_) => true,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+/// A directory is written where nothing is, or an empty one, whose permissions these are.
+fn check_target(target: &Path) -> Result<Option<Permissions>> {
+    let metadata = match std::fs::symlink_metadata(target) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(write_error(target, &error)),
     };
-    match taken {
-        false => Ok(()),
-        true => {
-            let text = "is there already and is not an empty directory: nothing is overwritten";
-            Err(Error::new(Status::AlreadyExists, text).in_file(target.display().to_string()))
+    if metadata.is_symlink() {
+        let text = "is a symbolic link, which is not followed: name the directory it leads to";
+        return Err(Error::new(Status::AlreadyExists, text).in_file(target.display().to_string()));
+    }
+    if metadata.is_dir() {
+        if platform::is_mount_point(target, &metadata).map_err(|error| write_error(target, &error))? {
+            return Err(mount_point(target));
+        }
+        let mut entries = std::fs::read_dir(target).map_err(|error| write_error(target, &error))?;
+        if entries.next().is_none() {
+            return Ok(Some(metadata.permissions()));
         }
     }
+    let text = "is there already and is not an empty directory: nothing is overwritten";
+    Err(Error::new(Status::AlreadyExists, text).in_file(target.display().to_string()))
+}
+
+fn mount_point(target: &Path) -> Error {
+    let text = "is a mount point: name a directory inside it";
+    Error::new(Status::InvalidArgument, text).in_file(target.display().to_string()).at_key("target")
 }
 
 fn write_error(path: &Path, error: &io::Error) -> Error {
-    let status = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Status::DiskFull,
-        _ => Status::WriteFailed,
+    let (status, reason) = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (Status::DiskFull, error.to_string()),
+        io::ErrorKind::FileTooLarge => {
+            let limit = "this process has a file size limit (ulimit -f), or the file system has one";
+            (Status::WriteFailed, format!("{error}: {limit}"))
+        }
+        _ => (Status::WriteFailed, error.to_string()),
     };
-    Error::new(status, format!("cannot be written: {error}")).in_file(path.display().to_string())
+    Error::new(status, format!("cannot be written: {reason}")).in_file(path.display().to_string())
 }

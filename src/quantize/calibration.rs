@@ -6,6 +6,7 @@ use crate::backend::observer::{Input, Observer};
 use crate::engine::score::score_in_windows;
 use crate::engine::{Model, SessionOptions};
 use crate::error::{Error, Result, Status};
+use crate::model::Config;
 
 /// Longest window of a calibration text, in tokens.
 const WINDOW: usize = 2048;
@@ -34,6 +35,11 @@ impl Importance {
             score_in_windows(model, tokens, &options, &mut |scores| see(scores.len()))?;
         }
         Ok(Importance { observer: observer.copied()? })
+    }
+
+    /// Fails with `InvalidArgument` unless a model of `config` has the matrices of the one it was collected from.
+    pub(super) fn check(&self, config: &Config) -> Result<()> {
+        self.observer.check(config)
     }
 
     /// `[columns]`, all above 0; none where the text did not come by.

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 pub use calibration::Importance;
 pub use report::{Kind, QuantizeReport, TensorReport};
 
+use crate::backend::cpu::ThreadOptions;
 use crate::error::{Error, Result, Status};
 use crate::memory::try_vec;
 use crate::model::json::UniqueMembers;
@@ -43,7 +44,7 @@ pub struct QuantizeOptions {
     /// What parts are rounded to; those without a format are copied as they are stored. In a model whose embedding is its
     /// head the two have one format, or the result has a head of its own.
     pub formats: Formats,
-    /// Threads that round; 0 is one per core the process may use.
+    /// Threads that round; 0 is one per core the process may use, at most 256.
     pub threads: usize,
     /// Follow symbolic links inside the source directory, as a download cache's layout needs.
     pub follow_links: bool,
@@ -64,14 +65,19 @@ impl Default for QuantizeOptions {
     }
 }
 
-/// Writes the model of directory `source`, rounded, to `target`, which must not be there or be empty, in the format of
-/// `docs/format.md`. With `importance` errors count by it. Experts are written one by one whatever the source has.
+/// Writes the model of directory `source`, rounded, to `target`, which must not be there or be an empty directory, whose
+/// permissions are kept, in the format of `docs/format.md`. With `importance` errors count by it. Experts are written one by
+/// one whatever the source has.
 ///
 /// Memory for about 50 MB of a tensor is taken. `progress` counts bytes of the source, and may be watched and cancelled from
 /// another thread; after a cancel or an error nothing of the target is left.
 ///
-/// Fails as loading `source` does; with `InvalidArgument` if it is quantised already or nothing is to be; with `TensorValue`
-/// for numbers that are not finite; with `AlreadyExists`, `DiskFull`, `WriteFailed`, `Cancelled`.
+/// A system that sends SIGXFSZ where a file grows beyond the process's limit ends a process that does not ignore it: a host
+/// with such a limit does, and gets `WriteFailed`.
+///
+/// Fails as loading `source` does; with `InvalidArgument` if it is quantised already or nothing is to be, if `importance` is
+/// of a model of other sizes, or `target` is a mount point; with `TensorValue` for numbers that are not finite; with
+/// `AlreadyExists`, `DiskFull`, `WriteFailed`, `Cancelled`.
 pub fn quantize(
     source: &Path,
     target: &Path,
@@ -80,6 +86,8 @@ pub fn quantize(
     progress: &Progress,
 ) -> Result<QuantizeReport> {
     check_formats(&options.formats)?;
+    let threads = ThreadOptions::from(options.threads);
+    threads.check()?;
     let mut checkpoint = Checkpoint::open(source, options.follow_links)?;
     let config_bytes = checkpoint.read_small_file(config::FILE, config::MAX_BYTES)?.ok_or_else(|| {
         Error::new(Status::FileNotFound, format!("not found in {}", source.display())).in_file(config::FILE)
@@ -91,6 +99,7 @@ pub fn quantize(
     }
     checkpoint.read_headers()?;
     let description = Description::new(&config, &checkpoint, options.formats)?;
+    importance.map_or(Ok(()), |importance| importance.check(&description.config))?;
     let planned = tensors::plan(&description, &checkpoint)?;
     let new_config = new_config(&config_bytes, &description, options.formats)?;
     progress.begin(description.bytes);
@@ -105,10 +114,7 @@ pub fn quantize(
             writer.write_file(name, &bytes)?;
         }
     }
-    let threads = match options.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
-    };
+    let threads = threads.resolved_count();
     let mut work = Work { checkpoint: &checkpoint, writer: &mut writer, importance, threads, progress };
     let mut report = QuantizeReport { bytes_before: description.bytes, ..Default::default() };
     let mut index = 0;

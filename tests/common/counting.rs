@@ -19,6 +19,7 @@ unsafe impl GlobalAlloc for Counting {
             return std::ptr::null_mut();
         }
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        OWN_ALLOCATIONS.set(OWN_ALLOCATIONS.get() + 1);
         let live = LIVE_BYTES.fetch_add(layout.size() as isize, Ordering::Relaxed) + layout.size() as isize;
         PEAK_BYTES.fetch_max(live, Ordering::Relaxed);
         // SAFETY: the caller's promise.
@@ -35,6 +36,7 @@ unsafe impl GlobalAlloc for Counting {
 thread_local! {
     /// Large allocations of this thread before one fails.
     static LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
+    static OWN_ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
 }
 
 /// What is smaller never fails: it may be of a size that nobody's input decides.
@@ -63,6 +65,11 @@ static COUNTING: Counting = Counting;
 /// Allocations so far, of all threads.
 pub fn allocations() -> usize {
     ALLOCATIONS.load(Ordering::Relaxed)
+}
+
+/// Those of this thread among them.
+pub fn own_allocations() -> usize {
+    OWN_ALLOCATIONS.get()
 }
 
 /// Bytes that are allocated now.

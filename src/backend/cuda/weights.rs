@@ -199,10 +199,6 @@ impl Uploader<'_> {
         self.part(bytes, |bytes, out| out.copy_from_slice(bytes))
     }
 
-    fn see(&mut self, bytes: &[u8]) {
-        sample(bytes, &mut |bytes| self.hasher.update(bytes));
-    }
-
     fn tables(&mut self, experts: &[ExpertWeights<DeviceMatrix>]) -> Result<ExpertTables> {
         type Part = fn(&ExpertWeights<DeviceMatrix>) -> &DeviceMatrix;
         let parts: [Part; 3] = [|expert| &expert.gate, |expert| &expert.up, |expert| &expert.down];
@@ -258,8 +254,7 @@ impl Destination for Uploader<'_> {
     type Vector = DeviceVector;
 
     fn matrix(&mut self, _name: &str, matrix: Matrix) -> Result<DeviceMatrix> {
-        self.see(matrix.lines());
-        self.see(matrix.scales());
+        matrix.sample(&mut |bytes| self.hasher.update(bytes));
         let lines = match matrix.shape().format {
             Format::F16 => self.part(matrix.lines(), pair_halves)?,
             _ => self.bytes(matrix.lines())?,
@@ -269,7 +264,7 @@ impl Destination for Uploader<'_> {
     }
 
     fn vector(&mut self, _name: &str, vector: Buffer<f32>) -> Result<DeviceVector> {
-        self.see(as_bytes(&vector));
+        sample(as_bytes(&vector), &mut |bytes| self.hasher.update(bytes));
         self.bytes(as_bytes(&vector)).map(DeviceVector)
     }
 }

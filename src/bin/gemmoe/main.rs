@@ -123,6 +123,7 @@ enum Priority {
 
 fn main() -> ExitCode {
     end_quietly_with_the_pipe();
+    go_on_at_the_file_size_limit();
     end_where_output_cannot_be_written();
     let result = match Cli::parse().command {
         Command::Devices(command) => command.run(),
@@ -155,6 +156,16 @@ fn end_quietly_with_the_pipe() {
 
 #[cfg(not(unix))]
 fn end_quietly_with_the_pipe() {}
+
+/// A file that may not grow is an error like others, with its name in it.
+#[cfg(unix)]
+fn go_on_at_the_file_size_limit() {
+    // SAFETY: no other thread runs yet, and ignoring needs no handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+#[cfg(not(unix))]
+fn go_on_at_the_file_size_limit() {}
 
 /// Standard output that cannot be written, on a full disk, is an error like others. The macros that print can only panic.
 fn end_where_output_cannot_be_written() {

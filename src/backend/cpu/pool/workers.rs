@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -28,6 +27,15 @@ struct Shared {
     sleepers: AtomicUsize,
     sleep: Mutex<()>,
     wake: Condvar,
+    start: Mutex<Start>,
+    told: Condvar,
+}
+
+/// How the thread that was started last has begun.
+enum Start {
+    Awaited,
+    Settled(io::Result<()>),
+    Lost,
 }
 
 impl Workers {
@@ -42,11 +50,15 @@ impl Workers {
             sleepers: AtomicUsize::new(0),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
+            start: Mutex::new(Start::Awaited),
+            told: Condvar::new(),
         });
         let mut workers = Workers { shared, threads: try_with_capacity("threads", count)? };
-        let (report, reports) = channel();
+        // The first to enter makes the panic hook, and a new thread must not allocate.
+        drop(Quiet::enter());
         for index in 1..count {
-            let (shared, report) = (Arc::clone(&workers.shared), report.clone());
+            let shared = Arc::clone(&workers.shared);
+            let mut report = Report { shared: Arc::clone(&shared), start: Start::Lost };
             let (processor, priority) = (processors.get(index).copied(), options.priority);
             let unavailable = |error| {
                 let text = format!("thread {index} of {count} could not be started: {error}");
@@ -54,15 +66,18 @@ impl Workers {
             };
             let live = move || {
                 let _quiet = Quiet::enter();
-                if settle(processor, priority, report) {
+                let settled = settle(processor, priority);
+                let may_work = settled.is_ok();
+                report.start = Start::Settled(settled);
+                drop(report);
+                if may_work {
                     shared.serve(index);
                 }
             };
             let thread = std::thread::Builder::new().name(format!("gemmoe-{index}")).spawn(live);
             workers.threads.push(thread.map_err(unavailable)?);
             // Each is what was asked for before the next one starts.
-            let settled = reports.recv().unwrap_or_else(|_| Err(io::Error::other("it was lost")));
-            settled.map_err(unavailable)?;
+            workers.shared.started().map_err(unavailable)?;
         }
         Ok(workers)
     }
@@ -92,20 +107,43 @@ impl Drop for Workers {
     }
 }
 
-/// Makes this thread what was asked for and reports how that went; whether it may work.
-fn settle(processor: Option<usize>, priority: Priority, report: Sender<io::Result<()>>) -> bool {
+/// A new thread's word to the one that waits for it, given when this is dropped. Nothing is allocated for it: a thread
+/// that finds no memory when it begins cannot say so, and ends the process.
+struct Report {
+    shared: Arc<Shared>,
+    start: Start,
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        *lock(&self.shared.start) = std::mem::replace(&mut self.start, Start::Lost);
+        self.shared.told.notify_one();
+    }
+}
+
+/// Makes this thread what was asked for.
+fn settle(processor: Option<usize>, priority: Priority) -> io::Result<()> {
     let niceness = match priority {
         Priority::Normal => 0,
         Priority::Low => 5,
         Priority::Lowest => platform::MAX_NICENESS,
     };
     let pinned = processor.map_or(Ok(()), platform::pin_this_thread);
-    let settled = pinned.and_then(|()| if niceness > 0 { platform::lower_this_thread(niceness) } else { Ok(()) });
-    let may_work = settled.is_ok();
-    report.send(settled).is_ok() && may_work
+    pinned.and_then(|()| if niceness > 0 { platform::lower_this_thread(niceness) } else { Ok(()) })
 }
 
 impl Shared {
+    /// Waits until the thread that was started last says how it has begun.
+    fn started(&self) -> io::Result<()> {
+        let is_awaited = |start: &mut Start| matches!(start, Start::Awaited);
+        let start = self.told.wait_while(lock(&self.start), is_awaited);
+        let mut start = start.unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *start, Start::Awaited) {
+            Start::Settled(settled) => settled,
+            Start::Awaited | Start::Lost => Err(io::Error::other("it was lost")),
+        }
+    }
+
     /// A worker's life: wait for a job it has not seen, join it, take items, leave.
     fn serve(&self, thread: usize) {
         let mut seen = 0;
@@ -143,5 +181,28 @@ impl Shared {
             drop(self.wake.wait(sleep).unwrap_or_else(PoisonError::into_inner));
         }
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_is_lost_before_it_settles_is_answered_and_so_is_the_next() {
+        let workers = Workers::start(&Arc::new(Board::new()), &1.into(), Duration::ZERO).unwrap();
+        let begin = |start: Start| {
+            let report = Report { shared: Arc::clone(&workers.shared), start };
+            let thread = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(5));
+                drop(report);
+            });
+            let started = workers.shared.started();
+            thread.join().unwrap();
+            started.map_err(|error| error.to_string())
+        };
+        assert_eq!(begin(Start::Lost), Err("it was lost".to_owned()));
+        assert_eq!(begin(Start::Settled(Ok(()))), Ok(()));
+        assert_eq!(begin(Start::Settled(Err(io::ErrorKind::TimedOut.into()))), Err("timed out".to_owned()));
     }
 }
