@@ -20,6 +20,7 @@ use std::sync::OnceLock;
 
 use parking_lot::{Mutex, MutexGuard};
 
+#[allow(unused_imports)] // Not every test file has checks.
 pub use checked::{Check, fails_checked, passes_checked};
 
 /// The order in which lanes, warps and blocks run where nothing makes one wait for another.
