@@ -1,4 +1,5 @@
-//! Ten thousand cancels, each at a random moment of a call: nothing is lost, nothing is wrong, nothing is left behind.
+//! Ten thousand cancels, each at a random moment of a call, and some of loads: nothing is lost, nothing is wrong, nothing is
+//! left behind.
 
 #[path = "common/canceller.rs"]
 mod canceller;
@@ -6,15 +7,22 @@ mod common;
 #[path = "common/counting.rs"]
 mod counting;
 
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use canceller::Canceller;
 use common::{Directory, Random, load, load_with};
 use counting::live_bytes;
+use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::backend::cpu::kernels::Instructions;
-use gemmoe::{BatchOptions, Budget, Error, Model, Session, SessionBatch, SessionOptions, Status};
+use gemmoe::quant::Format;
+use gemmoe::{
+    BatchOptions, Budget, Error, Formats, LoadOptions, Model, Progress, Session, SessionBatch, SessionOptions, Status,
+};
 use serde_json::json;
 
 /// Live bytes are counted over the whole process: the tests of this file take turns.
@@ -302,4 +310,69 @@ fn a_suspended_pass_whose_workspace_a_cancelled_score_took_is_not_gone_on_with()
         assert_eq!(bits(session.logits().unwrap()), expected);
     }
     assert!(stops > 30, "{stops}");
+}
+
+/// Threads that this test has started: they have its name, or one that the library gives.
+fn threads() -> usize {
+    let name = |thread: &Path| std::fs::read_to_string(thread.join("comm")).unwrap_or_default();
+    let own = name(Path::new("/proc/thread-self"));
+    let all = std::fs::read_dir("/proc/self/task").unwrap().map(|thread| name(&thread.unwrap().path()));
+    all.filter(|name| *name == own || name.starts_with("gemmoe-")).count()
+}
+
+#[test]
+fn a_load_cancelled_at_any_byte_stops_all_its_threads_and_leaves_nothing_to_the_next() {
+    const THREADS: usize = 3;
+    /// What each thread may be reading when the cancel comes.
+    const IN_FLIGHT: u64 = (THREADS as u64) << 20;
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    // The embedding is read in six chunks.
+    let directory = Directory::random_with(87, json!({"vocab_size": 6011, "hidden_size": 512})).to_temporary();
+    let int8 = Formats { head: Some(Format::INT8), ..Default::default() };
+    for formats in [Formats::default(), int8] {
+        let load = |progress: &Progress| {
+            let cpu = CpuOptions { threads: THREADS.into(), ..Default::default() };
+            Model::load(directory.path(), &LoadOptions { cpu, formats, ..Default::default() }, progress)
+        };
+        let logits = || {
+            let progress = Progress::default();
+            let mut session = session(&load(&progress).unwrap());
+            session.prefill(&Random::new(88).tokens(9, 6011)).unwrap();
+            (bits(session.logits().unwrap()), progress.bytes_total())
+        };
+        let (expected, total) = logits();
+        let (mut random, mut stops) = (Random::new(89), 0);
+        let (live, alone) = (live_bytes(), threads());
+        for _ in 0..30 {
+            let (progress, is_over) = (Progress::default(), AtomicBool::new(false));
+            let at = random.below(total as usize) as u64;
+            let (result, read) = thread::scope(|scope| {
+                let canceller = scope.spawn(|| {
+                    while progress.bytes_read() < at && !is_over.load(Ordering::Relaxed) {
+                        thread::yield_now();
+                    }
+                    progress.cancel();
+                    progress.bytes_read()
+                });
+                let result = load(&progress);
+                is_over.store(true, Ordering::Relaxed);
+                (result, canceller.join().unwrap())
+            });
+            if stopped(result) {
+                stops += 1;
+                assert!(progress.bytes_read() <= read + IN_FLIGHT, "{} after {read}", progress.bytes_read());
+            } else {
+                assert!(total <= read + IN_FLIGHT, "not stopped after {read}");
+            }
+            assert!(logits().0 == expected, "a load after one that was cancelled at {read}");
+        }
+        assert!(stops > 10, "{stops}");
+        // The system may still be clearing away threads that have ended.
+        let waiting = Instant::now();
+        while threads() > alone && waiting.elapsed() < Duration::from_secs(10) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(threads() <= alone, "cancelled loads leave no threads behind");
+        assert_eq!(live_bytes(), live, "cancelled loads leave no memory behind");
+    }
 }

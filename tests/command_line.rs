@@ -548,6 +548,48 @@ fn quantize_refuses_a_mount_point_before_it_writes_anything() {
 }
 
 #[test]
+fn quantize_looks_at_its_target_before_it_runs_the_model() {
+    let (directory, demo) = (tempfile::tempdir().unwrap(), demo_model());
+    let (occupied, cut_off) = (directory.path().join("occupied"), directory.path().join("cut-off"));
+    std::fs::create_dir_all(occupied.join("inside")).unwrap();
+    std::fs::create_dir(directory.path().join("cut-off.partial")).unwrap();
+    // A text that the perplexity of cannot be had would be the error otherwise.
+    let text = directory.path().join("empty.txt");
+    std::fs::write(&text, "").unwrap();
+    let expected = [
+        (occupied, "is not an empty directory"),
+        (cut_off, "cut-off.partial: is in the way"),
+        (directory.path().join("nowhere/at/all"), "nowhere/at: cannot be written"),
+    ];
+    for (target, expected) in expected {
+        let arguments = [demo.as_path(), &target, Path::new("--perplexity"), &text].map(|path| path.to_str().unwrap());
+        let output = gemmoe(&[&["quantize"], &arguments[..]].concat());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && stderr.contains(expected), "{stderr}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_quantize_leaves_nothing_behind() {
+    let sizes = json!({"hidden_size": 512, "intermediate_size": 4096});
+    let (source, directory) = (Directory::random_with(45, sizes).to_temporary(), tempfile::tempdir().unwrap());
+    let (target, partial) = (directory.path().join("out"), directory.path().join("out.partial"));
+    let mut command = command(&["quantize", "--threads", "1"]);
+    let mut running = command.arg(source.path()).arg(&target).stderr(Stdio::piped()).spawn().unwrap();
+    while !partial.exists() {
+        assert!(running.try_wait().unwrap().is_none(), "it was over before it could be interrupted");
+        std::thread::yield_now();
+    }
+    // SAFETY: the process is this one's child and has not been waited for.
+    assert_eq!(unsafe { libc::kill(running.id() as i32, libc::SIGINT) }, 0);
+    let output = running.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && stderr.contains("cancelled"), "{:?}: {stderr}", output.status);
+    assert!(std::fs::read_dir(directory.path()).unwrap().next().is_none());
+}
+
+#[test]
 fn quantize_measures_the_perplexity_before_and_after_and_takes_calibration_texts() {
     let directory = tempfile::tempdir().unwrap();
     let (demo, text) = (demo_model(), directory.path().join("words.txt"));

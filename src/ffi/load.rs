@@ -146,7 +146,8 @@ pub struct GemmoeLoadOptions {
     pub attention_format: u32,
     /// The same for the head, and for the embedding where that is the head.
     pub head_format: u32,
-    /// The same for the embedding. With another format than the head's, an embedding that is the head is held twice.
+    /// The same for the embedding. An embedding that is the head is held twice where the two have formats that differ; where one
+    /// of them is 0 both have the other's.
     pub embedding_format: u32,
     /// One of GEMMOE_DEVICE_.
     pub device: u32,

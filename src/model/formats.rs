@@ -15,8 +15,8 @@ pub struct Formats {
     pub attention: Option<Format>,
     /// The rows logits are computed from.
     pub head: Option<Format>,
-    /// The rows tokens are looked up in. Where the embedding is the head and has no format of its own it follows `head`;
-    /// with another format than the head's the two are held apart.
+    /// The rows tokens are looked up in. Where the embedding is the head a format given for one of the two alone is that of
+    /// both; with two formats they are held apart.
     pub embedding: Option<Format>,
 }
 

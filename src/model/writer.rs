@@ -74,30 +74,9 @@ impl ModelWriter {
     /// was cut off; with `InvalidArgument` where it is a mount point, which nothing can be renamed to; with `DiskFull`
     /// where the disk has not room for all; with `WriteFailed`.
     pub fn create(target: &Path, tensors: &[NewTensor], shard_bytes: u64) -> Result<ModelWriter> {
-        let Some(name) = target.file_name() else {
-            let text = format!("{} has no name that a directory can be given", target.display());
-            return Err(Error::new(Status::InvalidArgument, text).at_key("target"));
-        };
-        let mut partial_name = name.to_owned();
-        partial_name.push(".partial");
-        // Without a separator at its end, which would lead through a link.
-        let target = target.with_file_name(name);
-        let partial = target.with_file_name(partial_name);
-        let replaced = check_target(&target)?;
-        let layout = Layout::new(tensors, shard_bytes)?;
-        let parent = platform::parent_directory(&target);
-        if let Some(free) = platform::free_disk_bytes(parent)
-            && free < layout.bytes
-        {
-            let text = format!("{} has {free} bytes free, {} are to be written", parent.display(), layout.bytes);
-            return Err(Error::new(Status::DiskFull, text));
-        }
+        let Checked { target, partial, replaced, layout } = Checked::new(target, tensors, shard_bytes)?;
         std::fs::create_dir(&partial).map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => {
-                let text =
-                    "is in the way: another write is under way, or was cut off and its directory is to be deleted";
-                Error::new(Status::AlreadyExists, text).in_file(partial.display().to_string())
-            }
+            io::ErrorKind::AlreadyExists => in_the_way(&partial),
             _ => write_error(&partial, &error),
         })?;
         let mut writer = ModelWriter { target, partial, shards: Vec::new(), places: layout.places, finished: false };
@@ -115,6 +94,15 @@ impl ModelWriter {
             writer.shards.push(Shard { path: writer.partial.join(name), file: None, left: bytes });
         }
         Ok(writer)
+    }
+
+    /// Fails where `create` would, as far as can be told without writing anything.
+    pub fn check(target: &Path, tensors: &[NewTensor], shard_bytes: u64) -> Result<()> {
+        let checked = Checked::new(target, tensors, shard_bytes)?;
+        match std::fs::symlink_metadata(&checked.partial) {
+            Ok(_) => Err(in_the_way(&checked.partial)),
+            Err(_) => Ok(()),
+        }
     }
 
     /// Sees whether the empty directory that is there can be replaced, as one that something is mounted on cannot: moves it
@@ -289,6 +277,45 @@ fn header(tensors: &[NewTensor], indices: &[usize]) -> (Vec<u8>, Vec<u64>) {
     header.resize(8 + length, b' ');
     let first = header.len() as u64;
     (header, starts.into_iter().map(|start| first + start).collect())
+}
+
+/// A directory that can be written, as far as can be told.
+struct Checked {
+    target: PathBuf,
+    partial: PathBuf,
+    /// The permissions of the empty directory that is there.
+    replaced: Option<Permissions>,
+    layout: Layout,
+}
+
+impl Checked {
+    fn new(target: &Path, tensors: &[NewTensor], shard_bytes: u64) -> Result<Checked> {
+        let Some(name) = target.file_name() else {
+            let text = format!("{} has no name that a directory can be given", target.display());
+            return Err(Error::new(Status::InvalidArgument, text).at_key("target"));
+        };
+        let mut partial_name = name.to_owned();
+        partial_name.push(".partial");
+        // Without a separator at its end, which would lead through a link.
+        let target = target.with_file_name(name);
+        let partial = target.with_file_name(partial_name);
+        let replaced = check_target(&target)?;
+        let layout = Layout::new(tensors, shard_bytes)?;
+        let parent = platform::parent_directory(&target);
+        std::fs::metadata(parent).map_err(|error| write_error(parent, &error))?;
+        if let Some(free) = platform::free_disk_bytes(parent)
+            && free < layout.bytes
+        {
+            let text = format!("{} has {free} bytes free, {} are to be written", parent.display(), layout.bytes);
+            return Err(Error::new(Status::DiskFull, text));
+        }
+        Ok(Checked { target, partial, replaced, layout })
+    }
+}
+
+fn in_the_way(partial: &Path) -> Error {
+    let text = "is in the way: another write is under way, or one was cut off, and then it is to be deleted";
+    Error::new(Status::AlreadyExists, text).in_file(partial.display().to_string())
 }
 
 /// A directory is written where nothing is, or an empty one, whose permissions these are.

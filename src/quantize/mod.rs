@@ -17,7 +17,7 @@ use crate::memory::try_vec;
 use crate::model::json::UniqueMembers;
 use crate::model::loader::each_rows;
 use crate::model::weights::not_finite_in;
-use crate::model::writer::DEFAULT_SHARD_BYTES;
+use crate::model::writer::{DEFAULT_SHARD_BYTES, NewTensor};
 use crate::model::{
     Checkpoint, Config, Description, Formats, ModelWriter, Progress, Quantization, config, quantization,
 };
@@ -85,36 +85,21 @@ pub fn quantize(
     importance: Option<&Importance>,
     progress: &Progress,
 ) -> Result<QuantizeReport> {
-    check_formats(&options.formats)?;
-    let threads = ThreadOptions::from(options.threads);
-    threads.check()?;
-    let mut checkpoint = Checkpoint::open(source, options.follow_links)?;
-    let config_bytes = checkpoint.read_small_file(config::FILE, config::MAX_BYTES)?.ok_or_else(|| {
-        Error::new(Status::FileNotFound, format!("not found in {}", source.display())).in_file(config::FILE)
-    })?;
-    let config = Config::from_json(&config_bytes)?;
-    if config.quantization.is_some() {
-        let text = format!("{} is quantised already: begin from the model it was made from", source.display());
-        return Err(Error::new(Status::InvalidArgument, text).at_key("source"));
-    }
-    checkpoint.read_headers()?;
-    let description = Description::new(&config, &checkpoint, options.formats)?;
+    let Prepared { checkpoint, config_bytes, description, planned } = Prepared::new(source, options)?;
     importance.map_or(Ok(()), |importance| importance.check(&description.config))?;
-    let planned = tensors::plan(&description, &checkpoint)?;
     let new_config = new_config(&config_bytes, &description, options.formats)?;
     progress.begin(description.bytes);
     progress.check()?;
 
-    let shard_bytes = if options.shard_bytes == 0 { DEFAULT_SHARD_BYTES } else { options.shard_bytes };
-    let new_tensors: Vec<_> = planned.iter().flat_map(Planned::new_tensors).collect();
-    let mut writer = ModelWriter::create(target, &new_tensors, shard_bytes)?;
+    let new_tensors = new_tensors(&planned);
+    let mut writer = ModelWriter::create(target, &new_tensors, shard_bytes(options))?;
     writer.write_file(config::FILE, &new_config)?;
     for name in FILES_BESIDE {
         if let Some(bytes) = checkpoint.read_small_file(name, MAX_FILE_BYTES)? {
             writer.write_file(name, &bytes)?;
         }
     }
-    let threads = threads.resolved_count();
+    let threads = ThreadOptions::from(options.threads).resolved_count();
     let mut work = Work { checkpoint: &checkpoint, writer: &mut writer, importance, threads, progress };
     let mut report = QuantizeReport { bytes_before: description.bytes, ..Default::default() };
     let mut index = 0;
@@ -126,6 +111,48 @@ pub fn quantize(
     }
     writer.finish()?;
     Ok(report)
+}
+
+/// Fails where `quantize` would before its first tensor, and writes nothing: to be asked before other costly work.
+pub fn check(source: &Path, target: &Path, options: &QuantizeOptions) -> Result<()> {
+    let prepared = Prepared::new(source, options)?;
+    ModelWriter::check(target, &new_tensors(&prepared.planned), shard_bytes(options))
+}
+
+/// A source that can be quantised, and what is to be written.
+struct Prepared {
+    checkpoint: Checkpoint,
+    config_bytes: Vec<u8>,
+    description: Description,
+    planned: Vec<Planned>,
+}
+
+impl Prepared {
+    fn new(source: &Path, options: &QuantizeOptions) -> Result<Prepared> {
+        check_formats(&options.formats)?;
+        ThreadOptions::from(options.threads).check()?;
+        let mut checkpoint = Checkpoint::open(source, options.follow_links)?;
+        let config_bytes = checkpoint.read_small_file(config::FILE, config::MAX_BYTES)?.ok_or_else(|| {
+            Error::new(Status::FileNotFound, format!("not found in {}", source.display())).in_file(config::FILE)
+        })?;
+        let config = Config::from_json(&config_bytes)?;
+        if config.quantization.is_some() {
+            let text = format!("{} is quantised already: begin from the model it was made from", source.display());
+            return Err(Error::new(Status::InvalidArgument, text).at_key("source"));
+        }
+        checkpoint.read_headers()?;
+        let description = Description::new(&config, &checkpoint, options.formats)?;
+        let planned = tensors::plan(&description, &checkpoint)?;
+        Ok(Prepared { checkpoint, config_bytes, description, planned })
+    }
+}
+
+fn new_tensors(planned: &[Planned]) -> Vec<NewTensor> {
+    planned.iter().flat_map(Planned::new_tensors).collect()
+}
+
+fn shard_bytes(options: &QuantizeOptions) -> u64 {
+    if options.shard_bytes == 0 { DEFAULT_SHARD_BYTES } else { options.shard_bytes }
 }
 
 fn check_formats(formats: &Formats) -> Result<()> {

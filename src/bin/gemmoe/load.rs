@@ -11,6 +11,7 @@ use gemmoe::backend::cpu::{self, CpuOptions, ThreadOptions};
 use gemmoe::{LoadOptions, Model, Progress, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::interrupt::cancelling;
 use crate::{ModelArgs, Priority};
 
 /// A bar on stderr that is not there where stderr is not a terminal.
@@ -56,21 +57,24 @@ pub fn options(args: &ModelArgs) -> LoadOptions {
 
 /// Does what reads a model, showing how far it is.
 pub fn watch<T: Send>(doing: &str, work: impl FnOnce(&Progress) -> Result<T> + Send) -> Result<T> {
-    let progress = Progress::default();
+    let progress = Arc::new(Progress::default());
     let bar = bar(0, "{prefix} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left")
         .with_prefix(doing.to_owned());
-    let result = thread::scope(|scope| {
-        let working = scope.spawn(|| work(&progress));
-        while !working.is_finished() {
-            // Nothing is drawn before the files are checked and the total is known.
-            if progress.bytes_total() > 0 {
-                bar.set_length(progress.bytes_total());
-                bar.set_position(progress.bytes_read());
+    let watching = || {
+        thread::scope(|scope| {
+            let working = scope.spawn(|| work(&progress));
+            while !working.is_finished() {
+                // Nothing is drawn before the files are checked and the total is known.
+                if progress.bytes_total() > 0 {
+                    bar.set_length(progress.bytes_total());
+                    bar.set_position(progress.bytes_read());
+                }
+                thread::sleep(Duration::from_millis(20));
             }
-            thread::sleep(Duration::from_millis(20));
-        }
-        working.join()
-    });
+            working.join()
+        })
+    };
+    let result = cancelling(&progress, watching);
     bar.finish_and_clear();
     result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

@@ -11,6 +11,7 @@ mod generate;
 mod grammar;
 mod heat_map;
 mod inspect;
+mod interrupt;
 mod load;
 mod logits;
 mod plan;

@@ -7,7 +7,7 @@ use gemmoe::backend::Device;
 use gemmoe::engine::options::DEFAULT_CONTEXT;
 use gemmoe::engine::score::perplexity;
 use gemmoe::quant::{Groups, ScaleDtype};
-use gemmoe::quantize::{Kind, TensorReport};
+use gemmoe::quantize::{Kind, TensorReport, check};
 use gemmoe::{Formats, Importance, Model, QuantizeOptions, QuantizeReport, Result, SessionOptions, quantize};
 use serde_json::{Value, json};
 
@@ -41,7 +41,7 @@ pub struct Quantize {
     /// Weights that share a scale: 32, 64 or 128. Larger groups take less memory and round worse.
     #[arg(long, value_name = "N", default_value = "32", value_parser = parse_group_size)]
     group_size: usize,
-    /// What scales are stored as: bf16, or f16, which is finer and reaches less far.
+    /// What scales are stored as: bf16, or f16, which is finer in int8 and reaches less far.
     #[arg(long, value_name = "DTYPE", default_value = "bf16", value_parser = parse_scales)]
     scales: ScaleDtype,
     /// A text like those the model will see, to weigh errors by. The model is loaded as it is and run over it. May be given
@@ -85,6 +85,13 @@ impl Quantize {
     pub fn run(&self) -> Result<()> {
         let calibration = texts_of(&self.calibration)?;
         let texts = texts_of(&self.perplexity)?;
+        let options = QuantizeOptions {
+            formats: self.formats(),
+            threads: self.threads,
+            follow_links: self.follow_links,
+            shard_bytes: self.shard_bytes,
+        };
+        check(&self.source, &self.target, &options)?;
         let (mut importance, mut before) = (None, Vec::new());
         if !calibration.is_empty() || !texts.is_empty() {
             let model = load(&self.model_args(&self.source))?;
@@ -93,12 +100,6 @@ impl Quantize {
             }
             before = perplexities(&model, &texts)?;
         }
-        let options = QuantizeOptions {
-            formats: self.formats(),
-            threads: self.threads,
-            follow_links: self.follow_links,
-            shard_bytes: self.shard_bytes,
-        };
         let report = watch("quantising", |progress| {
             quantize(&self.source, &self.target, &options, importance.as_ref(), progress)
         })?;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::activations::{Packed, TILE};
+use super::activations::{Packed, Precision, TILE};
 use super::lanes::Lanes;
 use super::math::{gelu_erf, gelu_tanh};
 use super::tile::{Dot, PanelPart, PanelSums, Span, TokenPart, tile};
@@ -137,17 +137,27 @@ impl Layout<'_> {
     }
 }
 
+/// The tiles of one format on one instruction set. Products of whole matrices call them through a pointer, so that each tile is
+/// compiled once for all that is made of its sums, and what is made of them once for all formats.
+#[derive(Clone, Copy)]
+pub struct TileKernel {
+    /// What activations are to be packed as.
+    pub precision: Precision,
+    /// [`add_tile`], compiled for the instruction set.
+    pub add: unsafe fn(&Panels, (TokenPart, usize), Span, &mut Sums),
+}
+
+/// Panels that pass by a tile of tokens.
+pub type Panels = [PanelPart; PANELS_ALONE];
+/// Their sums.
+pub type Sums = [PanelSums; PANELS_ALONE];
+
 /// Adds the products of some panels with a tile of tokens to `sums`: PANELS_ALONE panels for a single token, else two.
 ///
 /// # Safety
 /// The instruction set of D is present; the panels and `x` hold the span.
 #[inline(always)]
-unsafe fn add_tile<D: Dot>(
-    panels: &[PanelPart; PANELS_ALONE],
-    (x, tokens): (TokenPart, usize),
-    span: Span,
-    sums: &mut [PanelSums; PANELS_ALONE],
-) {
+pub unsafe fn add_tile<D: Dot>(panels: &Panels, (x, tokens): (TokenPart, usize), span: Span, sums: &mut Sums) {
     // SAFETY: the caller's promises.
     unsafe {
         if tokens == 1 {
@@ -161,8 +171,9 @@ unsafe fn add_tile<D: Dot>(
             if D::Lanes::TILE.0 == 2 {
                 add_tokens::<D, 2>([a, b], x, count, span, first, sums);
             } else {
-                add_tokens::<D, 1>([a], x, count, span, first, sums);
-                add_tokens::<D, 1>([b], x, count, span, first, &mut sums[1..]);
+                for (panel, sums) in [a, b].into_iter().zip(sums.chunks_mut(1)) {
+                    add_tokens::<D, 1>([panel], x, count, span, first, sums);
+                }
             }
             first += count;
         }
@@ -203,35 +214,37 @@ unsafe fn add_tokens<D: Dot, const R: usize>(
 /// `out[token][row] = weights[row] . x[token]` for the rows of some panels.
 ///
 /// # Safety
-/// The instruction set of D is present; nobody else touches these rows of `out` during the call.
+/// The instruction set of `kernel` is present, and it is the one of the weights' format; nobody else touches these rows of
+/// `out` during the call.
 #[inline(always)]
-pub unsafe fn matmul<D: Dot>(weights: &Matrix, panels: Range<usize>, x: &Packed, out: &Output) {
+pub unsafe fn matmul(kernel: TileKernel, weights: &Matrix, panels: Range<usize>, x: &Packed, out: &Output) {
     let layout = Layout::of(weights);
-    assert!(x.precision() == D::PRECISION && weights.shape().padded_columns() <= x.columns());
+    assert!(x.precision() == kernel.precision && weights.shape().padded_columns() <= x.columns());
     let columns = weights.shape().padded_columns();
     let tiles = x.tokens().div_ceil(TILE);
     let step = if x.tokens() == 1 { PANELS_ALONE } else { 2 };
     let cached = CACHED_BYTES / LINE_BYTES * layout.columns_per_line;
     let part_columns = if tiles > 1 { cached } else { columns.max(1) };
+    let mut sums = [PanelSums::default(); PANELS_ALONE];
     for panel in panels.clone().step_by(step) {
         for column in (0..columns).step_by(part_columns) {
             let parts = std::array::from_fn(|index| layout.part(panel + index, column));
             let count = part_columns.min(columns - column);
             for tile in 0..tiles {
                 let tokens = tile * TILE..((tile + 1) * TILE).min(x.tokens());
-                let mut sums = [PanelSums::default(); PANELS_ALONE];
                 for (index, sums) in sums.iter_mut().enumerate().take(step) {
                     let rows = layout.rows(panel + index, &panels);
                     for (token, sums) in tokens.clone().zip(sums) {
-                        // SAFETY: the caller's promise.
-                        let out = unsafe { out.row_part(token, rows.clone()) };
+                        sums.fill(0.0);
                         if column > 0 {
+                            // SAFETY: the caller's promise.
+                            let out = unsafe { out.row_part(token, rows.clone()) };
                             sums[..out.len()].copy_from_slice(out);
                         }
                     }
                 }
                 // SAFETY: the caller's promise; the span ends with the columns, which `x` has too.
-                unsafe { add_tile::<D>(&parts, x.tile(tile, column), layout.span(count), &mut sums) };
+                unsafe { (kernel.add)(&parts, x.tile(tile, column), layout.span(count), &mut sums) };
                 for (index, sums) in sums.iter().enumerate().take(step) {
                     let rows = layout.rows(panel + index, &panels);
                     for (token, sums) in tokens.clone().zip(sums) {
@@ -250,11 +263,19 @@ pub unsafe fn matmul<D: Dot>(weights: &Matrix, panels: Range<usize>, x: &Packed,
 /// # Safety
 /// As for [`matmul`].
 #[inline(always)]
-pub unsafe fn geglu<D: Dot>(expert: &ExpertWeights, panels: Range<usize>, x: &Packed, exact_gelu: bool, out: &Output) {
+pub unsafe fn geglu(
+    kernel: TileKernel,
+    expert: &ExpertWeights,
+    panels: Range<usize>,
+    x: &Packed,
+    exact_gelu: bool,
+    out: &Output,
+) {
     let (gate, up) = (Layout::of(&expert.gate), Layout::of(&expert.up));
     let columns = expert.gate.shape().padded_columns();
-    assert!(x.precision() == D::PRECISION && columns <= x.columns() && expert.up.shape() == expert.gate.shape());
+    assert!(x.precision() == kernel.precision && columns <= x.columns() && expert.up.shape() == expert.gate.shape());
     let step = if x.tokens() == 1 { PANELS_ALONE / 2 } else { 1 };
+    let mut sums = [PanelSums::default(); PANELS_ALONE];
     for panel in panels.clone().step_by(step) {
         // Gates first, then ups.
         let parts = std::array::from_fn(|index| match index / step {
@@ -262,12 +283,12 @@ pub unsafe fn geglu<D: Dot>(expert: &ExpertWeights, panels: Range<usize>, x: &Pa
             _ => up.part(panel + index % step, 0),
         });
         for tile in 0..x.tokens().div_ceil(TILE) {
-            let mut sums = [PanelSums::default(); PANELS_ALONE];
+            let tokens = TILE.min(x.tokens() - tile * TILE);
+            sums[..2 * step].iter_mut().for_each(|sums| sums[..tokens].fill([0.0; PANEL_ROWS]));
             // SAFETY: the caller's promise; the span ends with the columns, which `x` has too.
-            unsafe { add_tile::<D>(&parts, x.tile(tile, 0), gate.span(columns), &mut sums) };
+            unsafe { (kernel.add)(&parts, x.tile(tile, 0), gate.span(columns), &mut sums) };
             for index in 0..step {
                 let rows = gate.rows(panel + index, &panels);
-                let tokens = TILE.min(x.tokens() - tile * TILE);
                 for (token, (gates, ups)) in sums[index].iter().zip(&sums[step + index]).enumerate().take(tokens) {
                     let mut products = [0f32; PANEL_ROWS];
                     for row in 0..PANEL_ROWS {

@@ -19,14 +19,13 @@ pub use activations::Precision;
 use activations::{Packed, Packing, Place};
 use attention::QueryBlock;
 use dots::{Bf16, F16, F32, Int4, Int8, Widened};
-use lanes::Products;
-use matmul::{Output, TokenRows};
-use tile::Dot;
+use matmul::{Output, Panels, Sums, TileKernel, TokenRows};
+use tile::{Dot, Span, TokenPart};
 
 use crate::backend::kv::{KvBlock, KvPage};
 use crate::error::{Error, Result, Status};
 use crate::model::weights::{ExpertWeights, Matrix};
-use crate::quant::{Format, ScaleDtype};
+use crate::quant::{Format, Groups, ScaleDtype};
 
 /// Which instruction set to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,13 +75,44 @@ impl Instructions {
 pub struct Kernels {
     /// The instruction set, for people.
     pub name: &'static str,
-    /// What bf16 weights are multiplied with.
-    bf16_precision: Precision,
+    tiles: TileKernels,
     pack: unsafe fn(&Packing, &Place, usize, &TokenRows),
-    matmul: unsafe fn(&Matrix, Range<usize>, &Packed, &Output),
-    geglu: unsafe fn(&ExpertWeights, Range<usize>, &Packed, bool, &Output),
+    matmul: unsafe fn(TileKernel, &Matrix, Range<usize>, &Packed, &Output),
+    geglu: unsafe fn(TileKernel, &ExpertWeights, Range<usize>, &Packed, bool, &Output),
     attend: unsafe fn(&QueryBlock, Range<usize>, &Output, &Output),
     store: unsafe fn(&[f32], &mut KvPage, KvBlock, usize),
+}
+
+/// The tiles of each format.
+#[derive(Clone, Copy)]
+struct TileKernels {
+    f32: TileKernel,
+    f16: TileKernel,
+    bf16: TileKernel,
+    integers: IntegerTiles,
+}
+
+/// The tiles of int8 and int4, by whether scales are bf16 or f16.
+#[derive(Clone, Copy)]
+struct IntegerTiles {
+    int8: [TileKernel; 2],
+    int4: [TileKernel; 2],
+}
+
+impl TileKernels {
+    fn of(&self, format: Format) -> TileKernel {
+        let with_scales = |kernels: [TileKernel; 2], groups: Groups| match groups.scales {
+            ScaleDtype::Bf16 => kernels[0],
+            ScaleDtype::F16 => kernels[1],
+        };
+        match format {
+            Format::F32 => self.f32,
+            Format::F16 => self.f16,
+            Format::Bf16 => self.bf16,
+            Format::Int8(groups) => with_scales(self.integers.int8, groups),
+            Format::Int4(groups) => with_scales(self.integers.int4, groups),
+        }
+    }
 }
 
 impl Kernels {
@@ -101,11 +131,7 @@ impl Kernels {
 
     /// What activations have to be packed as for weights of a format.
     pub fn precision(&self, format: Format) -> Precision {
-        match format {
-            Format::F32 | Format::F16 => Precision::F32,
-            Format::Bf16 => self.bf16_precision,
-            Format::Int8(_) | Format::Int4(_) => Precision::Int8,
-        }
+        self.tiles.of(format).precision
     }
 
     /// Packs the tokens `x` of one tile of a place; see [`Packing::pack`].
@@ -123,7 +149,7 @@ impl Kernels {
     /// Nobody else touches these rows of `out` during the call, and its buffer is alive.
     pub unsafe fn matmul(&self, weights: &Matrix, panels: Range<usize>, x: &Packed, out: &Output) {
         // SAFETY: as in `pack`.
-        unsafe { (self.matmul)(weights, panels, x, out) }
+        unsafe { (self.matmul)(self.tiles.of(weights.shape().format), weights, panels, x, out) }
     }
 
     /// `out[token][row] = gelu(gate[row] . x[token]) * (up[row] . x[token])` for the rows of some panels of an expert.
@@ -131,8 +157,9 @@ impl Kernels {
     /// # Safety
     /// As for `matmul`.
     pub unsafe fn geglu(&self, expert: &ExpertWeights, panels: Range<usize>, x: &Packed, exact: bool, out: &Output) {
+        let tiles = self.tiles.of(expert.gate.shape().format);
         // SAFETY: as in `pack`.
-        unsafe { (self.geglu)(expert, panels, x, exact, out) }
+        unsafe { (self.geglu)(tiles, expert, panels, x, exact, out) }
     }
 
     /// Takes a range of positions into the attention of a block of query rows; see [`attention::attend`].
@@ -151,66 +178,33 @@ impl Kernels {
     }
 }
 
-/// The product in the weights' format; `B` is how bf16 is multiplied.
-///
-/// # Safety
-/// As for [`matmul::matmul`].
-#[inline(always)]
-unsafe fn matmul_with<P: Products, B: Dot>(weights: &Matrix, panels: Range<usize>, x: &Packed, out: &Output) {
-    use matmul::matmul;
-    // SAFETY: the caller's promise.
-    unsafe {
-        match weights.shape().format {
-            Format::F32 => matmul::<Widened<F32<P::Lanes>, 1>>(weights, panels, x, out),
-            Format::F16 => matmul::<Widened<F16<P::Lanes>, 2>>(weights, panels, x, out),
-            Format::Bf16 => matmul::<B>(weights, panels, x, out),
-            Format::Int8(groups) => match groups.scales {
-                ScaleDtype::Bf16 => matmul::<Int8<P, false>>(weights, panels, x, out),
-                ScaleDtype::F16 => matmul::<Int8<P, true>>(weights, panels, x, out),
-            },
-            Format::Int4(groups) => match groups.scales {
-                ScaleDtype::Bf16 => matmul::<Int4<P, false>>(weights, panels, x, out),
-                ScaleDtype::F16 => matmul::<Int4<P, true>>(weights, panels, x, out),
-            },
+/// The tiles of one kind of dot product, compiled with the features that their instruction set needs.
+macro_rules! tiles {
+    ($dot:ty $(, $features:literal)?) => {{
+        $(#[target_feature(enable = $features)])?
+        unsafe fn add(panels: &Panels, x: (TokenPart, usize), span: Span, sums: &mut Sums) {
+            // SAFETY: called through a table that is handed out only where the features are present; the rest is its callers'
+            // promise.
+            unsafe { matmul::add_tile::<$dot>(panels, x, span, sums) }
         }
-    }
+        TileKernel { precision: <$dot as Dot>::PRECISION, add }
+    }};
 }
 
-/// As `matmul_with`, of an expert's first half.
-///
-/// # Safety
-/// As for [`matmul::geglu`].
-#[inline(always)]
-unsafe fn geglu_with<P: Products, B: Dot>(
-    expert: &ExpertWeights,
-    panels: Range<usize>,
-    x: &Packed,
-    exact: bool,
-    out: &Output,
-) {
-    use matmul::geglu;
-    // SAFETY: the caller's promise.
-    unsafe {
-        match expert.gate.shape().format {
-            Format::F32 => geglu::<Widened<F32<P::Lanes>, 1>>(expert, panels, x, exact, out),
-            Format::F16 => geglu::<Widened<F16<P::Lanes>, 2>>(expert, panels, x, exact, out),
-            Format::Bf16 => geglu::<B>(expert, panels, x, exact, out),
-            Format::Int8(groups) => match groups.scales {
-                ScaleDtype::Bf16 => geglu::<Int8<P, false>>(expert, panels, x, exact, out),
-                ScaleDtype::F16 => geglu::<Int8<P, true>>(expert, panels, x, exact, out),
-            },
-            Format::Int4(groups) => match groups.scales {
-                ScaleDtype::Bf16 => geglu::<Int4<P, false>>(expert, panels, x, exact, out),
-                ScaleDtype::F16 => geglu::<Int4<P, true>>(expert, panels, x, exact, out),
-            },
+/// The tiles of all formats of whole numbers.
+macro_rules! integers {
+    ($products:ty $(, $features:literal)?) => {
+        IntegerTiles {
+            int8: [tiles!(Int8<$products, false> $(, $features)?), tiles!(Int8<$products, true> $(, $features)?)],
+            int4: [tiles!(Int4<$products, false> $(, $features)?), tiles!(Int4<$products, true> $(, $features)?)],
         }
-    }
+    };
 }
 
-/// The table of one instruction set: its name, how products of bytes, products of bf16 and attention are done in it, and the features
-/// its functions are compiled with, which are to be present where the table is handed out.
+/// The table of one instruction set: its name, its lanes of f32, what attention is done in, and the features that its functions
+/// are compiled with, which are to be present where the table is handed out.
 macro_rules! kernels {
-    ($name:literal, $products:ty, $bf16:ty, $vector:ty $(, $features:literal)?) => {{
+    ($name:literal, $lanes:ty, $vector:ty $(, $features:literal)?) => {{
         // SAFETY of the five: called through a table that is handed out only where the features are present; what else they
         // need is their callers' promise.
         $(#[target_feature(enable = $features)])?
@@ -219,14 +213,21 @@ macro_rules! kernels {
             unsafe { packing.pack(place, tile, x) }
         }
         $(#[target_feature(enable = $features)])?
-        unsafe fn matmul(weights: &Matrix, panels: Range<usize>, x: &Packed, out: &Output) {
+        unsafe fn matmul(tiles: TileKernel, weights: &Matrix, panels: Range<usize>, x: &Packed, out: &Output) {
             // SAFETY: see above.
-            unsafe { matmul_with::<$products, $bf16>(weights, panels, x, out) }
+            unsafe { matmul::matmul(tiles, weights, panels, x, out) }
         }
         $(#[target_feature(enable = $features)])?
-        unsafe fn geglu(expert: &ExpertWeights, panels: Range<usize>, x: &Packed, exact: bool, out: &Output) {
+        unsafe fn geglu(
+            tiles: TileKernel,
+            expert: &ExpertWeights,
+            panels: Range<usize>,
+            x: &Packed,
+            exact: bool,
+            out: &Output,
+        ) {
             // SAFETY: see above.
-            unsafe { geglu_with::<$products, $bf16>(expert, panels, x, exact, out) }
+            unsafe { matmul::geglu(tiles, expert, panels, x, exact, out) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn attend(block: &QueryBlock, positions: Range<usize>, state: &Output, out: &Output) {
@@ -237,81 +238,79 @@ macro_rules! kernels {
         unsafe fn store(row: &[f32], page: &mut KvPage, block: KvBlock, slot: usize) {
             store::store(row, page, block, slot)
         }
-        Kernels { name: $name, bf16_precision: <$bf16 as Dot>::PRECISION, pack, matmul, geglu, attend, store }
+        let tiles = TileKernels {
+            f32: tiles!(Widened<F32<$lanes>, 1> $(, $features)?),
+            f16: tiles!(Widened<F16<$lanes>, 2> $(, $features)?),
+            bf16: tiles!(Widened<Bf16<$lanes>, 2> $(, $features)?),
+            integers: integers!($lanes $(, $features)?),
+        };
+        Kernels { name: $name, tiles, pack, matmul, geglu, attend, store }
     }};
+}
+
+fn portable() -> Kernels {
+    kernels!("portable", lanes::portable::Portable, vector::Portable)
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 fn present(instructions: Instructions) -> Option<Kernels> {
-    use lanes::portable::Portable;
-    (instructions == Instructions::Portable)
-        .then(|| kernels!("portable", Portable, Widened<Bf16<Portable>, 2>, vector::Portable))
+    (instructions == Instructions::Portable).then(portable)
 }
 
 /// The kernels of an instruction set, where the processor has it.
 #[cfg(target_arch = "x86_64")]
 fn present(instructions: Instructions) -> Option<Kernels> {
-    use lanes::{avx_vnni::AvxVnni, avx2::Avx2, avx512::Avx512, portable::Portable};
-
-    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
     match instructions {
         Instructions::Detect => None,
-        Instructions::Portable => Some(kernels!("portable", Portable, Widened<Bf16<Portable>, 2>, vector::Portable)),
-        Instructions::Avx2 => {
-            avx2.then(|| kernels!("avx2", Avx2, Widened<Bf16<Avx2>, 2>, vector::Avx2, "avx2,fma,f16c"))
-        }
-        Instructions::AvxVnni => (avx2 && is_x86_feature_detected!("avxvnni")).then(|| {
-            kernels!("avx-vnni", AvxVnni<false>, Widened<Bf16<Avx2>, 2>, vector::Avx2, "avx2,fma,f16c,avxvnni")
-        }),
-        Instructions::Avx512 if !avx2 || !avx512() => None,
-        Instructions::Avx512 if is_x86_feature_detected!("avx512bf16") => Some(kernels!(
-            "avx512 with bf16",
-            Avx512,
-            dots::Bf16Pairs,
-            vector::Avx512,
-            "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16"
-        )),
-        Instructions::Avx512 => Some(kernels!(
-            "avx512",
-            Avx512,
-            Widened<Bf16<Avx512>, 2>,
-            vector::Avx512,
-            "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
-        )),
+        Instructions::Portable => Some(portable()),
+        Instructions::Avx2 => x86::avx2(),
+        Instructions::AvxVnni => x86::avx_vnni(),
+        Instructions::Avx512 => x86::avx512_bf16().or_else(x86::avx512),
     }
 }
 
+/// The tables of x86, where the processor has what they need. AVX-VNNI is AVX2 with other tiles for whole numbers, and AVX-512
+/// with BF16 is AVX-512 with other ones for bf16, so that nothing is compiled twice.
 #[cfg(target_arch = "x86_64")]
-fn avx512() -> bool {
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512vnni")
-}
+mod x86 {
+    use super::lanes::{avx_vnni::AvxVnni, avx2::Avx2, avx512::Avx512};
+    use super::*;
 
-/// Kernels for tests that no processor is given: the twin of AVX-VNNI on processors with AVX-512, and AVX-512 without BF16.
-#[cfg(all(test, target_arch = "x86_64"))]
-fn variants() -> Vec<Kernels> {
-    use lanes::{avx_vnni::AvxVnni, avx2::Avx2, avx512::Avx512};
-
-    if !avx512() {
-        return Vec::new();
+    pub fn avx2() -> Option<Kernels> {
+        let has =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        has.then(|| kernels!("avx2", Avx2, vector::Avx2, "avx2,fma,f16c"))
     }
-    vec![
-        kernels!(
-            "avx-vnni by avx512",
-            AvxVnni<true>,
-            Widened<Bf16<Avx2>, 2>,
-            vector::Avx2,
-            "avx2,fma,f16c,avx512f,avx512vl,avx512vnni"
-        ),
-        kernels!(
-            "avx512 without bf16",
-            Avx512,
-            Widened<Bf16<Avx512>, 2>,
-            vector::Avx512,
-            "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
-        ),
-    ]
+
+    pub fn avx_vnni() -> Option<Kernels> {
+        let avx2 = avx2().filter(|_| is_x86_feature_detected!("avxvnni"))?;
+        let integers = integers!(AvxVnni<false>, "avx2,fma,f16c,avxvnni");
+        Some(Kernels { name: "avx-vnni", tiles: TileKernels { integers, ..avx2.tiles }, ..avx2 })
+    }
+
+    pub fn avx512() -> Option<Kernels> {
+        let has = avx2().is_some()
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni");
+        has.then(|| {
+            kernels!("avx512", Avx512, vector::Avx512, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+        })
+    }
+
+    pub fn avx512_bf16() -> Option<Kernels> {
+        let avx512 = avx512().filter(|_| is_x86_feature_detected!("avx512bf16"))?;
+        let bf16 = tiles!(dots::Bf16Pairs, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16");
+        Some(Kernels { name: "avx512 with bf16", tiles: TileKernels { bf16, ..avx512.tiles }, ..avx512 })
+    }
+
+    /// For tests: the twin of AVX-VNNI on processors with AVX-512, which hand it out to nobody.
+    #[cfg(test)]
+    pub fn avx_vnni_by_avx512() -> Option<Kernels> {
+        let avx2 = avx2().filter(|_| avx512().is_some())?;
+        let integers = integers!(AvxVnni<true>, "avx2,fma,f16c,avx512f,avx512vl,avx512vnni");
+        Some(Kernels { name: "avx-vnni by avx512", tiles: TileKernels { integers, ..avx2.tiles }, ..avx2 })
+    }
 }

@@ -1,5 +1,5 @@
-//! Lanes of f32: eight in plain Rust and in AVX2, sixteen in AVX-512. Kernels are written over this trait and
-//! instantiated per instruction set in `mod.rs`; nothing else in the library names an instruction set.
+//! Lanes of f32: eight in plain Rust and in AVX2, sixteen in AVX-512. Attention is written over this trait, and compiled for
+//! each instruction set in `mod.rs`.
 
 use half::{bf16, f16};
 

@@ -16,7 +16,9 @@ impl Figure {
         let mut sorted: Vec<f64> = values.iter().map(|value| value * scale).collect();
         sorted.sort_by(f64::total_cmp);
         let (lowest, highest) = (sorted[0], sorted[sorted.len() - 1]);
-        Figure { median: sorted[sorted.len() / 2], lowest, highest }
+        // The mean of the two in the middle where there are two.
+        let (half, rest) = (sorted.len() / 2, sorted.len() % 2);
+        Figure { median: (sorted[half + rest - 1] + sorted[half]) / 2.0, lowest, highest }
     }
 
     pub fn json(&self, unit: &str) -> Value {
