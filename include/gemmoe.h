@@ -757,7 +757,8 @@ typedef struct gemmoe_load_options {
      */
     uint32_t head_format;
     /**
-     * The same for the embedding. With another format than the head's, an embedding that is the head is held twice.
+     * The same for the embedding. An embedding that is the head is held twice where the two have formats that differ; where one
+     * of them is 0 both have the other's.
      */
     uint32_t embedding_format;
     /**
