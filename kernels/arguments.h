@@ -39,7 +39,8 @@ struct BlockArguments {
     int32_t sum;
 };
 
-// `norm`: RMSNorm of rows, `x / sqrt(mean(x^2) + eps) * (1 + weight)`, as f32 and, where asked for, in int8. A block a row.
+// `norm`: RMSNorm of rows, `x / sqrt(mean(x^2) + eps) * (1 + weight)`, as f32 and, where asked for, in int8 and in
+// bf16 or f16. A block a row.
 struct NormArguments {
     // `[any, columns]`
     const float *x;
@@ -53,27 +54,36 @@ struct NormArguments {
     uint32_t *integers;
     // `[rows, stride / 32]`
     struct BlockArguments *blocks;
+    // `[rows, stride]`, or null.
+    uint16_t *halves;
     double eps;
     uint32_t columns;
     uint32_t stride;
+    // Whether halves are f16; else they are bf16.
+    uint32_t halves_are_f16;
 };
 
-// `round_activations`: rows of f32 to int8, a scale for each 32 columns: absmax / 127, to nearest, ties to even; the rules of
-// `cpu/kernels/store.rs`, bit for bit. A block a row, the y coordinate a part of it.
+// `round_activations`: rows of f32 to int8, a scale for each 32 columns: absmax / 127, to nearest, ties to even; and to
+// bf16 or f16, to nearest, ties to even; the rules of `cpu/kernels/store.rs`, bit for bit. A block a row, the y
+// coordinate a part of it.
 struct RoundArguments {
     // `[rows, stride]`
     const float *numbers;
-    // `[rows, stride / 4]`
+    // `[rows, stride / 4]`, or null.
     uint32_t *integers;
     // `[rows, stride / 32]`
     struct BlockArguments *blocks;
+    // `[rows, stride]`, or null.
+    uint16_t *halves;
     uint32_t stride;
+    // Whether halves are f16; else they are bf16.
+    uint32_t halves_are_f16;
     // How many rows there are, on the device; null where the grid says it. Blocks past it do nothing.
     const uint32_t *rows;
 };
 
 // Activations that meet weights: rows of `stride` columns, a multiple of 128, zeros past the real ones. Formats without
-// scales take `numbers`, those with scales `integers` and `blocks`.
+// scales take `numbers`, or on tensor cores `halves`, those with scales `integers` and `blocks`.
 struct ActivationArguments {
     // `[rows, stride]`
     const float *numbers;
@@ -81,6 +91,8 @@ struct ActivationArguments {
     const uint32_t *integers;
     // `[rows, stride / 32]`
     const struct BlockArguments *blocks;
+    // `[rows, stride]`: bf16 where weights are, f16 where they are.
+    const uint16_t *halves;
     // The row of each token; null where token i is row i.
     const uint32_t *index;
     uint32_t stride;
@@ -88,6 +100,8 @@ struct ActivationArguments {
 
 // `matmul_<format>_<tokens>`: `out[token][row] = weights[row] . x[token]` for up to three matrices of one format and one number
 // of columns. A block of 128 threads a panel (those of all matrices after each other); the y coordinate is the tile of tokens.
+// `matmul_tensor_<format>`: the same on tensor cores, in all formats but f32. Grid (tiles of 64 tokens, eights of
+// panels, each matrix's rounded up, those of all matrices after each other), 128 threads.
 struct MatmulArguments {
     struct MatrixArguments weights[3];
     // `[tokens, out_stride]` each.
@@ -208,6 +222,9 @@ struct GroupArguments {
 // `gate_up`: `out[slot] = gelu(gate x) * (up x)`, x being the row of the slot's token (`x.index`); `down`: `out[slot] = down x[slot]`.
 // Grid (panels, experts of the format); a block of 128 threads goes through its expert's slots, a tile of tokens at a time, and leaves
 // at once where there are none.
+// `gate_up_tensor_<format>` and `down_tensor_<format>`: the same on tensor cores, in all formats but f32. Grid (tiles of
+// 64 slots that one expert may have, eights of panels, experts of the format), 256 threads for `gate_up` and 128 for
+// `down`; a block past its expert's slots leaves at once.
 struct ExpertArguments {
     // `[experts]`: gate or down.
     const struct MatrixArguments *weights;

@@ -64,17 +64,25 @@ struct alignas(8) TwoFloats {
     float number[2];
 };
 
-// The scales of rows 4 * quarter and on, at one column: eight bytes.
-template <class Format> DEVICE FourScales four_scales(const Panel &panel, uint32_t column, uint32_t quarter) {
-    FourScales scales = {{1.0f, 1.0f, 1.0f, 1.0f}};
-    if (Format::SCALED) {
-        size_t offset = static_cast<size_t>(column >> panel.group_shift) * (2 * PANEL_ROWS) + 8 * quarter;
-        TwoWords bits = *reinterpret_cast<const TwoWords *>(panel.scales + offset);
-        for (uint32_t row = 0; row < 4; row++) {
-            scales.row[row] = wide_scale(panel, bits.word[row / 2] >> 16 * (row % 2));
-        }
+// The scales of rows 4 * quarter and on, at one column, as they are stored.
+DEVICE TwoWords four_scale_bits(const Panel &panel, uint32_t column, uint32_t quarter) {
+    size_t offset = static_cast<size_t>(column >> panel.group_shift) * (2 * PANEL_ROWS) + 8 * quarter;
+    return *reinterpret_cast<const TwoWords *>(panel.scales + offset);
+}
+
+DEVICE FourScales wide_scales(const Panel &panel, TwoWords bits) {
+    FourScales scales;
+    for (uint32_t row = 0; row < 4; row++) {
+        scales.row[row] = wide_scale(panel, bits.word[row / 2] >> 16 * (row % 2));
     }
     return scales;
+}
+
+template <class Format> DEVICE FourScales four_scales(const Panel &panel, uint32_t column, uint32_t quarter) {
+    if (!Format::SCALED) {
+        return FourScales{{1.0f, 1.0f, 1.0f, 1.0f}};
+    }
+    return wide_scales(panel, four_scale_bits(panel, column, quarter));
 }
 
 // Each format has: COLUMNS of a word; SCALED, whether there are scales and activations are in int8; Weights, a word

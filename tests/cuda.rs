@@ -9,6 +9,7 @@ mod common;
 mod devices;
 #[path = "cuda/faults.rs"]
 mod faults;
+#[allow(unused_imports)] // Another test file needs the rest.
 #[path = "common/shim.rs"]
 mod shim;
 
@@ -21,12 +22,18 @@ use gemmoe::backend::{Device, KvDtype, Variants};
 use gemmoe::quant::{Format, GROUP_SIZES, Groups, ScaleDtype};
 use gemmoe::{Formats, LoadOptions, Pooling, Sampling};
 use serde_json::{Value, json};
-use shim::Shim;
+use shim::{Order, Shim};
 
 /// Of the largest logit; activations are f32 whatever the weights are.
 const TOLERANCE: f64 = 1e-4;
 
+/// Without tensor cores.
 fn on_device() -> LoadOptions {
+    LoadOptions { exact: true, ..on_tensor_cores() }
+}
+
+/// Batches of more than 16 tokens.
+fn on_tensor_cores() -> LoadOptions {
     LoadOptions { device: Device::Cuda(0), ..Default::default() }
 }
 
@@ -130,6 +137,61 @@ fn quantised_weights_give_what_they_give_on_the_processor() {
         }
     }
     println!("worst difference {worst:.1e}");
+}
+
+/// The mean of the hidden states of a prompt's tokens, whose experts are given: a choice that is near a tie may fall to
+/// another expert where arithmetic differs.
+fn embedding_of(directory: &Path, options: &LoadOptions, tokens: &[u32]) -> Vec<f32> {
+    let model = load_options(directory, options);
+    let mut embedding = vec![0f32; model.config().hidden_size];
+    let mut session = session_with(&model, KvDtype::F32);
+    session.set_allowed_experts(Some(0), 0b1010).unwrap();
+    session.set_allowed_experts(Some(1), 0b0101).unwrap();
+    session.embed(tokens, Pooling::Mean, &mut embedding).unwrap();
+    embedding
+}
+
+#[test]
+fn many_tokens_are_multiplied_on_tensor_cores_unless_results_are_to_be_exact() {
+    let Some(shim) = Shim::take() else { return };
+    let of_dtype = |dtype| {
+        let mut directory = Directory::random_with(21, json!({"hidden_size": 72, "intermediate_size": 200}));
+        directory.dtype = dtype;
+        directory.to_temporary()
+    };
+    let quantised = |experts, others| Formats {
+        experts: Some(experts),
+        attention: Some(others),
+        head: Some(others),
+        embedding: None,
+    };
+    // What rounding activations to halves may cost. Integers are the same and only added in another order, but a number near
+    // a tie may be rounded to the other side of it afterwards.
+    let models = [
+        ("bf16", safetensors::Dtype::BF16, Formats::default(), 2e-2),
+        ("f16", safetensors::Dtype::F16, Formats::default(), 3e-3),
+        ("int4 and int8", safetensors::Dtype::BF16, quantised(Format::INT4, Format::INT8), 1e-2),
+        ("int8 and int4", safetensors::Dtype::BF16, quantised(Format::INT8, Format::INT4), 1e-2),
+    ];
+    let tokens = Random::new(21).tokens(70, 97);
+    for (name, dtype, formats, most) in models {
+        let directory = of_dtype(dtype);
+        let of = |options, count| embedding_of(directory.path(), &LoadOptions { formats, ..options }, &tokens[..count]);
+        assert_eq!(of(on_tensor_cores(), 16), of(on_device(), 16), "{name}: 16 tokens are few");
+        for count in [17, 70] {
+            shim.order(Order::Forward);
+            let (found, expected) = (of(on_tensor_cores(), count), of(on_device(), count));
+            let error = difference(&found, &expected);
+            println!("{name}, {count} tokens: {error:.1e}");
+            assert!(found != expected && error < most, "{name}, {count} tokens: {error:.1e}");
+            shim.order(Order::Random(3));
+            assert_eq!(of(on_tensor_cores(), count), found, "{name}, {count} tokens, in another order");
+        }
+    }
+    // There are none for f32.
+    let directory = of_dtype(safetensors::Dtype::F32);
+    let of = |options| embedding_of(directory.path(), &options, &tokens);
+    assert_eq!(of(on_tensor_cores()), of(on_device()));
 }
 
 #[test]

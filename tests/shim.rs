@@ -203,6 +203,73 @@ fn numbers_are_narrowed_and_widened_as_on_the_cpu() {
     }
 }
 
+/// Bits that differ from run to run.
+fn random_bits(count: usize) -> Vec<u32> {
+    random(count).into_iter().map(|number| number.to_bits().wrapping_mul(0x9e37_79b9) >> 3).collect()
+}
+
+/// `c + a . b` by `sample_mma`: a `[16, 8 words]`, b `[8 columns, 8 words]`, c `[16, 8]`.
+fn mma(shim: &Shim, mode: u32, a: &[u32], b: &[u32], c: &[u32]) -> Vec<u32> {
+    let gpu = Gpu::new(shim);
+    let (input, out) = (gpu.upload_words(&[a, b, c].concat()), gpu.alloc(16 * 8 * 4));
+    let results = ORDERS.map(|order| {
+        shim.order(order);
+        gpu.launch("sample_mma", 1, 32, &Sample { input, out, mode }).unwrap();
+        gpu.download::<u32>(out, 16 * 8)
+    });
+    assert!(results.iter().all(|result| *result == results[0]), "the order changes results");
+    results[0].clone()
+}
+
+#[test]
+fn products_of_bytes_by_a_warp_are_exact() {
+    let Some(shim) = Shim::take() else { return };
+    let (mut a, mut b, c) = (random_bits(16 * 8), random_bits(8 * 8), random_bits(16 * 8));
+    // The largest sum there is.
+    a[..8].fill(0x8080_8080);
+    b[..8].fill(0x8080_8080);
+    let bytes = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes().map(|byte| byte as i8)).collect();
+    let (a_bytes, b_bytes): (Vec<i8>, Vec<i8>) = (bytes(&a), bytes(&b));
+    let results = mma(&shim, 2, &a, &b, &c);
+    for row in 0..16 {
+        for column in 0..8 {
+            let products = (0..32).map(|k| i32::from(a_bytes[row * 32 + k]) * i32::from(b_bytes[column * 32 + k]));
+            let expected = (c[row * 8 + column] as i32).wrapping_add(products.sum());
+            assert_eq!(results[row * 8 + column] as i32, expected, "row {row}, column {column}");
+        }
+    }
+}
+
+#[test]
+fn products_of_halves_by_a_warp_are_summed_in_f32() {
+    let Some(shim) = Shim::take() else { return };
+    type Half = (u32, fn(f32) -> u16, fn(u16) -> f32);
+    let halves: [Half; 2] = [
+        (0, |number| bf16::from_f32(number).to_bits(), |bits| bf16::from_bits(bits).to_f32()),
+        (1, |number| f16::from_f32(number).to_bits(), |bits| f16::from_bits(bits).to_f32()),
+    ];
+    for (mode, narrow, wide) in halves {
+        let numbers = |count: usize| random(count).into_iter().map(narrow).collect::<Vec<u16>>();
+        let (a, b, c) = (numbers(16 * 16), numbers(8 * 16), random(16 * 8));
+        let words = |halves: &[u16]| -> Vec<u32> {
+            halves.chunks(2).map(|pair| u32::from(pair[0]) | u32::from(pair[1]) << 16).collect()
+        };
+        let c_bits: Vec<u32> = c.iter().map(|number| number.to_bits()).collect();
+        let results = mma(&shim, mode, &words(&a), &words(&b), &c_bits);
+        for row in 0..16 {
+            for column in 0..8 {
+                let product = |k: usize| f64::from(wide(a[row * 16 + k])) * f64::from(wide(b[column * 16 + k]));
+                let start = f64::from(c[row * 8 + column]);
+                let expected = (0..16).map(product).sum::<f64>() + start;
+                let magnitude = (0..16).map(|k| product(k).abs()).sum::<f64>() + start.abs();
+                let off = (f64::from(f32::from_bits(results[row * 8 + column])) - expected).abs();
+                // Sixteen roundings; a GPU may cut off where it should round, which is twice as much.
+                assert!(off <= 32.0 * magnitude / f64::from(1u32 << 24), "row {row}, column {column}: off {off:e}");
+            }
+        }
+    }
+}
+
 #[test]
 fn sixteen_bytes_are_loaded_from_their_boundary_only() {
     let Some(shim) = Shim::take() else { return };
@@ -220,6 +287,7 @@ fn right_kernels_pass_every_check() {
     for check in [Check::Memory, Check::Races] {
         passes_checked(check, "a_norm_is_right_in_every_order");
         passes_checked(check, "lanes_hand_values_to_each_other_and_vote");
+        passes_checked(check, "products_of_bytes_by_a_warp_are_exact");
     }
     passes_checked(Check::Memory, "lanes_that_do_not_come_to_a_shuffle_fail_the_launch");
 }

@@ -21,7 +21,7 @@ struct Running {
 extern Running running;
 
 // What the lanes of a warp meet for. Lanes that meet for different things would hang on a GPU.
-enum class Meeting : uint8_t { shuffle, ballot, warp_barrier };
+enum class Meeting : uint8_t { shuffle, ballot, mma, warp_barrier };
 
 // Waits until the 32 lanes of the warp have come, each with eight bytes; those of all lanes, which stay as they are until this
 // lane meets the others again.

@@ -75,6 +75,7 @@ const char *name(Meeting meeting) {
     switch (meeting) {
         case Meeting::shuffle: return "in a shuffle";
         case Meeting::ballot: return "in a ballot";
+        case Meeting::mma: return "in an mma";
         case Meeting::warp_barrier: return "at a barrier of its warp";
     }
     return "";

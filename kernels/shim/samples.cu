@@ -42,7 +42,8 @@ struct Sample {
     uint32_t mode;
 };
 
-// out[3 * thread ..]: the number of the thread `mode` lanes further on; two bits of the ballot of odd lanes; a neighbour's double.
+// out[3 * thread ..]: the number of the thread `mode` lanes further on; two bits of the ballot of odd lanes; a
+// neighbour's double.
 KERNEL(sample_lanes, Sample, 64) {
     uint32_t thread = thread_index(), lane = thread % 32;
     float *out = arguments.out + 3 * thread;
@@ -51,8 +52,8 @@ KERNEL(sample_lanes, Sample, 64) {
     out[2] = float(shuffle_xor(double(thread) + 0.5, 1));
 }
 
-// Two rounds in which each thread reads what its neighbour wrote. Bit 0 of the mode: a barrier before reading; bit 1: one before
-// the next round overwrites it.
+// Two rounds in which each thread reads what its neighbour wrote. Bit 0 of the mode: a barrier before reading; bit 1:
+// one before the next round overwrites it.
 KERNEL(sample_neighbour, Sample, 128) {
     SHARED(float, values, 128);
     uint32_t thread = thread_index();
@@ -152,4 +153,30 @@ KERNEL(sample_shuffles, Sample, 128) {
 KERNEL(sample_barriers, Sample, 128) {
     for (uint32_t round = 0; round < arguments.mode; round++) barrier();
     arguments.out[thread_index()] = 1;
+}
+
+// out [16, 8] = c [16, 8] + a [16, k] . b [k, 8]: mode 0 in bf16, 1 in f16, 2 in int8. In `in` are the words of the
+// rows of a, of the columns of b, eight each, and c.
+KERNEL(sample_mma, Sample, 32) {
+    const auto *words = reinterpret_cast<const uint32_t *>(arguments.in);
+    const uint32_t *columns = words + 16 * 8, *c = columns + 8 * 8;
+    auto *out = reinterpret_cast<uint32_t *>(arguments.out);
+    uint32_t group = thread_index() / 4, place = thread_index() % 4;
+    uint32_t a[4], b[2];
+    for (uint32_t i = 0; i < 4; i++) a[i] = words[(group + 8 * (i % 2)) * 8 + place + 4 * (i / 2)];
+    for (uint32_t i = 0; i < 2; i++) b[i] = columns[group * 8 + place + 4 * i];
+    float sums[4];
+    int32_t whole_sums[4];
+    uint32_t at[4];
+    for (uint32_t i = 0; i < 4; i++) {
+        at[i] = (group + 8 * (i / 2)) * 8 + 2 * place + i % 2;
+        sums[i] = float_of_bits(c[at[i]]);
+        whole_sums[i] = int32_t(c[at[i]]);
+    }
+    if (arguments.mode == 0) mma_bf16(sums, a, b);
+    if (arguments.mode == 1) mma_f16(sums, a, b);
+    if (arguments.mode == 2) mma_int8(whole_sums, a, b);
+    for (uint32_t i = 0; i < 4; i++) {
+        out[at[i]] = arguments.mode == 2 ? uint32_t(whole_sums[i]) : bits_of_float(sums[i]);
+    }
 }

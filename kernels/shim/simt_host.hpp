@@ -1,7 +1,7 @@
 // The interface of kernels, CPU side: a block's threads are fibers of one OS thread (block.hpp).
 //
-// simt/device.cuh has the same names for a GPU. Contraction of a * b + c is off on both sides: where one rounding is wanted,
-// say multiply_add.
+// simt/device.cuh has the same names for a GPU. Contraction of a * b + c is off on both sides: where one rounding is
+// wanted, say multiply_add.
 
 #pragma once
 
@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "block.hpp"
+#include "mma.hpp"
 #include "numbers.hpp"
 #include "simt_macros.hpp"
 
@@ -24,7 +25,8 @@ DEVICE uint32_t block_z() { return shim::running.block[2]; }
 DEVICE uint32_t grid_y() { return shim::running.grid[1]; }
 DEVICE uint32_t grid_z() { return shim::running.grid[2]; }
 
-// Meetings. All threads of the block that have not ended take part in a barrier, all 32 lanes of the warp in the others.
+// Meetings. All threads of the block that have not ended take part in a barrier, all 32 lanes of the warp in the
+// others.
 
 DEVICE void barrier() { shim::wait_for_block(); }
 DEVICE void warp_barrier() { shim::meet(shim::Meeting::warp_barrier, 0); }
@@ -81,6 +83,9 @@ DEVICE Words load_words(const void *address) {
     memcpy(&words, address, sizeof words);
     return words;
 }
+
+// The same, or zeros where it is not wanted: nothing is read then.
+DEVICE Words load_words_if(bool wanted, const void *address) { return wanted ? load_words(address) : Words{}; }
 
 // Arithmetic.
 

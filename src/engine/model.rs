@@ -7,7 +7,7 @@ use super::kv::KvAccount;
 use super::placement::Placement;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
-use crate::backend::cuda::CudaBackend;
+use crate::backend::cuda::{CudaBackend, CudaOptions};
 use crate::backend::{Backend, Device, Variants};
 use crate::error::{Error, Result, Status};
 use crate::model::{Checkpoint, Config, Description, Formats, Progress, Weights, config, names::Layout};
@@ -28,6 +28,9 @@ pub struct LoadOptions {
     pub cpu: CpuOptions,
     /// Where published GemMoEs differ in their arithmetic.
     pub variants: Variants,
+    /// A sequence's bits do not depend on what else is in the batch or how a prompt was cut. So it always is on the processor; a
+    /// GPU then does without its tensor cores, and takes longer for batches of more than 16 tokens, prompts above all.
+    pub exact: bool,
     /// What weights are held in, where not as the checkpoint has them.
     pub formats: Formats,
     /// Follow symbolic links inside the directory, as a download cache's layout needs.
@@ -74,9 +77,10 @@ impl Model {
         let threads = options.cpu.threads.resolved_count();
         let backend: Box<dyn Backend> = match Placement::choose(options.device, &description)? {
             #[cfg(feature = "cuda")]
-            Placement::Cuda(index) => {
-                let reading = (threads, options.map);
-                Box::new(CudaBackend::load(index, &description, &checkpoint, options.variants, reading, progress)?)
+            Placement::Cuda(device) => {
+                let LoadOptions { variants, exact, map, .. } = *options;
+                let options = CudaOptions { device, variants, exact, threads, map };
+                Box::new(CudaBackend::load(&options, &description, &checkpoint, progress)?)
             }
             Placement::Cpu => {
                 let weights = Weights::load(&description, &checkpoint, threads, options.map, progress)?;

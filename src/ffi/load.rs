@@ -38,6 +38,10 @@ pub const GEMMOE_LOAD_PIN_THREADS: u32 = 8;
 /// leaves out the copy and processes share the memory, but weights are read from the disk when they are first needed. The files must not change as long as the model, or a session of it, lives: whoever changes them changes
 /// results, and whoever cuts them off kills this process. What is stored row by row is read as ever.
 pub const GEMMOE_LOAD_MAP: u32 = 16;
+/// gemmoe_load_options.flags: on a GPU, give a sequence the same bits whatever else is in its batch and however its prompt is cut.
+/// Batches of more than 16 tokens, prompts above all, then do without tensor cores, which round activations to the dtype
+/// of the weights. On the CPU it is always so.
+pub const GEMMOE_LOAD_EXACT: u32 = 32;
 
 /// gemmoe_load_options.instructions: the best instruction set the processor has.
 pub const GEMMOE_INSTRUCTIONS_DETECT: u32 = 0;
@@ -229,7 +233,8 @@ impl GemmoeLoadOptions {
             | GEMMOE_LOAD_UNROUNDED_EMBEDDING_SCALE
             | GEMMOE_LOAD_EXACT_GELU
             | GEMMOE_LOAD_PIN_THREADS
-            | GEMMOE_LOAD_MAP;
+            | GEMMOE_LOAD_MAP
+            | GEMMOE_LOAD_EXACT;
         if self.flags & !known != 0 {
             return invalid("flags", self.flags, "a sum of GEMMOE_LOAD_ flags");
         }
@@ -274,13 +279,14 @@ impl GemmoeLoadOptions {
         let kv_limit_bytes = usize::try_from(self.kv_limit_bytes).unwrap_or(usize::MAX);
         let follow_links = self.flags & GEMMOE_LOAD_FOLLOW_LINKS != 0;
         let map = self.flags & GEMMOE_LOAD_MAP != 0;
+        let exact = self.flags & GEMMOE_LOAD_EXACT != 0;
         let formats = Formats {
             experts: format("experts_format", self.experts_format)?,
             attention: format("attention_format", self.attention_format)?,
             head: format("head_format", self.head_format)?,
             embedding: format("embedding_format", self.embedding_format)?,
         };
-        Ok(LoadOptions { device, cpu, variants, formats, follow_links, map, kv_limit_bytes })
+        Ok(LoadOptions { device, cpu, variants, exact, formats, follow_links, map, kv_limit_bytes })
     }
 }
 

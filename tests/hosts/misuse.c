@@ -848,7 +848,7 @@ static void run_tasks(void *context, uint32_t count, gemmoe_task task, void *tas
 }
 
 static void load_values(void) {
-    static const uint32_t rows[][4] = {{32, 0, 0, 0},
+    static const uint32_t rows[][4] = {{64, 0, 0, 0},
                                        {0xFFFFFFFF, 0, 0, 0},
                                        {0, 257, 0, 0},
                                        {0, 0xFFFFFFFF, 0, 0},
@@ -899,7 +899,7 @@ static void load_values(void) {
     /* Mapping asks nothing of a directory: what is stored row by row is read. */
     memset(&padded, 0, sizeof padded);
     padded.load.struct_size = sizeof(gemmoe_load_options);
-    padded.load.flags = GEMMOE_LOAD_MAP;
+    padded.load.flags = GEMMOE_LOAD_MAP | GEMMOE_LOAD_EXACT;
     SUCCEEDS(pass_load_options(&error));
     /* What is for the library's own threads, with those of the host. */
     for (row = 0; row < 3; row++) {

@@ -3,23 +3,23 @@
 use crate::Effort;
 use crate::arguments::{CombineArguments, ExpertArguments, MatrixArguments};
 use crate::device::{Array, Device};
-use crate::products::{TILES, UNTOUCHED};
+use crate::products::{TENSOR_PANELS, TENSOR_TOKENS, TILES, UNTOUCHED, Variant};
 use crate::random::Random;
 use crate::tensors::{Activations, DeviceMatrix, Format, Kind, Matrix, PRODUCT_ERROR, kinds, product};
 
 const NO_EXPERT: u32 = u32::MAX;
 
 /// The experts of a layer, and tokens that go to some of them.
-struct Layer {
-    gate: Vec<Matrix>,
-    up: Vec<Matrix>,
+pub struct Layer {
+    pub gate: Vec<Matrix>,
+    pub up: Vec<Matrix>,
     /// Slots of expert e: `starts[e]..starts[e + 1]`.
     starts: Vec<u32>,
-    slot_tokens: Vec<u32>,
+    pub slot_tokens: Vec<u32>,
 }
 
 impl Layer {
-    fn random(random: &mut Random, rows: usize, columns: usize, kind: Kind, lists: &[Vec<u32>]) -> Layer {
+    pub fn random(random: &mut Random, rows: usize, columns: usize, kind: Kind, lists: &[Vec<u32>]) -> Layer {
         let mut matrices = || lists.iter().map(|_| Matrix::random(random, rows, columns, kind)).collect();
         let (gate, up) = (matrices(), matrices());
         let mut layer = Layer { gate, up, starts: vec![0], slot_tokens: Vec::new() };
@@ -28,7 +28,7 @@ impl Layer {
     }
 
     /// Sends the tokens of a list to each expert.
-    fn send(&mut self, lists: &[Vec<u32>]) {
+    pub fn send(&mut self, lists: &[Vec<u32>]) {
         (self.starts, self.slot_tokens) = (vec![0], Vec::new());
         for list in lists {
             self.slot_tokens.extend(list);
@@ -36,7 +36,7 @@ impl Layer {
         }
     }
 
-    fn expert_of(&self, slot: usize) -> usize {
+    pub fn expert_of(&self, slot: usize) -> usize {
         (0..self.gate.len()).find(|expert| slot < self.starts[expert + 1] as usize).unwrap()
     }
 }
@@ -46,14 +46,14 @@ fn arguments_of<'a>(device: &'a Device, matrices: &[DeviceMatrix]) -> Array<'a, 
 }
 
 /// `[slots][rows]`: gated where there is a up. `selected` are the experts to take part.
-struct Run<'a> {
-    tile: usize,
-    selected: Option<&'a [u32]>,
-    is_gated: bool,
-    exact_gelu: bool,
+pub struct Run<'a> {
+    pub variant: Variant,
+    pub selected: Option<&'a [u32]>,
+    pub is_gated: bool,
+    pub exact_gelu: bool,
 }
 
-fn multiply(device: &Device, layer: &Layer, x: &Activations, run: &Run) -> Vec<Vec<f32>> {
+pub fn multiply(device: &Device, layer: &Layer, x: &Activations, run: &Run) -> Vec<Vec<f32>> {
     let gate: Vec<_> = layer.gate.iter().map(|matrix| matrix.upload(device)).collect();
     let up: Vec<_> = layer.up.iter().map(|matrix| matrix.upload(device)).collect();
     let (gate_arguments, up_arguments) = (arguments_of(device, &gate), arguments_of(device, &up));
@@ -66,16 +66,20 @@ fn multiply(device: &Device, layer: &Layer, x: &Activations, run: &Run) -> Vec<V
         weights: gate_arguments.pointer(),
         up: if run.is_gated { up_arguments.pointer() } else { std::ptr::null() },
         selected: selected.as_ref().map_or(std::ptr::null(), |selected| selected.pointer()),
-        x: x.arguments(if run.is_gated { Some(&slot_tokens) } else { None }),
+        x: x.arguments(if run.is_gated { Some(&slot_tokens) } else { None }, layer.gate[0].kind.format),
         starts: starts.pointer(),
         out: out.pointer_mut(),
         out_stride: stride as u32,
         exact_gelu: run.exact_gelu.into(),
     };
-    let name = if run.is_gated { "gate_up" } else { "down" };
-    let name = format!("{name}_{}_{}", layer.gate[0].kind.format.name(), run.tile);
     let experts = run.selected.map_or(gate.len(), <[u32]>::len);
-    device.launch(&name, [gate[0].panels(), experts, 1], &arguments);
+    let grid = match run.variant {
+        Variant::Tile(_) => [gate[0].panels(), experts, 1],
+        // As many tiles as if all slots were one expert's.
+        Variant::Tensor => [slots.div_ceil(TENSOR_TOKENS), gate[0].panels().div_ceil(TENSOR_PANELS), experts],
+    };
+    let family = if run.is_gated { "gate_up" } else { "down" };
+    device.launch(&run.variant.kernel(family, layer.gate[0].kind.format), grid, &arguments);
     let out = out.read();
     let (written, rest) = out.split_at(slots * stride);
     assert!(rest.iter().all(|number| *number == UNTOUCHED), "a slot too many");
@@ -86,7 +90,7 @@ fn multiply(device: &Device, layer: &Layer, x: &Activations, run: &Run) -> Vec<V
     rows.collect()
 }
 
-fn gelu(x: f64, is_exact: bool) -> f64 {
+pub fn gelu(x: f64, is_exact: bool) -> f64 {
     if is_exact {
         return 0.5 * x * (1.0 + libm::erf(x / 2f64.sqrt()));
     }
@@ -112,8 +116,9 @@ pub fn check_experts(device: &Device, random: &mut Random, effort: Effort) {
             let selected: Option<&[u32]> = [None, Some(&[3u32, 0][..])][random.below(2)];
             let x = Activations::random(device, random, 6, columns);
             let slot_x = Activations::random(device, random, layer.slot_tokens.len(), columns);
-            let gated = multiply(device, &layer, &x, &Run { tile, selected, is_gated: true, exact_gelu });
-            let down = multiply(device, &layer, &slot_x, &Run { tile, selected, is_gated: false, exact_gelu });
+            let variant = Variant::Tile(tile);
+            let gated = multiply(device, &layer, &x, &Run { variant, selected, is_gated: true, exact_gelu });
+            let down = multiply(device, &layer, &slot_x, &Run { variant, selected, is_gated: false, exact_gelu });
             for slot in 0..layer.slot_tokens.len() {
                 let expert = layer.expert_of(slot);
                 for row in 0..rows {
@@ -153,7 +158,8 @@ pub fn check_bits(device: &Device, random: &mut Random, effort: Effort) {
         }
         let x = Activations::random(device, random, 9, columns);
         let run = |layer: &Layer, tile| {
-            multiply(device, layer, &x, &Run { tile, selected: None, is_gated: true, exact_gelu: false })
+            let variant = Variant::Tile(tile);
+            multiply(device, layer, &x, &Run { variant, selected: None, is_gated: true, exact_gelu: false })
         };
         let together = run(&layer, 1);
         for tile in TILES {

@@ -15,6 +15,7 @@ mod rows;
 #[allow(unused_imports)] // Another test file needs the rest.
 #[path = "../common/shim.rs"]
 mod shim;
+mod tensor;
 mod tensors;
 
 use device::Device;
@@ -30,7 +31,7 @@ enum Effort {
 
 type Kernel = fn(&Device, &mut Random, Effort);
 
-const CHECKS: [(&str, Kernel); 14] = [
+const CHECKS: [(&str, Kernel); 17] = [
     ("embed", rows::check_embed),
     ("norm", rows::check_norm),
     ("round_activations", rows::check_round),
@@ -39,6 +40,9 @@ const CHECKS: [(&str, Kernel); 14] = [
     ("matmul, bits", products::check_bits),
     ("experts", experts::check_experts),
     ("experts, bits", experts::check_bits),
+    ("matmul on tensor cores", tensor::check_matmul),
+    ("experts on tensor cores", tensor::check_experts),
+    ("tensor cores, bits", tensor::check_bits),
     ("combine", experts::check_combine),
     ("rotate_and_store", rotate::check_rotate),
     ("attention", attention::check_attention),
@@ -101,6 +105,21 @@ fn experts_of_every_format_agree_with_f64() {
 #[test]
 fn a_slots_products_have_the_same_bits_in_any_tile_and_company() {
     run("experts, bits");
+}
+
+#[test]
+fn products_on_tensor_cores_agree_with_f64_and_those_of_integers_bit_for_bit() {
+    run("matmul on tensor cores");
+}
+
+#[test]
+fn experts_on_tensor_cores_agree_with_f64() {
+    run("experts on tensor cores");
+}
+
+#[test]
+fn on_tensor_cores_too_a_token_has_the_same_bits_in_any_place_and_company() {
+    run("tensor cores, bits");
 }
 
 #[test]
@@ -181,9 +200,11 @@ fn the_committed_ptx_has_every_kernel_of_the_sources() {
         assert!(device.has(name), "{name}");
     }
     for format in tensors::Format::ALL {
-        for tile in products::TILES {
-            for name in ["matmul", "gate_up", "down"] {
-                let name = format!("{name}_{}_{tile}", format.name());
+        let tiles = products::TILES.map(products::Variant::Tile);
+        let tensor = (format != tensors::Format::F32).then_some(products::Variant::Tensor);
+        for variant in tiles.into_iter().chain(tensor) {
+            for family in ["matmul", "gate_up", "down"] {
+                let name = variant.kernel(family, format);
                 assert!(device.has(&name), "{name}");
             }
         }

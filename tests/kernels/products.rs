@@ -8,22 +8,44 @@ use crate::tensors::{Activations, Format, Kind, Matrix, PRODUCT_ERROR, kinds, pr
 
 pub const TILES: [usize; 4] = [1, 2, 4, 8];
 
+/// Which kernel of a family multiplies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Variant {
+    /// A tile of so many tokens.
+    Tile(usize),
+    /// On tensor cores.
+    Tensor,
+}
+
+impl Variant {
+    pub fn kernel(self, family: &str, format: Format) -> String {
+        match self {
+            Variant::Tile(tokens) => format!("{family}_{}_{tokens}", format.name()),
+            Variant::Tensor => format!("{family}_tensor_{}", format.name()),
+        }
+    }
+}
+
+/// Tokens and panels of a block on tensor cores.
+pub const TENSOR_TOKENS: usize = 64;
+pub const TENSOR_PANELS: usize = 8;
+
 /// In `out` where a kernel has nothing to write.
 pub const UNTOUCHED: f32 = 12345.0;
 
-struct Launch<'a> {
-    weights: &'a [Matrix],
-    x: &'a Activations<'a>,
+pub struct Launch<'a> {
+    pub weights: &'a [Matrix],
+    pub x: &'a Activations<'a>,
     /// Rows of x, token by token.
-    tokens: &'a [usize],
-    tile: usize,
+    pub tokens: &'a [usize],
+    pub variant: Variant,
     /// What is in `out` before, where products are added to it.
-    added_to: Option<f32>,
+    pub added_to: Option<f32>,
 }
 
 /// `[matrices][tokens][rows]`
-fn matmul(device: &Device, launch: &Launch) -> Vec<Vec<Vec<f32>>> {
-    let Launch { weights, x, tokens, tile, added_to } = *launch;
+pub fn matmul(device: &Device, launch: &Launch) -> Vec<Vec<Vec<f32>>> {
+    let Launch { weights, x, tokens, variant, added_to } = *launch;
     let on_device: Vec<_> = weights.iter().map(|matrix| matrix.upload(device)).collect();
     // Rows of results with something after them, and a row more.
     let stride = |matrix: &Matrix| matrix.rows + 3;
@@ -46,7 +68,7 @@ fn matmul(device: &Device, launch: &Launch) -> Vec<Vec<Vec<f32>>> {
         out: [std::ptr::null_mut(); 3],
         out_stride: [0; 3],
         count: weights.len() as u32,
-        x: x.arguments(if is_plain { None } else { Some(&index) }),
+        x: x.arguments(if is_plain { None } else { Some(&index) }, weights[0].kind.format),
         tokens: tokens.len() as u32,
         accumulate: added_to.is_some().into(),
     };
@@ -55,9 +77,16 @@ fn matmul(device: &Device, launch: &Launch) -> Vec<Vec<Vec<f32>>> {
         arguments.out[at] = outs[at].pointer_mut();
         arguments.out_stride[at] = stride(matrix) as u32;
     }
-    let panels = on_device.iter().map(|matrix| matrix.panels()).sum();
-    let name = format!("matmul_{}_{tile}", weights[0].kind.format.name());
-    device.launch(&name, [panels, tokens.len().div_ceil(tile), 1], &arguments);
+    let panels = on_device.iter().map(|matrix| matrix.panels());
+    let grid = match variant {
+        Variant::Tile(tile) => [panels.sum(), tokens.len().div_ceil(tile), 1],
+        // One tile too many leaves at once.
+        Variant::Tensor => {
+            let groups = panels.map(|panels| panels.div_ceil(TENSOR_PANELS)).sum();
+            [tokens.len().div_ceil(TENSOR_TOKENS) + 1, groups, 1]
+        }
+    };
+    device.launch(&variant.kernel("matmul", weights[0].kind.format), grid, &arguments);
     let mut results = Vec::new();
     for (matrix, out) in weights.iter().zip(&outs) {
         let out = out.read();
@@ -95,7 +124,8 @@ pub fn check_matmul(device: &Device, random: &mut Random, effort: Effort) {
                     _ => (0..tokens).map(|_| random.below(x.rows)).collect(),
                 };
                 let added_to = (random.below(2) == 0).then_some(0.25f32);
-                let launch = Launch { weights: &weights, x: &x, tokens: &picked, tile, added_to };
+                let variant = Variant::Tile(tile);
+                let launch = Launch { weights: &weights, x: &x, tokens: &picked, variant, added_to };
                 compare(&launch, &matmul(device, &launch));
             }
         }
@@ -111,10 +141,10 @@ fn compare(launch: &Launch, results: &[Vec<Vec<f32>>]) {
                 let error = (f64::from(*result) - expected).abs();
                 assert!(
                     error <= PRODUCT_ERROR * (magnitude + expected.abs()),
-                    "{:?}, {} columns, tile of {}, row {index}: {result} for {expected}, off {error:e} of {magnitude}",
+                    "{:?}, {} columns, {:?}, row {index}: {result} for {expected}, off {error:e} of {magnitude}",
                     weights.kind,
                     weights.columns,
-                    launch.tile
+                    launch.variant
                 );
             }
         }
@@ -128,7 +158,8 @@ pub fn check_bits(device: &Device, random: &mut Random, effort: Effort) {
         let weights = [Matrix::random(random, 21, columns, kind)];
         let x = Activations::random(device, random, 11, columns);
         let run = |tokens: &[usize], tile: usize| {
-            matmul(device, &Launch { weights: &weights, x: &x, tokens, tile, added_to: None }).remove(0)
+            let variant = Variant::Tile(tile);
+            matmul(device, &Launch { weights: &weights, x: &x, tokens, variant, added_to: None }).remove(0)
         };
         let all: Vec<usize> = (0..11).collect();
         let together = run(&all, 1);

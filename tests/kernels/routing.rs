@@ -44,7 +44,7 @@ fn route(device: &Device, case: &Case, x: &Activations) -> Routes {
     let (chosen, weights, exact_weights) = (device.room(choices), device.room(choices), device.room(choices));
     let arguments = RouteArguments {
         router: router.as_ref().map_or(nothing, |router| router.arguments()),
-        normed: x.arguments(None).numbers,
+        normed: x.arguments(None, Format::F32).numbers,
         places: places.pointer(),
         allowed: allowed.pointer(),
         bias: bias.pointer(),

@@ -1,5 +1,7 @@
 //! What is done to rows: embedding, norms, rounding, the log-probability of a target.
 
+use half::{bf16, f16};
+
 use crate::Effort;
 use crate::arguments::{BlockArguments, EmbedArguments, LogSoftmaxArguments, NormArguments, RoundArguments};
 use crate::device::Device;
@@ -47,6 +49,7 @@ pub fn check_norm(device: &Device, random: &mut Random, effort: Effort) {
     let widths: &[usize] = if effort == Effort::Sample { &[33, 257] } else { &[1, 31, 33, 129, 260, 700, 3072] };
     for columns in widths.iter().copied() {
         for (is_picked, with_integers) in [(false, false), (true, true), (false, true), (true, false)] {
+            let (with_halves, are_f16) = (random.below(3) > 0, random.below(2) == 0);
             let (rows, stride) = (3, columns.next_multiple_of(128));
             let amount = [1e-3f32, 1.0, 1e20][random.below(3)];
             let x: Vec<f32> = (0..5 * columns).map(|_| random.unit() * amount).collect();
@@ -55,6 +58,7 @@ pub fn check_norm(device: &Device, random: &mut Random, effort: Effort) {
             let (x_there, weight_there, index) = (device.array(&x), device.array(&weight), device.array(&picked));
             let numbers = device.array(&vec![UNTOUCHED; rows * stride]);
             let (integers, blocks) = (device.room::<i8>(rows * stride), device.room(rows * stride / 32));
+            let halves = device.room::<u16>(rows * stride);
             let arguments = NormArguments {
                 x: x_there.pointer(),
                 index: if is_picked { index.pointer() } else { std::ptr::null() },
@@ -62,9 +66,11 @@ pub fn check_norm(device: &Device, random: &mut Random, effort: Effort) {
                 numbers: numbers.pointer_mut(),
                 integers: if with_integers { integers.pointer_mut().cast() } else { std::ptr::null_mut() },
                 blocks: blocks.pointer_mut(),
+                halves: if with_halves { halves.pointer_mut() } else { std::ptr::null_mut() },
                 eps: 1e-6,
                 columns: columns as u32,
                 stride: stride as u32,
+                halves_are_f16: are_f16.into(),
             };
             device.launch("norm", [rows, 1, 1], &arguments);
             let mut numbers = numbers.read();
@@ -81,6 +87,9 @@ pub fn check_norm(device: &Device, random: &mut Random, effort: Effort) {
             if with_integers {
                 check_rounded(&numbers, &integers.read(), &blocks.read());
             }
+            if with_halves {
+                check_halves(&numbers, &halves.read(), are_f16);
+            }
         }
     }
 }
@@ -93,6 +102,18 @@ fn check_rounded(numbers: &[f32], integers: &[i8], blocks: &[BlockArguments]) {
         let is_same = block.scale.to_bits() == scale.to_bits() || block.scale.is_nan() && scale.is_nan();
         assert!(is_same, "scale {} for {scale}", block.scale);
         assert_eq!(block.sum, whole.iter().map(|number| i32::from(*number)).sum::<i32>());
+    }
+}
+
+/// Halves are what rounding to nearest gives, bit for bit; in f16 the largest number instead of infinity.
+fn check_halves(numbers: &[f32], halves: &[u16], are_f16: bool) {
+    for (number, half) in numbers.iter().zip(halves) {
+        let finite = if number.is_finite() { number.clamp(-65504.0, 65504.0) } else { *number };
+        let (wide, expected) = match are_f16 {
+            true => (f16::from_bits(*half).to_f32(), f16::from_f32(finite).to_bits()),
+            false => (bf16::from_bits(*half).to_f32(), bf16::from_f32(*number).to_bits()),
+        };
+        assert!(*half == expected || number.is_nan() && wide.is_nan(), "{number:e}: {half:04x} for {expected:04x}");
     }
 }
 
@@ -120,17 +141,30 @@ pub fn check_round(device: &Device, random: &mut Random, _effort: Effort) {
         let (there, count) = (device.array(&numbers), device.array(&[3u32]));
         for limit in [rows, 3] {
             let (integers, blocks) = (device.room::<i8>(rows * stride), device.room(rows * stride / 32));
+            let halves = device.room::<u16>(rows * stride);
+            // Both, and each by itself.
+            let (with_integers, with_halves) = [(true, true), (true, false), (false, true)][random.below(3)];
+            let are_f16 = random.below(2) == 0;
             let arguments = RoundArguments {
                 numbers: there.pointer(),
-                integers: integers.pointer_mut().cast(),
+                integers: if with_integers { integers.pointer_mut().cast() } else { std::ptr::null_mut() },
                 blocks: blocks.pointer_mut(),
+                halves: if with_halves { halves.pointer_mut() } else { std::ptr::null_mut() },
                 stride: stride as u32,
+                halves_are_f16: are_f16.into(),
                 rows: if limit < rows { count.pointer() } else { std::ptr::null() },
             };
             device.launch("round_activations", [rows, parts, 1], &arguments);
-            let (integers, blocks) = (integers.read(), blocks.read());
-            check_rounded(&numbers[..limit * stride], &integers, &blocks);
-            assert!(integers[limit * stride..].iter().all(|integer| *integer == -1), "a row too many");
+            let (integers, blocks, halves) = (integers.read(), blocks.read(), halves.read());
+            if with_integers {
+                check_rounded(&numbers[..limit * stride], &integers, &blocks);
+            }
+            if with_halves {
+                check_halves(&numbers[..limit * stride], &halves, are_f16);
+            }
+            let rest = limit * stride..;
+            assert!(integers[rest.clone()].iter().all(|integer| *integer == -1), "a row too many");
+            assert!(halves[rest].iter().all(|half| *half == u16::MAX), "a row too many");
         }
     }
 }

@@ -95,11 +95,11 @@ impl Matrix {
     }
 
     /// One of its numbers without its scale.
-    fn number(&self, row: usize, column: usize) -> f32 {
+    pub fn number(&self, row: usize, column: usize) -> f32 {
         self.numbers[row * self.columns + column]
     }
 
-    fn scale(&self, row: usize, column: usize) -> f32 {
+    pub fn scale(&self, row: usize, column: usize) -> f32 {
         if !self.kind.format.is_scaled() {
             return 1.0;
         }
@@ -200,7 +200,7 @@ fn word(format: Format, number: impl Fn(usize) -> f32) -> u32 {
     }
 }
 
-/// `[rows, stride]` on the device, in f32 and in int8, zeros past `columns`.
+/// `[rows, stride]` on the device, in f32, int8, bf16 and f16, zeros past `columns`.
 pub struct Activations<'a> {
     pub rows: usize,
     pub stride: usize,
@@ -208,6 +208,8 @@ pub struct Activations<'a> {
     pub integers: Vec<i8>,
     pub blocks: Vec<(f32, i32)>,
     on_device: (Array<'a, f32>, Array<'a, i8>, Array<'a, BlockArguments>),
+    bf16_on_device: Array<'a, u16>,
+    f16_on_device: Array<'a, u16>,
 }
 
 impl<'a> Activations<'a> {
@@ -229,15 +231,25 @@ impl<'a> Activations<'a> {
         }
         let arguments: Vec<_> = blocks.iter().map(|(scale, sum)| BlockArguments { scale: *scale, sum: *sum }).collect();
         let on_device = (device.array(&numbers), device.array(&integers), device.array(&arguments));
-        Activations { rows: numbers.len() / stride, stride, numbers, integers, blocks, on_device }
+        let halves = |to_half: fn(f32) -> u16| device.array(&numbers.iter().copied().map(to_half).collect::<Vec<_>>());
+        let bf16_on_device = halves(|number| bf16::from_f32(number).to_bits());
+        let f16_on_device = halves(|number| f16::from_f32(number).to_bits());
+        let rows = numbers.len() / stride;
+        Activations { rows, stride, numbers, integers, blocks, on_device, bf16_on_device, f16_on_device }
     }
 
-    pub fn arguments(&self, index: Option<&Array<u32>>) -> ActivationArguments {
+    /// As weights of a format take them.
+    pub fn arguments(&self, index: Option<&Array<u32>>, format: Format) -> ActivationArguments {
         let (numbers, integers, blocks) = &self.on_device;
         ActivationArguments {
             numbers: numbers.pointer(),
             integers: integers.pointer().cast(),
             blocks: blocks.pointer(),
+            halves: match format {
+                Format::Bf16 => self.bf16_on_device.pointer(),
+                Format::F16 => self.f16_on_device.pointer(),
+                _ => std::ptr::null(),
+            },
             index: index.map_or(std::ptr::null(), |index| index.pointer()),
             stride: self.stride as u32,
         }
@@ -252,6 +264,19 @@ impl<'a> Activations<'a> {
             f64::from(self.numbers[at])
         }
     }
+}
+
+/// Columns of one row as they meet weights of a format on tensor cores.
+pub fn tensor_row(x: &Activations, row: usize, format: Format) -> Vec<f64> {
+    let column = |column: usize| {
+        let number = x.numbers[row * x.stride + column];
+        match format {
+            Format::Bf16 => bf16::from_f32(number).to_f64(),
+            Format::F16 => f16::from_f32(number).to_f64(),
+            _ => x.value(row, column, format),
+        }
+    };
+    (0..x.stride).map(column).collect()
 }
 
 /// Whole numbers and their scale.

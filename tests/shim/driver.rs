@@ -150,6 +150,10 @@ impl<'a> Gpu<'a> {
         address
     }
 
+    pub fn upload_words(&self, words: &[u32]) -> u64 {
+        self.upload(&words.iter().copied().map(f32::from_bits).collect::<Vec<_>>())
+    }
+
     pub fn upload_to(&self, address: u64, values: &[f32]) {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
         self.copy_to(address, &bytes).unwrap();

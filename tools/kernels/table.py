@@ -9,8 +9,9 @@ ARCHITECTURES = ["sm_80", "sm_90a"]
 # What each kernel moves of memory, and the least it must. Small things beside these are left out.
 MOVES = {
     "embed": ("32 bytes for each 4 of a row (a sector for a word), 4 written a column", "the row, 4 written a column"),
-    "norm": ("4 read and 4 written a column, 1.25 more in int8", "the same"),
-    "round_activations": ("4 read and 1.25 written a column", "the same"),
+    "norm": ("4 read and 4 written a column, 1.25 more in int8, 2 more in halves", "the same"),
+    "round_activations": ("4 read and 1.25 or 2 written a column", "the same"),
+    "matmul_tensor": ("weights once per 64 tokens, activations per 128 rows", "weights and activations once"),
     "matmul": ("weights once per tile of tokens", "weights once"),
     "rotate_and_store": ("query and key once each way, value once, page elements once", "the same"),
     "attention": ("keys and values of all positions once per head and token", "once per key-value head and sequence"),
@@ -19,6 +20,8 @@ MOVES = {
     "group": ("4 read a choice twice, 8 written", "4 read, 8 written"),
     "gate_up": ("gate and up of each touched expert once per tile of its tokens", "once"),
     "down": ("down of each touched expert once per tile of its tokens", "once"),
+    "gate_up_tensor": ("gate and up of each touched expert once per 64 of its slots, activations per 128 rows", "once"),
+    "down_tensor": ("down of each touched expert once per 64 of its slots, activations per 128 rows", "once"),
     "combine": ("4 a slot and column, 8 a column of x", "the same"),
     "log_softmax_at": ("4 a logit twice", "4 a logit"),
 }

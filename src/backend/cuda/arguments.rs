@@ -33,7 +33,7 @@ pub struct BlockArguments {
 }
 
 /// Activations that meet weights: rows of `stride` columns, a multiple of 128, zeros past the real ones. Formats without
-/// scales take `numbers`, those with scales `integers` and `blocks`.
+/// scales take `numbers`, or on tensor cores `halves`, those with scales `integers` and `blocks`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct ActivationArguments {
@@ -43,6 +43,8 @@ pub struct ActivationArguments {
     pub integers: *const u32,
     /// `[rows, stride / 32]`
     pub blocks: *const BlockArguments,
+    /// `[rows, stride]`: bf16 where weights are, f16 where they are.
+    pub halves: *const u16,
     /// The row of each token; null where token i is row i.
     pub index: *const u32,
     pub stride: u32,
@@ -91,7 +93,8 @@ pub struct EmbedArguments {
     pub hidden_size: u32,
 }
 
-/// `norm`: RMSNorm of rows, `x / sqrt(mean(x^2) + eps) * (1 + weight)`, as f32 and, where asked for, in int8. A block a row.
+/// `norm`: RMSNorm of rows, `x / sqrt(mean(x^2) + eps) * (1 + weight)`, as f32 and, where asked for, in int8 and in
+/// bf16 or f16. A block a row.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct NormArguments {
@@ -107,29 +110,40 @@ pub struct NormArguments {
     pub integers: *mut u32,
     /// `[rows, stride / 32]`
     pub blocks: *mut BlockArguments,
+    /// `[rows, stride]`, or null.
+    pub halves: *mut u16,
     pub eps: f64,
     pub columns: u32,
     pub stride: u32,
+    /// Whether halves are f16; else they are bf16.
+    pub halves_are_f16: u32,
 }
 
-/// `round_activations`: rows of f32 to int8, a scale for each 32 columns: absmax / 127, to nearest, ties to even; the rules of
-/// `cpu/kernels/store.rs`, bit for bit. A block a row, the y coordinate a part of it.
+/// `round_activations`: rows of f32 to int8, a scale for each 32 columns: absmax / 127, to nearest, ties to even; and to
+/// bf16 or f16, to nearest, ties to even; the rules of `cpu/kernels/store.rs`, bit for bit. A block a row, the y
+/// coordinate a part of it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct RoundArguments {
     /// `[rows, stride]`
     pub numbers: *const f32,
-    /// `[rows, stride / 4]`
+    /// `[rows, stride / 4]`, or null.
     pub integers: *mut u32,
     /// `[rows, stride / 32]`
     pub blocks: *mut BlockArguments,
+    /// `[rows, stride]`, or null.
+    pub halves: *mut u16,
     pub stride: u32,
+    /// Whether halves are f16; else they are bf16.
+    pub halves_are_f16: u32,
     /// How many rows there are, on the device; null where the grid says it. Blocks past it do nothing.
     pub rows: *const u32,
 }
 
 /// `matmul_<format>_<tokens>`: `out[token][row] = weights[row] . x[token]` for up to three matrices of one format and one number
 /// of columns. A block of 128 threads a panel (those of all matrices after each other); the y coordinate is the tile of tokens.
+/// `matmul_tensor_<format>`: the same on tensor cores, in all formats but f32. Grid (tiles of 64 tokens, eights of
+/// panels, each matrix's rounded up, those of all matrices after each other), 128 threads.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct MatmulArguments {
@@ -236,6 +250,9 @@ pub struct GroupArguments {
 /// `gate_up`: `out[slot] = gelu(gate x) * (up x)`, x being the row of the slot's token (`x.index`); `down`: `out[slot] = down x[slot]`.
 /// Grid (panels, experts of the format); a block of 128 threads goes through its expert's slots, a tile of tokens at a time, and leaves
 /// at once where there are none.
+/// `gate_up_tensor_<format>` and `down_tensor_<format>`: the same on tensor cores, in all formats but f32. Grid (tiles of
+/// 64 slots that one expert may have, eights of panels, experts of the format), 256 threads for `gate_up` and 128 for
+/// `down`; a block past its expert's slots leaves at once.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct ExpertArguments {

@@ -20,12 +20,14 @@ macro_rules! generated {
 }
 
 /// The kernels' code by the name of its file.
-const FILES: [(&str, &str); 9] = [
+const FILES: [(&str, &str); 11] = [
     generated!("attention"),
     generated!("embed"),
     generated!("experts"),
+    generated!("experts_tensor"),
     generated!("head"),
     generated!("matmul"),
+    generated!("matmul_tensor"),
     generated!("norm"),
     generated!("rotate"),
     generated!("round"),
@@ -34,6 +36,15 @@ const FILES: [(&str, &str); 9] = [
 
 /// Tokens that a tile of a product can have; each is a kernel of its own.
 pub const WIDTHS: [usize; 4] = [1, 2, 4, 8];
+
+/// Tokens past which products are made on tensor cores, unless they are to be exact.
+pub const MAX_TILED_TOKENS: usize = 16;
+
+/// Tokens, or slots, of a block on tensor cores.
+pub const TENSOR_TOKENS: usize = 64;
+
+/// Panels of a block on tensor cores.
+pub const TENSOR_PANELS: usize = 8;
 
 /// The kinds of formats, by their names, each with kernels of its own, in the order of `EmbedArguments::format`.
 const KINDS: [&str; 5] = ["f32", "bf16", "f16", "int8", "int4"];
@@ -79,19 +90,26 @@ impl<A: Copy> Kernel<A> {
 /// For each kind of format, and each width.
 pub type ByKindAndWidth<A> = [[Kernel<A>; WIDTHS.len()]; KINDS.len()];
 
+/// For each kind of format, tiles of few tokens, and tensor cores.
+pub struct Products<A> {
+    pub tiled: ByKindAndWidth<A>,
+    /// None for f32.
+    pub tensor: [Option<Kernel<A>>; KINDS.len()],
+}
+
 /// All kernels, loaded onto one device.
 pub struct Kernels {
     pub embed: Kernel<EmbedArguments>,
     pub norm: Kernel<NormArguments>,
     pub round_activations: Kernel<RoundArguments>,
-    pub matmul: ByKindAndWidth<MatmulArguments>,
+    pub matmul: Products<MatmulArguments>,
     pub rotate_and_store: Kernel<RotateArguments>,
     pub attention: Kernel<AttentionArguments>,
     pub attention_merge: Kernel<AttentionArguments>,
     pub route: Kernel<RouteArguments>,
     pub group: Kernel<GroupArguments>,
-    pub gate_up: ByKindAndWidth<ExpertArguments>,
-    pub down: ByKindAndWidth<ExpertArguments>,
+    pub gate_up: Products<ExpertArguments>,
+    pub down: Products<ExpertArguments>,
     pub combine: Kernel<CombineArguments>,
     pub log_softmax_at: Kernel<LogSoftmaxArguments>,
     /// Last, so that it is there as long as what was found in it.
@@ -112,14 +130,14 @@ impl Kernels {
             embed: finder.find("embed", "embed", 256)?,
             norm: finder.find("norm", "norm", 256)?,
             round_activations: finder.find("round", "round_activations", 256)?,
-            matmul: finder.find_all("matmul", "matmul")?,
+            matmul: finder.find_products("matmul", "matmul", 128)?,
             rotate_and_store: finder.find("rotate", "rotate_and_store", 256)?,
             attention: finder.find("attention", "attention", 128)?,
             attention_merge: finder.find("attention", "attention_merge", 128)?,
             route: finder.find("route", "route", 256)?,
             group: finder.find("route", "group", 256)?,
-            gate_up: finder.find_all("experts", "gate_up")?,
-            down: finder.find_all("experts", "down")?,
+            gate_up: finder.find_products("experts", "gate_up", 256)?,
+            down: finder.find_products("experts", "down", 128)?,
             combine: finder.find("experts", "combine", 256)?,
             log_softmax_at: finder.find("head", "log_softmax_at", 256)?,
             _modules: modules,
@@ -171,6 +189,16 @@ impl Finder<'_> {
         // SAFETY: a module of this device.
         let function = unsafe { self.current.function(self.modules[of_file], &text) }?;
         Ok(Kernel { function: function.ok_or_else(missing)?, threads, arguments: PhantomData })
+    }
+
+    /// Those of a file and of its like for tensor cores, which have blocks of `threads` threads.
+    fn find_products<A>(&self, file: &str, name: &str, threads: u32) -> Result<Products<A>> {
+        let mut tensor = try_with_capacity("the kernels", KINDS.len())?;
+        for kind in KINDS {
+            let find = || self.find(&format!("{file}_tensor"), &format!("{name}_tensor_{kind}"), threads);
+            tensor.push(if kind == "f32" { None } else { Some(find()?) });
+        }
+        Ok(Products { tiled: self.find_all(file, name)?, tensor: array(tensor)? })
     }
 
     fn find_all<A>(&self, file: &str, name: &str) -> Result<ByKindAndWidth<A>> {

@@ -37,6 +37,21 @@ pub fn device_name(index: usize) -> Result<String> {
     Ok(Device::open(index)?.name().to_owned())
 }
 
+/// How a model runs on a device, and how it gets there.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaOptions {
+    /// Index of the device.
+    pub device: usize,
+    pub variants: Variants,
+    /// A sequence's bits do not depend on what else is in the batch or how a prompt was cut; batches of more than 16 tokens,
+    /// prefill above all, then use the f32 and dp4a kernels instead of tensor cores.
+    pub exact: bool,
+    /// Threads of the processor that lay weights out.
+    pub threads: usize,
+    /// Map quantised matrices instead of reading them.
+    pub map: bool,
+}
+
 /// A model's weights on a device.
 pub struct CudaBackend {
     shared: Arc<Shared>,
@@ -48,25 +63,27 @@ struct Shared {
     numerics: Numerics,
     kernels: Kernels,
     weights: DeviceWeights,
+    /// See `CudaOptions`.
+    exact: bool,
     device: Arc<Device>,
 }
 
 impl CudaBackend {
-    /// Reads the weights of a checkpoint onto the device of this index, on `threads` threads, mapped where `map` says so.
+    /// Reads the weights of a checkpoint onto a device.
     pub fn load(
-        index: usize,
+        options: &CudaOptions,
         description: &Description,
         checkpoint: &Checkpoint,
-        variants: Variants,
-        (threads, map): (usize, bool),
         progress: &Progress,
     ) -> Result<CudaBackend> {
-        let device = Device::open(index)?;
+        let CudaOptions { device, variants, exact, threads, map } = *options;
+        let device = Device::open(device)?;
         let config = description.config.clone();
         let numerics = Numerics::new(&config, description.embedding_dtype, variants)?;
         let kernels = Kernels::load(&device)?;
         let mut hasher = numerics.fingerprint(&config);
         hasher.update(b"cuda");
+        hasher.update(&[exact as u8]);
         let weights = DeviceWeights::load(
             &device,
             description,
@@ -76,7 +93,7 @@ impl CudaBackend {
             &numerics.rotary_frequencies,
             hasher,
         )?;
-        Ok(CudaBackend { shared: Arc::new(Shared { config, numerics, kernels, weights, device }) })
+        Ok(CudaBackend { shared: Arc::new(Shared { config, numerics, kernels, weights, exact, device }) })
     }
 
     /// Bytes of its weights on the device, with what lies between them.

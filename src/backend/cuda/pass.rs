@@ -13,7 +13,7 @@ use super::arguments::*;
 use super::batch::{BatchShape, check_pages_are_own};
 use super::context::Current;
 use super::driver::Address;
-use super::kernels::{ByKindAndWidth, WIDTHS, kind_of, width_of};
+use super::kernels::{MAX_TILED_TOKENS, Products, TENSOR_PANELS, TENSOR_TOKENS, WIDTHS, kind_of, width_of};
 use super::memory::Mark;
 use super::weights::{DeviceMatrix, DeviceVector, ExpertGroup};
 use super::workspace::{ActivationBuffer, SPLIT_TOKENS, Workspace, at, spans_of};
@@ -21,7 +21,7 @@ use crate::backend::kv::PAGE_TOKENS;
 use crate::backend::ops::{Batch, Limit, NO_EXPERT, Pass, PassLimits, Routes};
 use crate::error::Result;
 use crate::memory::{Buffer, as_bytes_mut};
-use crate::quant::PANEL_ROWS;
+use crate::quant::{Format, PANEL_ROWS};
 
 /// Blocks of a kernel that are enough for each multiprocessor.
 const BLOCKS_PER_MULTIPROCESSOR: usize = 4;
@@ -56,6 +56,41 @@ const NO_MATRIX: MatrixArguments = MatrixArguments {
     group_shift: 0,
     half_scales: 0,
 };
+
+/// What the activations of a stage are wanted in beside f32, for the weights they meet there.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Wanted {
+    integers: bool,
+    /// BF16 or F16, for tensor cores.
+    halves: Option<Format>,
+    /// Whether there are tokens enough for tensor cores.
+    tensor: bool,
+}
+
+impl Wanted {
+    /// For weights of these formats. Halves have one format: where both are met, weights in either meet f32.
+    fn new(formats: impl Iterator<Item = Format> + Clone, tensor: bool) -> Wanted {
+        let integers = formats.clone().any(|format| format.groups().is_some());
+        let mut halves = formats.filter(|format| matches!(format, Format::Bf16 | Format::F16));
+        let first = halves.next().filter(|first| tensor && halves.all(|other| other == *first));
+        Wanted { integers, halves: first, tensor }
+    }
+
+    fn is_something(&self) -> bool {
+        self.integers || self.halves.is_some()
+    }
+
+    fn halves_are_f16(&self) -> u32 {
+        (self.halves == Some(Format::F16)) as u32
+    }
+
+    /// Whether weights of a kind are met on tensor cores.
+    fn uses_tensor(&self, kind: usize) -> bool {
+        let is_kind = |format: Format| kind_of(format) == kind;
+        let has_scales = is_kind(Format::INT8) || is_kind(Format::INT4);
+        self.tensor && (has_scales || self.halves.is_some_and(is_kind))
+    }
+}
 
 /// A matrix, where its products go, and the columns of a row there.
 type Product<'a> = (&'a DeviceMatrix, Address, usize);
@@ -148,14 +183,20 @@ impl CudaPass {
         }
     }
 
-    /// `normed[row] = rms_norm(x[index[row]])`, in int8 as well where that is asked for.
+    /// What a stage of so many tokens with these weights wants of their activations.
+    fn wanted<'a>(&self, weights: impl Iterator<Item = &'a DeviceMatrix> + Clone, tokens: usize) -> Wanted {
+        let tensor = tokens > MAX_TILED_TOKENS && !self.shared.exact;
+        Wanted::new(weights.map(|matrix| matrix.shape().format), tensor)
+    }
+
+    /// `normed[row] = rms_norm(x[index[row]])`, in f32 and what else is wanted.
     fn norm(
         &self,
         current: &Current,
         weight: &DeviceVector,
         index: Address,
         rows: usize,
-        takes_integers: bool,
+        wanted: Wanted,
     ) -> Result<()> {
         let (parts, config) = (&self.workspace.parts, &self.shared.config);
         let arguments = NormArguments {
@@ -163,23 +204,37 @@ impl CudaPass {
             index: at(index),
             weight: at(weight.0),
             numbers: at(parts.normed.numbers),
-            integers: at(if takes_integers { parts.normed.integers } else { 0 }),
-            blocks: at(if takes_integers { parts.normed.blocks } else { 0 }),
+            integers: at(if wanted.integers { parts.normed.integers } else { 0 }),
+            blocks: at(if wanted.integers { parts.normed.blocks } else { 0 }),
+            halves: at(if wanted.halves.is_some() { parts.normed.halves } else { 0 }),
             eps: config.rms_norm_eps,
             columns: config.hidden_size as u32,
             stride: parts.normed.stride as u32,
+            halves_are_f16: wanted.halves_are_f16(),
         };
         // SAFETY: buffers of this pass with room for `rows` rows, and weights; all outlive the work, see above.
         unsafe { self.shared.kernels.norm.launch(current, [rows, 1, 1], &arguments) }
     }
 
-    /// Rows in int8, for weights that want them so: `rows` of them, or as many of those as the device says at `counted`.
-    fn round(&self, current: &Current, buffer: &ActivationBuffer, rows: usize, counted: Address) -> Result<()> {
+    /// Rows in what is wanted beside f32: `rows` of them, or as many of those as the device says at `counted`.
+    fn round(
+        &self,
+        current: &Current,
+        buffer: &ActivationBuffer,
+        rows: usize,
+        counted: Address,
+        wanted: Wanted,
+    ) -> Result<()> {
+        if !wanted.is_something() {
+            return Ok(());
+        }
         let arguments = RoundArguments {
             numbers: at(buffer.numbers),
-            integers: at(buffer.integers),
-            blocks: at(buffer.blocks),
+            integers: at(if wanted.integers { buffer.integers } else { 0 }),
+            blocks: at(if wanted.integers { buffer.blocks } else { 0 }),
+            halves: at(if wanted.halves.is_some() { buffer.halves } else { 0 }),
             stride: buffer.stride as u32,
+            halves_are_f16: wanted.halves_are_f16(),
             rows: at(counted),
         };
         let most = buffer.stride.div_ceil(ROUND_COLUMNS);
@@ -199,11 +254,12 @@ impl CudaPass {
         current: &Current,
         products: &[Product],
         x: ActivationArguments,
-        tokens: usize,
+        (tokens, wanted): (usize, Wanted),
         accumulate: bool,
     ) -> Result<()> {
+        let kernels = &self.shared.kernels.matmul;
         // One kind, but for checkpoints of mixed dtypes.
-        for kind in 0..self.shared.kernels.matmul.len() {
+        for (kind, tensor) in kernels.tensor.iter().enumerate() {
             let mut arguments = MatmulArguments {
                 weights: [NO_MATRIX; 3],
                 out: [std::ptr::null_mut(); 3],
@@ -213,20 +269,24 @@ impl CudaPass {
                 tokens: tokens as u32,
                 accumulate: accumulate as u32,
             };
-            let (mut count, mut panels) = (0, 0);
+            let (mut count, mut panels, mut groups) = (0, 0, 0);
             for (matrix, out, stride) in products.iter().filter(|(matrix, ..)| kind_of(matrix.shape().format) == kind) {
                 arguments.weights[count] = matrix.arguments();
                 arguments.out[count] = at(*out);
                 arguments.out_stride[count] = *stride as u32;
                 panels += matrix.shape().panels();
+                groups += matrix.shape().panels().div_ceil(TENSOR_PANELS);
                 count += 1;
             }
             if count > 0 {
                 arguments.count = count as u32;
                 let width = width_of(tokens);
-                let grid = [panels, tokens.div_ceil(WIDTHS[width]), 1];
+                let (kernel, grid) = match tensor.as_ref().filter(|_| wanted.uses_tensor(kind)) {
+                    Some(tensor) => (tensor, [tokens.div_ceil(TENSOR_TOKENS), groups, 1]),
+                    None => (&kernels.tiled[kind][width], [panels, tokens.div_ceil(WIDTHS[width]), 1]),
+                };
                 // SAFETY: as in `norm`; the outputs have room for `tokens` rows of the matrices.
-                unsafe { self.shared.kernels.matmul[kind][width].launch(current, grid, &arguments) }?;
+                unsafe { kernel.launch(current, grid, &arguments) }?;
             }
         }
         Ok(())
@@ -236,17 +296,22 @@ impl CudaPass {
     fn multiply_slots(
         &self,
         current: &Current,
-        kernels: &ByKindAndWidth<ExpertArguments>,
+        kernels: &Products<ExpertArguments>,
         groups: &[ExpertGroup],
-        panels: usize,
+        (panels, wanted): (usize, Wanted),
         arguments: ExpertArguments,
     ) -> Result<()> {
         // An expert has at most one slot of each token.
-        let width = width_of(self.shape.tokens);
+        let tokens = self.shape.tokens;
         for group in groups {
             let arguments = ExpertArguments { selected: at(group.selected), ..arguments };
+            let tensor = kernels.tensor[group.kind].as_ref().filter(|_| wanted.uses_tensor(group.kind));
+            let (kernel, grid) = match tensor {
+                Some(tensor) => (tensor, [tokens.div_ceil(TENSOR_TOKENS), panels.div_ceil(TENSOR_PANELS), group.count]),
+                None => (&kernels.tiled[group.kind][width_of(tokens)], [panels, group.count, 1]),
+            };
             // SAFETY: as in `norm`; slots are numbered on the device, below tokens times top_k.
-            unsafe { kernels[group.kind][width].launch(current, [panels, group.count, 1], &arguments) }?;
+            unsafe { kernel.launch(current, grid, &arguments) }?;
         }
         Ok(())
     }
@@ -284,14 +349,14 @@ impl CudaPass {
         let (parts, shared) = (&self.workspace.parts, &self.shared);
         let (config, weights, tokens) = (&shared.config, &shared.weights.layers[layer], self.shape.tokens);
         let matrices = [&weights.query, &weights.key, &weights.value];
-        let takes_integers = matrices.iter().any(|matrix| matrix.takes_integers());
-        self.norm(current, &weights.input_norm, 0, tokens, takes_integers)?;
+        let wanted = self.wanted(matrices.into_iter(), tokens);
+        self.norm(current, &weights.input_norm, 0, tokens, wanted)?;
         let products = [
             (&weights.query, parts.query, config.query_size()),
             (&weights.key, parts.key, config.key_value_size()),
             (&weights.value, parts.value, config.key_value_size()),
         ];
-        self.multiply(current, &products, parts.normed.arguments(0), tokens, false)?;
+        self.multiply(current, &products, parts.normed.arguments(0), (tokens, wanted), false)?;
         let arguments = RotateArguments {
             query: at(parts.query),
             key: at(parts.key),
@@ -331,18 +396,17 @@ impl CudaPass {
             unsafe { kernels.attention_merge.launch(current, [tokens, heads, 1], &arguments) }?;
         }
         let output = &shared.weights.layers[layer].output;
-        if output.takes_integers() {
-            self.round(current, &parts.attended, tokens, 0)?;
-        }
+        let wanted = self.wanted(std::iter::once(output), tokens);
+        self.round(current, &parts.attended, tokens, 0, wanted)?;
         let product = [(output, parts.x, config.hidden_size)];
-        self.multiply(current, &product, parts.attended.arguments(0), tokens, true)
+        self.multiply(current, &product, parts.attended.arguments(0), (tokens, wanted), true)
     }
 
     fn choose_experts(&self, current: &Current, layer: usize) -> Result<()> {
         let (parts, layout, shared) = (&self.workspace.parts, &self.workspace.layout, &self.shared);
         let (config, weights, tokens) = (&shared.config, &shared.weights.layers[layer], self.shape.tokens);
-        let takes_integers = weights.experts.iter().any(|expert| expert.gate.takes_integers());
-        self.norm(current, &weights.post_attention_norm, 0, tokens, takes_integers)?;
+        let wanted = self.wanted(weights.experts.iter().map(|expert| &expert.gate), tokens);
+        self.norm(current, &weights.post_attention_norm, 0, tokens, wanted)?;
         let (chosen, chosen_weights) = self.routes_of(layer);
         let top_k = config.num_experts_per_tok as u32;
         let arguments = RouteArguments {
@@ -391,13 +455,13 @@ impl CudaPass {
             exact_gelu: shared.numerics.exact_gelu as u32,
         };
         let panels = config.intermediate_size.div_ceil(PANEL_ROWS);
-        self.multiply_slots(current, &shared.kernels.gate_up, &tables.gate_up_groups, panels, gate_up)?;
+        let wanted = self.wanted(weights.experts.iter().map(|expert| &expert.gate), tokens);
+        self.multiply_slots(current, &shared.kernels.gate_up, &tables.gate_up_groups, (panels, wanted), gate_up)?;
 
         // projected[slot] = down activated[slot]
-        if weights.experts.iter().any(|expert| expert.down.takes_integers()) {
-            let slot_count = parts.starts + (config.num_local_experts * size_of::<u32>()) as Address;
-            self.round(current, &parts.activated, tokens * config.num_experts_per_tok, slot_count)?;
-        }
+        let wanted = self.wanted(weights.experts.iter().map(|expert| &expert.down), tokens);
+        let slot_count = parts.starts + (config.num_local_experts * size_of::<u32>()) as Address;
+        self.round(current, &parts.activated, tokens * config.num_experts_per_tok, slot_count, wanted)?;
         let down = ExpertArguments {
             weights: at(tables.down),
             up: std::ptr::null(),
@@ -407,7 +471,7 @@ impl CudaPass {
             ..gate_up
         };
         let panels = config.hidden_size.div_ceil(PANEL_ROWS);
-        self.multiply_slots(current, &shared.kernels.down, &tables.down_groups, panels, down)?;
+        self.multiply_slots(current, &shared.kernels.down, &tables.down_groups, (panels, wanted), down)?;
 
         // x += sum of weight * projected over the token's slots, in the order of the weights, rounded once.
         let arguments = CombineArguments {
@@ -428,9 +492,10 @@ impl CudaPass {
         let (parts, shared) = (&self.workspace.parts, &self.shared);
         let index = self.batch_part(&self.workspace.layout.rows) + (first * size_of::<u32>()) as Address;
         let head = shared.weights.head();
-        self.norm(current, &shared.weights.final_norm, index, rows, head.takes_integers())?;
+        let wanted = self.wanted(std::iter::once(head), rows);
+        self.norm(current, &shared.weights.final_norm, index, rows, wanted)?;
         let product = [(head, parts.logits, shared.config.vocab_size)];
-        self.multiply(current, &product, parts.normed.arguments(0), rows, false)
+        self.multiply(current, &product, parts.normed.arguments(0), (rows, wanted), false)
     }
 
     /// Log-probabilities of the targets of the next scored tokens, as many as there are rows of logits.
@@ -480,7 +545,7 @@ impl CudaPass {
         let (tokens, normed) = (self.shape.tokens, &self.workspace.parts.normed);
         let mut hidden = Buffer::zeroed("hidden states", tokens * normed.stride)?;
         let current = self.shared.device.enter()?;
-        self.norm(&current, &self.shared.weights.final_norm, 0, tokens, false)?;
+        self.norm(&current, &self.shared.weights.final_norm, 0, tokens, Wanted::default())?;
         let bytes = as_bytes_mut(&mut hidden);
         // SAFETY: both are as long; `hidden` is kept until the wait is over, also where that fails: then the device does
         // nothing more.
@@ -612,6 +677,21 @@ impl Drop for CudaPass {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn activations_are_wanted_as_the_weights_meet_them() {
+        let wanted = |formats: &[Format], tensor| Wanted::new(formats.iter().copied(), tensor);
+        let found = wanted(&[Format::Bf16, Format::INT4, Format::F32], true);
+        assert_eq!(found, Wanted { integers: true, halves: Some(Format::Bf16), tensor: true });
+        let uses = |wanted: Wanted| [0, 1, 2, 3, 4].map(|kind| wanted.uses_tensor(kind));
+        assert_eq!(uses(found), [false, true, false, true, true]);
+        // Halves of one format alone.
+        assert_eq!(uses(wanted(&[Format::F16, Format::Bf16], true)), [false, false, false, true, true]);
+        assert_eq!(wanted(&[Format::F16, Format::F16], true).halves_are_f16(), 1);
+        let few = wanted(&[Format::F16, Format::INT8], false);
+        assert_eq!((few.integers, few.halves, uses(few)), (true, None, [false; 5]));
+        assert!(!wanted(&[Format::F32, Format::Bf16], false).is_something());
+    }
 
     #[test]
     fn attention_is_split_where_blocks_are_few_and_spans_are_many() {

@@ -34,11 +34,6 @@ impl DeviceMatrix {
         &self.shape
     }
 
-    /// Whether it is multiplied with activations in int8.
-    pub fn takes_integers(&self) -> bool {
-        self.shape.format.groups().is_some()
-    }
-
     /// For kernels.
     pub fn arguments(&self) -> MatrixArguments {
         let groups = self.shape.format.groups();

@@ -32,7 +32,7 @@ pub fn at<T>(address: Address) -> *mut T {
     address as *mut T
 }
 
-/// Rows that meet weights, in f32 and in int8; zeros past their columns.
+/// Rows that meet weights, in f32, in int8 and in bf16 or f16; zeros past their columns.
 pub struct ActivationBuffer {
     /// `[rows, stride]` f32
     pub numbers: Address,
@@ -40,6 +40,8 @@ pub struct ActivationBuffer {
     pub integers: Address,
     /// `[rows, stride / 32]` BlockArguments
     pub blocks: Address,
+    /// `[rows, stride]` u16
+    pub halves: Address,
     /// Columns and what fills them up.
     pub stride: usize,
 }
@@ -51,6 +53,7 @@ impl ActivationBuffer {
             numbers: at(self.numbers),
             integers: at(self.integers),
             blocks: at(self.blocks),
+            halves: at(self.halves),
             index: at(index),
             stride: self.stride as u32,
         }
@@ -122,6 +125,7 @@ impl Parts {
                 numbers: take(product(&[rows, stride, f32s])?)?,
                 integers: take(product(&[rows, stride])?)?,
                 blocks: take(product(&[rows, stride / BLOCK, size_of::<BlockArguments>()])?)?,
+                halves: take(product(&[rows, stride, size_of::<u16>()])?)?,
                 stride,
             })
         };
@@ -297,7 +301,8 @@ mod tests {
         // Three spans of 258 numbers for each of 16 heads and five tokens.
         assert_eq!(parts.routes - parts.partial, Arena::padded(5 * 16 * 3 * 258 * 4) as Address);
         assert_eq!((parts.normed.stride, parts.activated.stride), (3072, 24_576));
-        assert_eq!(parts.query - parts.normed.blocks, Arena::padded(9 * 3072 / 32 * 8) as Address);
+        assert_eq!(parts.normed.halves - parts.normed.blocks, Arena::padded(9 * 3072 / 32 * 8) as Address);
+        assert_eq!(parts.query - parts.normed.halves, Arena::padded(9 * 3072 * 2) as Address);
     }
 
     #[test]

@@ -51,6 +51,7 @@ pub fn options(args: &ModelArgs) -> LoadOptions {
         formats: args.quantize.unwrap_or_default(),
         follow_links: args.follow_links,
         map: args.map,
+        exact: args.exact,
         ..Default::default()
     }
 }

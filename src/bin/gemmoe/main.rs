@@ -103,6 +103,9 @@ struct ModelArgs {
     /// change meanwhile.
     #[arg(long)]
     map: bool,
+    /// On a GPU, the same bits whatever else is in a batch and however a prompt is cut, without tensor cores.
+    #[arg(long)]
+    exact: bool,
     /// Multiply the embedding by the unrounded square root of hidden_size.
     #[arg(long)]
     unrounded_embedding_scale: bool,

@@ -142,6 +142,7 @@ impl Quantize {
             quantize: None,
             follow_links: self.follow_links,
             map: false,
+            exact: false,
             unrounded_embedding_scale: false,
             exact_gelu: false,
         }
