@@ -86,6 +86,13 @@
 #define GEMMOE_LOAD_MAP 16
 
 /**
+ * gemmoe_load_options.flags: on a GPU, give a sequence the same bits whatever else is in its batch and however its prompt is cut.
+ * Batches of more than 16 tokens, prompts above all, then do without tensor cores, which round activations to the dtype
+ * of the weights. On the CPU it is always so.
+ */
+#define GEMMOE_LOAD_EXACT 32
+
+/**
  * gemmoe_load_options.instructions: the best instruction set the processor has.
  */
 #define GEMMOE_INSTRUCTIONS_DETECT 0

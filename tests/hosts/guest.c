@@ -56,6 +56,7 @@ static void use_everything(const char *good, const char *broken) {
 
 static int be_a_child(const char *directory, gemmoe_model *model, gemmoe_session *session, gemmoe_text_stream *stream,
                       gemmoe_load *load, gemmoe_error *old, gemmoe_batch *batch, gemmoe_grammar *grammar) {
+    gemmoe_device_info device = GEMMOE_DEVICE_INFO_INIT;
     gemmoe_session_info info = GEMMOE_SESSION_INFO_INIT;
     gemmoe_model_info model_info = GEMMOE_MODEL_INFO_INIT;
     gemmoe_load_progress progress = GEMMOE_LOAD_PROGRESS_INIT;
@@ -121,6 +122,9 @@ static int be_a_child(const char *directory, gemmoe_model *model, gemmoe_session
     IN_CHILD(gemmoe_text_stream_stopped(stream, &token, &count, NULL));
     IN_CHILD(gemmoe_session_fork(session, &new_session, NULL));
     IN_CHILD(gemmoe_plan_memory(directory, NULL, NULL, &plan, NULL));
+    IN_CHILD(gemmoe_device_count(&token, NULL));
+    IN_CHILD(gemmoe_device_get_info(0, &device, NULL));
+    IN_CHILD(gemmoe_device_name(0, room, 8, &count, NULL));
     IN_CHILD(gemmoe_session_push(session, &token, 1, NULL));
     IN_CHILD(gemmoe_session_set_tokens(session, &token, 1, &count, NULL));
     IN_CHILD(gemmoe_session_score(session, &token, 1, &log_probability, NULL));

@@ -858,13 +858,8 @@ static void load_values(void) {
                                        {0, 0, 0, 3},
                                        {0, 0, 0, 0xFFFFFFFF},
                                        {GEMMOE_LOAD_PIN_THREADS, 256, 0, 0}};
-    static const uint32_t devices[][3] = {{4, 0, GEMMOE_STATUS_INVALID_ARGUMENT},
-                                          {0xFFFFFFFF, 0, GEMMOE_STATUS_INVALID_ARGUMENT},
-                                          {GEMMOE_DEVICE_DEFAULT, 1, GEMMOE_STATUS_INVALID_ARGUMENT},
-                                          {GEMMOE_DEVICE_CPU, 1, GEMMOE_STATUS_INVALID_ARGUMENT},
-                                          {GEMMOE_DEVICE_AUTO, 1, GEMMOE_STATUS_INVALID_ARGUMENT},
-                                          {GEMMOE_DEVICE_CUDA, 9999, GEMMOE_STATUS_NO_DEVICE},
-                                          {GEMMOE_DEVICE_CUDA, 0xFFFFFFFF, GEMMOE_STATUS_NO_DEVICE}};
+    static const uint32_t devices[][2] = {
+        {4, 0}, {0xFFFFFFFF, 0}, {GEMMOE_DEVICE_DEFAULT, 1}, {GEMMOE_DEVICE_CPU, 1}, {GEMMOE_DEVICE_AUTO, 1}};
     static const uint32_t formats[] = {GEMMOE_FORMAT_BF16, GEMMOE_FORMAT_F16, GEMMOE_FORMAT_F32, 5, 12, 0x100,
                                        GEMMOE_FORMAT_INT4 | GEMMOE_FORMAT_GROUP_64 | GEMMOE_FORMAT_GROUP_128, 0x10004,
                                        0xFFFFFFFF};
@@ -872,6 +867,7 @@ static void load_values(void) {
     gemmoe_model *model = NULL;
     gemmoe_session *session = NULL;
     gemmoe_session_options options = GEMMOE_SESSION_OPTIONS_INIT;
+    gemmoe_memory_plan plan = GEMMOE_MEMORY_PLAN_INIT;
     size_t row;
     for (row = 0; row < sizeof rows / sizeof rows[0]; row++) {
         memset(&padded, 0, sizeof padded);
@@ -888,8 +884,15 @@ static void load_values(void) {
         padded.load.struct_size = sizeof(gemmoe_load_options);
         padded.load.device = devices[row][0];
         padded.load.device_index = devices[row][1];
-        FAILS((gemmoe_status)devices[row][2], pass_load_options(&error));
+        FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, pass_load_options(&error));
     }
+    /* A GPU that no machine has; a load that is begun finds that out later. */
+    memset(&padded, 0, sizeof padded);
+    padded.load.struct_size = sizeof(gemmoe_load_options);
+    padded.load.device = GEMMOE_DEVICE_CUDA;
+    padded.load.device_index = 9999;
+    REFUSES(GEMMOE_STATUS_NO_DEVICE, gemmoe_model_load(directory, &padded.load, (gemmoe_model **)&out[0], &error));
+    FAILS(GEMMOE_STATUS_NO_DEVICE, gemmoe_plan_memory(directory, &padded.load, NULL, &plan, &error));
     for (row = GEMMOE_DEVICE_DEFAULT; row <= GEMMOE_DEVICE_CPU; row++) {
         memset(&padded, 0, sizeof padded);
         padded.load.struct_size = sizeof(gemmoe_load_options);
