@@ -11,3 +11,11 @@
 #endif
 
 #include "arguments.h"
+
+// Of integers they are the same on both sides.
+DEVICE int32_t minimum(int32_t a, int32_t b) { return a < b ? a : b; }
+DEVICE int32_t maximum(int32_t a, int32_t b) { return a < b ? b : a; }
+DEVICE uint32_t minimum(uint32_t a, uint32_t b) { return a < b ? a : b; }
+DEVICE uint32_t maximum(uint32_t a, uint32_t b) { return a < b ? b : a; }
+DEVICE uint64_t minimum(uint64_t a, uint64_t b) { return a < b ? a : b; }
+DEVICE uint64_t maximum(uint64_t a, uint64_t b) { return a < b ? b : a; }

@@ -9,19 +9,18 @@ mod common;
 mod devices;
 #[path = "cuda/faults.rs"]
 mod faults;
-#[allow(unused_imports)] // Another test file needs the rest.
 #[path = "common/shim.rs"]
 mod shim;
 
 use std::path::Path;
 
-use common::{Directory, Random, golden, load_options, session_with};
+use common::{Directory, Random, checkpoints, golden, load_options, session_with};
 use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::backend::cpu::kernels::Instructions;
-use gemmoe::backend::{Device, KvDtype, Variants};
+use gemmoe::backend::{Device, KvDtype};
 use gemmoe::quant::{Format, GROUP_SIZES, Groups, ScaleDtype};
-use gemmoe::{Formats, LoadOptions, Pooling, Sampling};
-use serde_json::{Value, json};
+use gemmoe::{Formats, LoadOptions, Pooling};
+use serde_json::json;
 use shim::{Order, Shim};
 
 /// Of the largest logit; activations are f32 whatever the weights are.
@@ -37,47 +36,11 @@ fn on_tensor_cores() -> LoadOptions {
     LoadOptions { device: Device::Cuda(0), ..Default::default() }
 }
 
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-}
-
-/// The largest error, as a share of the largest logit.
-fn check_directory(path: &Path) -> f64 {
-    let name = path.file_name().unwrap().to_string_lossy();
-    let expected: Value = serde_json::from_slice(&std::fs::read(path.join("expected.json")).unwrap()).unwrap();
-    let option = |key: &str| expected["options"][key].as_bool().unwrap_or(false);
-    let variants =
-        Variants { unrounded_embedding_scale: option("unrounded_embedding_scale"), exact_gelu: option("exact_gelu") };
-    let model = load_options(path, &LoadOptions { variants, ..on_device() });
-    let mut worst = 0f64;
-    for case in expected["cases"].as_array().unwrap() {
-        let tokens = ids(&case["tokens"]);
-        let mut session = session_with(&model, KvDtype::F32);
-        session.set_sampling(Sampling::default()).unwrap();
-        session.prefill(&tokens).unwrap();
-        let logits: Vec<f64> = case["logits"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
-        let largest = logits.iter().fold(0f64, |max, value| max.max(value.abs()));
-        let found = session.logits().unwrap();
-        assert_eq!(found.len(), logits.len());
-        for (found, expected) in found.iter().zip(&logits) {
-            let error = (*found as f64 - expected).abs() / largest;
-            assert!(error < TOLERANCE, "{name}, {} tokens: relative error {error:.2e}", tokens.len());
-            worst = worst.max(error);
-        }
-        for (layer, experts) in case["experts"].as_array().unwrap().iter().enumerate() {
-            assert_eq!(session.routes(layer).unwrap().experts, ids(experts), "{name}, layer {layer}");
-        }
-        let greedy = ids(&case["greedy"]);
-        let generated: Vec<u32> = greedy.iter().map(|_| session.step().unwrap()).collect();
-        assert_eq!(generated, greedy, "{name}, {} tokens", tokens.len());
-    }
-    worst
-}
-
 #[test]
 fn every_golden_checkpoint_agrees_with_the_float64_reference() {
     let Some(shim) = Shim::take() else { return };
-    let errors: Vec<f64> = golden().iter().map(|path| check_directory(path)).collect();
+    let errors: Vec<f64> =
+        golden().iter().map(|path| checkpoints::check(path, &on_device(), TOLERANCE, true)).collect();
     let worst = errors.iter().copied().fold(0f64, f64::max);
     println!("{} checkpoints, worst relative error {worst:.2e}", errors.len());
     assert_eq!((shim.live_allocations(), shim.live_objects()), (0, 0));

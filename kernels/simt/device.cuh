@@ -152,12 +152,6 @@ DEVICE float minimum(float a, float b) { return fminf(a, b); }
 DEVICE double minimum(double a, double b) { return fmin(a, b); }
 DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
 DEVICE double maximum(double a, double b) { return fmax(a, b); }
-DEVICE int32_t minimum(int32_t a, int32_t b) { return a < b ? a : b; }
-DEVICE int32_t maximum(int32_t a, int32_t b) { return a < b ? b : a; }
-DEVICE uint32_t minimum(uint32_t a, uint32_t b) { return a < b ? a : b; }
-DEVICE uint32_t maximum(uint32_t a, uint32_t b) { return a < b ? b : a; }
-DEVICE uint64_t minimum(uint64_t a, uint64_t b) { return a < b ? a : b; }
-DEVICE uint64_t maximum(uint64_t a, uint64_t b) { return a < b ? b : a; }
 
 DEVICE bool is_finite(float x) { return isfinite(x); }
 DEVICE bool is_finite(double x) { return isfinite(x); }

@@ -115,6 +115,12 @@ pub fn every_expert(experts: usize) -> u64 {
     u64::MAX >> (64 - experts.clamp(1, 64))
 }
 
+/// How many experts are among choices, NO_EXPERT not counted.
+pub fn count_touched(chosen: &[u32]) -> usize {
+    let bits = chosen.iter().filter(|expert| **expert != NO_EXPERT).fold(0u64, |bits, expert| bits | 1 << expert);
+    bits.count_ones() as usize
+}
+
 /// In routes: no expert, where fewer than num_experts_per_tok are allowed. Its weight is 0.
 pub const NO_EXPERT: u32 = u32::MAX;
 

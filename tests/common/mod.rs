@@ -15,6 +15,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
+pub mod checkpoints;
 mod random;
 
 pub use random::Random;

@@ -1,7 +1,7 @@
 //! From router logits to experts: the top k of each token, and each expert's list of tokens.
 
 use super::kernels::math::softmax_f64;
-use crate::backend::ops::{NO_EXPERT, Routes, every_expert};
+use crate::backend::ops::{NO_EXPERT, Routes, count_touched, every_expert};
 use crate::error::{Error, Result};
 use crate::memory::Buffer;
 
@@ -166,9 +166,7 @@ impl Routing {
     /// How many experts have tokens in `layer`.
     pub fn count_touched(&self, layer: usize, tokens: usize) -> usize {
         let at = layer * self.max_tokens * self.top_k;
-        let chosen = &self.chosen[at..at + tokens * self.top_k];
-        let bits = chosen.iter().filter(|expert| **expert != NO_EXPERT).fold(0u64, |bits, expert| bits | 1 << expert);
-        bits.count_ones() as usize
+        count_touched(&self.chosen[at..at + tokens * self.top_k])
     }
 
     /// What `choose` decided.

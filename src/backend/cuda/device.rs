@@ -60,11 +60,12 @@ pub fn devices() -> Result<Vec<DeviceInfo>> {
     let (all, _) = Found::all(driver)?;
     let info = |(index, found): (usize, Found)| DeviceInfo {
         index,
-        // A device that another process has for itself has nothing free for this one.
-        free_bytes: Device::open(index).and_then(|device| Ok(device.enter()?.memory()?.0)).unwrap_or(0) as u64,
-        name: found.name,
+        name: found.name.clone(),
         memory_bytes: found.memory_bytes as u64,
         capability: found.capability,
+        // A device that another process has for itself has nothing free for this one.
+        free_bytes: Device::begin(driver, index, found).and_then(|device| Ok(device.enter()?.memory()?.0)).unwrap_or(0)
+            as u64,
     };
     Ok(all.into_iter().enumerate().map(info).collect())
 }
@@ -96,7 +97,11 @@ impl Device {
         if index >= all.len() {
             return Err(no_device(index, all.len(), count));
         }
-        let found = all.swap_remove(index);
+        Device::begin(driver, index, all.swap_remove(index))
+    }
+
+    /// Takes a device that was found into use.
+    fn begin(driver: &'static Driver, index: usize, found: Found) -> Result<Arc<Device>> {
         let context = driver.retain(found.handle).map_err(|fault| match fault.is_out_of_memory() {
             true => {
                 let text = format!("no memory on device {index} ({}) to begin with: other programs use it", found.name);

@@ -18,7 +18,7 @@ use super::memory::Mark;
 use super::weights::{DeviceMatrix, DeviceVector, ExpertGroup};
 use super::workspace::{ActivationBuffer, SPLIT_TOKENS, Workspace, at, spans_of};
 use crate::backend::kv::PAGE_TOKENS;
-use crate::backend::ops::{Batch, Limit, NO_EXPERT, Pass, PassLimits, Routes};
+use crate::backend::ops::{Batch, Limit, Pass, PassLimits, Routes, count_touched};
 use crate::error::Result;
 use crate::memory::{Buffer, as_bytes_mut};
 use crate::quant::{Format, PANEL_ROWS};
@@ -658,9 +658,7 @@ impl Pass for CudaPass {
 
     fn touched_experts(&self, layer: usize) -> usize {
         let of_layer = self.shape.tokens * self.shared.config.num_experts_per_tok;
-        let chosen = &self.workspace.results().routes(self.choices()).0[layer * of_layer..(layer + 1) * of_layer];
-        let bits = chosen.iter().filter(|expert| **expert != NO_EXPERT).fold(0u64, |bits, expert| bits | 1 << expert);
-        bits.count_ones() as usize
+        count_touched(&self.workspace.results().routes(self.choices()).0[layer * of_layer..(layer + 1) * of_layer])
     }
 
     fn bytes(&self) -> usize {

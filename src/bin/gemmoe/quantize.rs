@@ -91,9 +91,9 @@ impl Quantize {
             follow_links: self.follow_links,
             shard_bytes: self.shard_bytes,
         };
-        check(&self.source, &self.target, &options)?;
         let (mut importance, mut before) = (None, Vec::new());
         if !calibration.is_empty() || !texts.is_empty() {
+            check(&self.source, &self.target, &options)?;
             let model = load(&self.model_args(&self.source))?;
             if !calibration.is_empty() {
                 importance = Some(collect(&model, &calibration)?);
