@@ -1,0 +1,112 @@
+//! The router, and the experts it chooses.
+
+use super::CudaPass;
+use super::products::NO_MATRIX;
+use crate::backend::cuda::arguments::*;
+use crate::backend::cuda::context::Current;
+use crate::backend::cuda::driver::Address;
+use crate::backend::cuda::weights::DeviceMatrix;
+use crate::backend::cuda::workspace::at;
+use crate::error::Result;
+use crate::quant::PANEL_ROWS;
+
+impl CudaPass {
+    /// Addresses of a layer's choices, and of their weights.
+    pub(super) fn routes_of(&self, layer: usize) -> (Address, Address) {
+        let of_layer = self.shape.tokens * self.shared.config.num_experts_per_tok * size_of::<u32>();
+        let all = of_layer * self.shared.config.num_hidden_layers;
+        let routes = self.workspace.parts.routes + (layer * of_layer) as Address;
+        (routes, routes + all as Address)
+    }
+
+    /// Choices of all layers in this batch.
+    pub(super) fn choices(&self) -> usize {
+        let config = &self.shared.config;
+        self.shape.tokens * config.num_experts_per_tok * config.num_hidden_layers
+    }
+
+    pub(super) fn choose_experts(&self, current: &Current, layer: usize) -> Result<()> {
+        let (parts, layout, shared) = (&self.workspace.parts, &self.workspace.layout, &self.shared);
+        let (config, weights, tokens) = (&shared.config, &shared.weights.layers[layer], self.shape.tokens);
+        let wanted = self.wanted(weights.experts.iter().map(|expert| &expert.gate), tokens);
+        self.norm(current, &weights.post_attention_norm, 0, tokens, wanted)?;
+        let (chosen, chosen_weights) = self.routes_of(layer);
+        let top_k = config.num_experts_per_tok as u32;
+        let arguments = RouteArguments {
+            router: weights.router.as_ref().map_or(NO_MATRIX, DeviceMatrix::arguments),
+            normed: at(parts.normed.numbers),
+            places: at(self.batch_part(&layout.places)),
+            allowed: at(self.batch_part(&layout.allowed)),
+            bias: at(self.batch_part(&layout.bias)),
+            chosen: at(chosen),
+            weights: at(chosen_weights),
+            exact_weights: at(parts.exact_weights),
+            stride: parts.normed.stride as u32,
+            layer: layer as u32,
+            layers: config.num_hidden_layers as u32,
+            experts: config.num_local_experts as u32,
+            top_k,
+        };
+        // SAFETY: as in `norm`.
+        unsafe { shared.kernels.route.launch(current, [tokens, 1, 1], &arguments) }?;
+        let arguments = GroupArguments {
+            chosen: at(chosen),
+            slots: at(parts.slots),
+            slot_tokens: at(parts.slot_tokens),
+            starts: at(parts.starts),
+            tokens: tokens as u32,
+            top_k,
+            experts: config.num_local_experts as u32,
+        };
+        // SAFETY: as in `norm`.
+        unsafe { shared.kernels.group.launch(current, [1, 1, 1], &arguments) }
+    }
+
+    pub(super) fn run_experts(&self, current: &Current, layer: usize) -> Result<()> {
+        let (parts, shared) = (&self.workspace.parts, &self.shared);
+        let (config, tokens) = (&shared.config, self.shape.tokens);
+        let (weights, tables) = (&shared.weights.layers[layer], &shared.weights.expert_tables[layer]);
+        // activated[slot] = gelu(gate x) * (up x), x being the normed input of the slot's token.
+        let gate_up = ExpertArguments {
+            weights: at(tables.gate),
+            up: at(tables.up),
+            selected: std::ptr::null(),
+            x: parts.normed.arguments(parts.slot_tokens),
+            starts: at(parts.starts),
+            out: at(parts.activated.numbers),
+            out_stride: parts.activated.stride as u32,
+            exact_gelu: shared.numerics.exact_gelu as u32,
+        };
+        let panels = config.intermediate_size.div_ceil(PANEL_ROWS);
+        let wanted = self.wanted(weights.experts.iter().map(|expert| &expert.gate), tokens);
+        self.multiply_slots(current, &shared.kernels.gate_up, &tables.gate_up_groups, (panels, wanted), gate_up)?;
+
+        // projected[slot] = down activated[slot]
+        let wanted = self.wanted(weights.experts.iter().map(|expert| &expert.down), tokens);
+        let slot_count = parts.starts + (config.num_local_experts * size_of::<u32>()) as Address;
+        self.round(current, &parts.activated, tokens * config.num_experts_per_tok, slot_count, wanted)?;
+        let down = ExpertArguments {
+            weights: at(tables.down),
+            up: std::ptr::null(),
+            x: parts.activated.arguments(0),
+            out: at(parts.projected),
+            out_stride: config.hidden_size as u32,
+            ..gate_up
+        };
+        let panels = config.hidden_size.div_ceil(PANEL_ROWS);
+        self.multiply_slots(current, &shared.kernels.down, &tables.down_groups, (panels, wanted), down)?;
+
+        // x += sum of weight * projected over the token's slots, in the order of the weights, rounded once.
+        let arguments = CombineArguments {
+            projected: at(parts.projected),
+            slots: at(parts.slots),
+            chosen: at(self.routes_of(layer).0),
+            exact_weights: at(parts.exact_weights),
+            x: at(parts.x),
+            hidden_size: config.hidden_size as u32,
+            top_k: config.num_experts_per_tok as u32,
+        };
+        // SAFETY: as in `norm`.
+        unsafe { shared.kernels.combine.launch(current, [tokens, 1, 1], &arguments) }
+    }
+}

@@ -1,0 +1,79 @@
+//! Logits and log-probabilities, and what of a batch comes back to the host.
+
+use super::CudaPass;
+use super::products::Wanted;
+use crate::backend::cuda::arguments::LogSoftmaxArguments;
+use crate::backend::cuda::context::Current;
+use crate::backend::cuda::driver::Address;
+use crate::backend::cuda::workspace::at;
+use crate::error::Result;
+use crate::memory::{Buffer, as_bytes_mut};
+
+impl CudaPass {
+    /// `logits[row]` of the tokens in the batch's rows from `first` on.
+    pub(super) fn project_head(&self, current: &Current, first: usize, rows: usize) -> Result<()> {
+        let (parts, shared) = (&self.workspace.parts, &self.shared);
+        let index = self.batch_part(&self.workspace.layout.rows) + (first * size_of::<u32>()) as Address;
+        let head = shared.weights.head();
+        let wanted = self.wanted(std::iter::once(head), rows);
+        self.norm(current, &shared.weights.final_norm, index, rows, wanted)?;
+        let product = [(head, parts.logits, shared.config.vocab_size)];
+        self.multiply(current, &product, parts.normed.arguments(0), (rows, wanted), false)
+    }
+
+    /// Log-probabilities of the targets of the next scored tokens, as many as there are rows of logits.
+    pub(super) fn score(&mut self, current: &Current) -> Result<()> {
+        let (first, rows) = (self.scored, self.limits.logit_rows.min(self.shape.scored.len() - self.scored));
+        self.project_head(current, first, rows)?;
+        let parts = &self.workspace.parts;
+        let skipped = (first * size_of::<u32>()) as Address;
+        let arguments = LogSoftmaxArguments {
+            logits: at(parts.logits),
+            targets: at(self.batch_part(&self.workspace.layout.targets) + skipped),
+            out: at(parts.log_probabilities + skipped),
+            vocab_size: self.shared.config.vocab_size as u32,
+        };
+        // SAFETY: as in `norm`.
+        unsafe { self.shared.kernels.log_softmax_at.launch(current, [rows, 1, 1], &arguments) }?;
+        self.scored += rows;
+        Ok(())
+    }
+
+    /// Logits where they are wanted, and everything that the host reads, fetched and waited for.
+    pub(super) fn fetch_results(&mut self, current: &Current) -> Result<()> {
+        let (scored, wanted, choices) = (self.shape.scored.len(), self.shape.wanted, self.choices());
+        if wanted > 0 {
+            self.project_head(current, scored, wanted)?;
+        }
+        let (logits, log_probabilities) = (self.workspace.parts.logits, self.workspace.parts.log_probabilities);
+        let routes = self.workspace.parts.routes;
+        let logit_bytes = wanted * self.shared.config.vocab_size * size_of::<f32>();
+        let (results, [logits_at, log_probabilities_at, routes_at]) = self.workspace.results_mut();
+        let copies = [
+            (logits_at, logits, logit_bytes),
+            (log_probabilities_at, log_probabilities, scored * size_of::<f32>()),
+            (routes_at, routes, choices * (size_of::<u32>() + size_of::<f32>())),
+        ];
+        for (offset, from, bytes) in copies.into_iter().filter(|(.., bytes)| *bytes > 0) {
+            // SAFETY: results are read after the wait below, or another of `settle`; the buffers are this pass's.
+            unsafe { results.fetch(current, offset, from, bytes) }?;
+        }
+        current.wait()?;
+        self.in_progress = false;
+        Ok(())
+    }
+
+    /// Hidden states of all tokens of the last batch, rows of the stride of `normed`.
+    pub(super) fn fetch_hidden(&self) -> Result<Buffer<f32>> {
+        let (tokens, normed) = (self.shape.tokens, &self.workspace.parts.normed);
+        let mut hidden = Buffer::zeroed("hidden states", tokens * normed.stride)?;
+        let current = self.shared.device.enter()?;
+        self.norm(&current, &self.shared.weights.final_norm, 0, tokens, Wanted::default())?;
+        let bytes = as_bytes_mut(&mut hidden);
+        // SAFETY: both are as long; `hidden` is kept until the wait is over, also where that fails: then the device does
+        // nothing more.
+        unsafe { current.copy_to_host(bytes.as_mut_ptr(), normed.numbers, bytes.len()) }?;
+        current.wait()?;
+        Ok(hidden)
+    }
+}
