@@ -6,9 +6,9 @@ mod common;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{Directory, Random, load, load_options, repository, session};
+use common::held_out::{check_rise, demo_model, perplexities, promises};
+use common::{Directory, Random, load, load_options, session};
 use gemmoe::backend::KvDtype;
-use gemmoe::engine::score::perplexity;
 use gemmoe::model::names::Layout;
 use gemmoe::quant::{Format, GROUP_SIZES, Groups, ScaleDtype};
 use gemmoe::{
@@ -38,46 +38,11 @@ fn logits(model: &Arc<Model>) -> Vec<f32> {
     session.logits().unwrap().to_vec()
 }
 
-fn demo_model() -> std::path::PathBuf {
-    repository().join("examples/demo-model")
-}
-
-/// The perplexity of the held-out text of each domain.
-fn perplexities(model: &Arc<Model>) -> Vec<(String, f64)> {
-    let mut files: Vec<_> =
-        std::fs::read_dir(demo_model().join("domains")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    let measure = |file: &std::path::PathBuf| {
-        let text = std::fs::read_to_string(file).unwrap();
-        let tokens = model.encode(&text, true, false).unwrap();
-        let context_size = tokens.len().min(model.config().max_position_embeddings);
-        let found = perplexity(model, &tokens, &SessionOptions { context_size, ..Default::default() }, &mut |_| ());
-        (file.file_stem().unwrap().to_string_lossy().into_owned(), found.unwrap().value())
-    };
-    files.iter().map(measure).collect()
-}
-
-/// Perplexity may rise by so much with int8 everywhere, and with int4 experts and attention, in percent.
-const INT8_PERCENT: f64 = 0.5;
-const INT4_PERCENT: f64 = 2.5;
-
 #[test]
 fn rounding_raises_the_perplexity_of_unseen_text_by_less_than_its_bound() {
     let before = perplexities(&load(&demo_model()));
-    assert_eq!(before.len(), 4);
-    let int4_and_int8 = Formats { head: Some(Format::INT8), ..formats(Format::INT4, Format::INT4) };
-    let rows = [("int8", formats(Format::INT8, Format::INT8), INT8_PERCENT), ("int4", int4_and_int8, INT4_PERCENT)];
-    for (name, formats, most) in rows {
-        let after = perplexities(&load_in(&demo_model(), formats));
-        let changes = before.iter().zip(&after).map(|((_, before), (_, after))| 100.0 * (after / before - 1.0));
-        let changes: Vec<f64> = changes.collect();
-        let mean = changes.iter().sum::<f64>() / changes.len() as f64;
-        for ((domain, before), change) in before.iter().zip(&changes) {
-            println!("{name} {domain:<12} {before:>8.4} {change:>+7.3} %");
-        }
-        println!("{name} mean {mean:>+7.3} %");
-        assert!(mean < most, "{name}: perplexity rose by {mean:.3} %");
-        assert!(changes.iter().all(|change| change.abs() < 2.0 * most), "{name}: {changes:?}");
+    for (name, formats, most) in promises() {
+        check_rise(name, &before, &perplexities(&load_in(&demo_model(), formats)), most);
     }
 }
 

@@ -16,6 +16,7 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
 pub mod checkpoints;
+pub mod held_out;
 mod random;
 
 pub use random::Random;
