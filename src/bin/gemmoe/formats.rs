@@ -27,12 +27,17 @@ impl FormatName {
     }
 }
 
-/// Reads `experts=int4,attention=int8,head=int8,embedding=int8,group-size=64,scales=f16`, any of it in any order.
+/// Reads `experts=int4,attention=int8,head=int8,embedding=int8,group-size=64,scales=f16`, each at most once, in any order, and
+/// at least one part of a model among them.
 pub fn parse_formats(text: &str) -> Result<Formats, String> {
     let mut groups = Groups { size: 32, scales: ScaleDtype::Bf16 };
-    let mut parts = Vec::new();
+    let (mut keys, mut parts) = (Vec::new(), Vec::new());
     for item in text.split(',') {
         let (key, value) = item.split_once('=').ok_or_else(|| format!("{item:?} is not KEY=VALUE"))?;
+        if keys.contains(&key) {
+            return Err(format!("{key} is there twice"));
+        }
+        keys.push(key);
         let expected = |expected: &str| format!("{key} is {value:?}, expected {expected}");
         match key {
             "group-size" => groups.size = parse_group_size(value).map_err(|_| expected("32, 64 or 128"))?,
@@ -45,8 +50,10 @@ pub fn parse_formats(text: &str) -> Result<Formats, String> {
             _ => return Err(format!("{key:?} is not experts, attention, head, embedding, group-size or scales")),
         }
     }
-    let format =
-        |part: &str| parts.iter().rev().find(|(key, _)| *key == part).and_then(|(_, name)| name.format(groups));
+    if parts.is_empty() {
+        return Err("nothing is to be quantised: give experts, attention, head or embedding a format".to_owned());
+    }
+    let format = |part: &str| parts.iter().find(|(key, _)| *key == part).and_then(|(_, name)| name.format(groups));
     Ok(Formats {
         experts: format("experts"),
         attention: format("attention"),
@@ -95,4 +102,27 @@ pub fn parts_json(formats: &Formats) -> Value {
         (name.to_owned(), json!(format))
     };
     PARTS.into_iter().zip(formats.parts()).map(part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_are_read_in_any_order_and_each_once() {
+        let formats = parse_formats("scales=f16,head=int8,experts=int4,group-size=64").unwrap();
+        let groups = Groups { size: 64, scales: ScaleDtype::F16 };
+        let expected = [Some(Format::Int4(groups)), None, Some(Format::Int8(groups)), None];
+        assert_eq!([formats.experts, formats.attention, formats.head, formats.embedding], expected);
+        for (text, part) in [
+            ("experts=int4,head=int8,experts=int8", "experts is there twice"),
+            ("group-size=64,scales=f16", "nothing is to be quantised"),
+            ("experts=int5", "experts is \"int5\", expected int8 or int4"),
+            ("experts", "\"experts\" is not KEY=VALUE"),
+            ("router=int8", "\"router\" is not experts"),
+        ] {
+            let error = parse_formats(text).unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
 }

@@ -92,8 +92,8 @@ struct ModelArgs {
     /// Priority of the threads beside other programs (Linux). The thread that waits for them keeps its own.
     #[arg(long, value_enum, default_value_t = Priority::Normal, hide_default_value = true)]
     priority: Priority,
-    /// Round weights while loading, as in experts=int4,attention=int8,head=int8; group-size=64 or 128 and scales=f16 can be
-    /// added.
+    /// Round weights while loading: experts, attention, head or embedding to int8 or int4, as in
+    /// experts=int4,attention=int8,head=int8; group-size=64 or 128 and scales=f16 can be added.
     #[arg(long, value_name = "PART=FORMAT,...", value_parser = formats::parse_formats)]
     quantize: Option<Formats>,
     /// Follow symbolic links inside the directory, as in a download cache.

@@ -35,8 +35,8 @@ pub struct Plan {
     /// Threads; by default one per core.
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     threads: usize,
-    /// Round weights while loading, as in experts=int4,attention=int8,head=int8; group-size=64 or 128 and scales=f16 can be
-    /// added.
+    /// Round weights while loading: experts, attention, head or embedding to int8 or int4, as in
+    /// experts=int4,attention=int8,head=int8; group-size=64 or 128 and scales=f16 can be added.
     #[arg(long, value_name = "PART=FORMAT,...", value_parser = parse_formats)]
     quantize: Option<Formats>,
     /// Follow symbolic links inside the directory, as in a download cache.
