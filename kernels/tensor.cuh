@@ -140,18 +140,23 @@ template <class Tensor> struct WeightsPlace {
     // Of the stage.
     uint32_t column;
 
-    DEVICE explicit WeightsPlace(const Panel &panel) {
+    static constexpr uint32_t STAGE_LINES = STAGE_STEPS * STEP_LINES;
+
+    DEVICE explicit WeightsPlace(const Panel &panel, uint32_t stage = 0) {
         uint32_t quarter = thread_index() / 4 % 4, place = thread_index() % 4;
-        lines = panel.lines + place * LINE_BYTES + 16 * quarter;
-        lines_left = static_cast<int32_t>(panel.line_count - place);
-        column = 0;
+        uint32_t line = stage * STAGE_LINES + place;
+        lines = panel.lines + static_cast<size_t>(line) * LINE_BYTES + 16 * quarter;
+        lines_left = static_cast<int32_t>(panel.line_count - line);
+        column = stage * STAGE_LINES * Tensor::Format::COLUMNS;
     }
 
     DEVICE void move_to_next_stage() {
-        lines += STAGE_STEPS * STEP_LINES * LINE_BYTES;
-        lines_left -= static_cast<int32_t>(STAGE_STEPS * STEP_LINES);
-        column += STAGE_STEPS * STEP_LINES * Tensor::Format::COLUMNS;
+        lines += STAGE_LINES * LINE_BYTES;
+        lines_left -= static_cast<int32_t>(STAGE_LINES);
+        column += STAGE_LINES * Tensor::Format::COLUMNS;
     }
+
+    static DEVICE uint32_t stages(const Panel &panel) { return (panel.line_count + STAGE_LINES - 1) / STAGE_LINES; }
 };
 
 // Reads one step of a lane's weights; past the last column they are zeros, and nothing is read.
@@ -399,8 +404,7 @@ DEVICE void tensor_products(const Panel &panel, const ActivationArguments &x, ui
     }
     bringer.read();
     bringer.write(units, scales);
-    constexpr uint32_t stage_lines = STAGE_STEPS * WeightsPlace<Tensor>::STEP_LINES;
-    uint32_t stages = (panel.line_count + stage_lines - 1) / stage_lines;
+    uint32_t stages = WeightsPlace<Tensor>::stages(panel);
     for (uint32_t stage = 0; stage < stages; stage++) {
         // The activations of this stage are there, and whoever still multiplied those of the one before has ended.
         barrier();

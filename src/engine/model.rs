@@ -29,7 +29,7 @@ pub struct LoadOptions {
     /// Where published GemMoEs differ in their arithmetic.
     pub variants: Variants,
     /// A sequence's bits do not depend on what else is in the batch or how a prompt was cut. So it always is on the processor; a
-    /// GPU then does without its tensor cores, and takes longer for batches of more than 16 tokens, prompts above all.
+    /// GPU then does without its tensor cores, and takes longer for batches of more than a few tokens, prompts above all.
     pub exact: bool,
     /// What weights are held in, where not as the checkpoint has them.
     pub formats: Formats,

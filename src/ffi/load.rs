@@ -39,8 +39,8 @@ pub const GEMMOE_LOAD_PIN_THREADS: u32 = 8;
 /// results, and whoever cuts them off kills this process. What is stored row by row is read as ever.
 pub const GEMMOE_LOAD_MAP: u32 = 16;
 /// gemmoe_load_options.flags: on a GPU, give a sequence the same bits whatever else is in its batch and however its prompt is cut.
-/// Batches of more than 16 tokens, prompts above all, then do without tensor cores, which round activations to the dtype
-/// of the weights. On the CPU it is always so.
+/// Batches of more than 8 tokens, 3 with int8 or int4 weights, prompts above all, then do without tensor cores, which round
+/// activations to the dtype of the weights. On the CPU it is always so.
 pub const GEMMOE_LOAD_EXACT: u32 = 32;
 
 /// gemmoe_load_options.instructions: the best instruction set the processor has.

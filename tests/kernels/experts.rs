@@ -3,7 +3,7 @@
 use crate::Effort;
 use crate::arguments::{CombineArguments, ExpertArguments, MatrixArguments};
 use crate::device::{Array, Device};
-use crate::products::{TENSOR_PANELS, TENSOR_TOKENS, TILES, UNTOUCHED, Variant};
+use crate::products::{NARROW_PANELS, TENSOR_PANELS, TENSOR_TOKENS, TILES, UNTOUCHED, Variant};
 use crate::random::Random;
 use crate::tensors::{Activations, DeviceMatrix, Format, Kind, Matrix, PRODUCT_ERROR, kinds, product};
 
@@ -75,6 +75,7 @@ pub fn multiply(device: &Device, layer: &Layer, x: &Activations, run: &Run) -> V
     let experts = run.selected.map_or(gate.len(), <[u32]>::len);
     let grid = match run.variant {
         Variant::Tile(_) => [gate[0].panels(), experts, 1],
+        Variant::Narrow => [gate[0].panels().div_ceil(NARROW_PANELS), experts, 1],
         // As many tiles as if all slots were one expert's.
         Variant::Tensor => [slots.div_ceil(TENSOR_TOKENS), gate[0].panels().div_ceil(TENSOR_PANELS), experts],
     };

@@ -201,8 +201,9 @@ fn the_committed_ptx_has_every_kernel_of_the_sources() {
     }
     for format in tensors::Format::ALL {
         let tiles = products::TILES.map(products::Variant::Tile);
-        let tensor = (format != tensors::Format::F32).then_some(products::Variant::Tensor);
-        for variant in tiles.into_iter().chain(tensor) {
+        let on_tensor_cores = [products::Variant::Narrow, products::Variant::Tensor];
+        let tensor = if format == tensors::Format::F32 { &[][..] } else { &on_tensor_cores };
+        for variant in tiles.iter().chain(tensor) {
             for family in ["matmul", "gate_up", "down"] {
                 let name = variant.kernel(family, format);
                 assert!(device.has(&name), "{name}");

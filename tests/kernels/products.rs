@@ -13,6 +13,8 @@ pub const TILES: [usize; 4] = [1, 2, 4, 8];
 pub enum Variant {
     /// A tile of so many tokens.
     Tile(usize),
+    /// On tensor cores, up to 16 tokens.
+    Narrow,
     /// On tensor cores.
     Tensor,
 }
@@ -21,12 +23,16 @@ impl Variant {
     pub fn kernel(self, family: &str, format: Format) -> String {
         match self {
             Variant::Tile(tokens) => format!("{family}_{}_{tokens}", format.name()),
+            Variant::Narrow => format!("{family}_narrow_{}", format.name()),
             Variant::Tensor => format!("{family}_tensor_{}", format.name()),
         }
     }
 }
 
-/// Tokens and panels of a block on tensor cores.
+/// Panels of a block on tensor cores with up to 16 tokens.
+pub const NARROW_PANELS: usize = 2;
+
+/// Tokens and panels of a block on tensor cores with more.
 pub const TENSOR_TOKENS: usize = 64;
 pub const TENSOR_PANELS: usize = 8;
 
@@ -80,6 +86,7 @@ pub fn matmul(device: &Device, launch: &Launch) -> Vec<Vec<Vec<f32>>> {
     let panels = on_device.iter().map(|matrix| matrix.panels());
     let grid = match variant {
         Variant::Tile(tile) => [panels.sum(), tokens.len().div_ceil(tile), 1],
+        Variant::Narrow => [panels.map(|panels| panels.div_ceil(NARROW_PANELS)).sum(), 1, 1],
         // One tile too many leaves at once.
         Variant::Tensor => {
             let groups = panels.map(|panels| panels.div_ceil(TENSOR_PANELS)).sum();

@@ -13,6 +13,7 @@ MOVES = {
     "round_activations": ("4 read and 1.25 or 2 written a column", "the same"),
     "matmul_tensor": ("weights once per 64 tokens, activations per 128 rows", "weights and activations once"),
     "matmul": ("weights once per tile of tokens", "weights once"),
+    "matmul_narrow": ("weights once, activations per 32 rows from the caches", "weights and activations once"),
     "rotate_and_store": ("query and key once each way, value once, page elements once", "the same"),
     "attention": ("keys and values of all positions once per head and token", "once per key-value head and sequence"),
     "attention_merge": ("4 (head_dim + 2) a span of 256 positions, 4 written a column", "the same"),
@@ -22,6 +23,8 @@ MOVES = {
     "down": ("down of each touched expert once per tile of its tokens", "once"),
     "gate_up_tensor": ("gate and up of each touched expert once per 64 of its slots, activations per 128 rows", "once"),
     "down_tensor": ("down of each touched expert once per 64 of its slots, activations per 128 rows", "once"),
+    "gate_up_narrow": ("gate and up of each touched expert once, activations per 32 rows from the caches", "once"),
+    "down_narrow": ("down of each touched expert once, activations per 32 rows from the caches", "once"),
     "combine": ("4 a slot and column, 8 a column of x", "the same"),
     "log_softmax_at": ("4 a logit twice", "4 a logit"),
 }

@@ -20,13 +20,15 @@ macro_rules! generated {
 }
 
 /// The kernels' code by the name of its file.
-const FILES: [(&str, &str); 11] = [
+const FILES: [(&str, &str); 13] = [
     generated!("attention"),
     generated!("embed"),
     generated!("experts"),
+    generated!("experts_narrow"),
     generated!("experts_tensor"),
     generated!("head"),
     generated!("matmul"),
+    generated!("matmul_narrow"),
     generated!("matmul_tensor"),
     generated!("norm"),
     generated!("rotate"),
@@ -37,13 +39,16 @@ const FILES: [(&str, &str); 11] = [
 /// Tokens that a tile of a product can have; each is a kernel of its own.
 pub const WIDTHS: [usize; 4] = [1, 2, 4, 8];
 
-/// Tokens past which products are made on tensor cores, unless they are to be exact.
-pub const MAX_TILED_TOKENS: usize = 16;
+/// Most tokens that weights are read once for on tensor cores.
+pub const NARROW_TOKENS: usize = 16;
 
-/// Tokens, or slots, of a block on tensor cores.
+/// Panels of a block of those.
+pub const NARROW_PANELS: usize = 2;
+
+/// Tokens, or slots, of a block on tensor cores that has many.
 pub const TENSOR_TOKENS: usize = 64;
 
-/// Panels of a block on tensor cores.
+/// Panels of a block of those.
 pub const TENSOR_PANELS: usize = 8;
 
 /// The kinds of formats, by their names, each with kernels of its own, in the order of `EmbedArguments::format`.
@@ -57,6 +62,16 @@ pub fn kind_of(format: Format) -> usize {
         Format::F16 => 2,
         Format::Int8(_) => 3,
         Format::Int4(_) => 4,
+    }
+}
+
+/// The fewest tokens that weights of a kind meet on tensor cores, unless results are to be exact. Before, whole numbers are
+/// multiplied four at a time, which keeps up with memory for three tokens; numbers in f32, the better precision, for as many
+/// as a tile has.
+pub fn fewest_on_tensor_cores(kind: usize) -> usize {
+    match KINDS[kind] {
+        "int8" | "int4" => 4,
+        _ => WIDTHS[WIDTHS.len() - 1] + 1,
     }
 }
 
@@ -90,11 +105,14 @@ impl<A: Copy> Kernel<A> {
 /// For each kind of format, and each width.
 pub type ByKindAndWidth<A> = [[Kernel<A>; WIDTHS.len()]; KINDS.len()];
 
-/// For each kind of format, tiles of few tokens, and tensor cores.
+/// For each kind of format; there are none for f32.
+pub type ByKind<A> = [Option<Kernel<A>>; KINDS.len()];
+
+/// For each kind of format, tiles of few tokens, and tensor cores for up to NARROW_TOKENS and for more.
 pub struct Products<A> {
     pub tiled: ByKindAndWidth<A>,
-    /// None for f32.
-    pub tensor: [Option<Kernel<A>>; KINDS.len()],
+    pub narrow: ByKind<A>,
+    pub tensor: ByKind<A>,
 }
 
 /// All kernels, loaded onto one device.
@@ -191,14 +209,21 @@ impl Finder<'_> {
         Ok(Kernel { function: function.ok_or_else(missing)?, threads, arguments: PhantomData })
     }
 
-    /// Those of a file and of its like for tensor cores, which have blocks of `threads` threads.
+    /// Those of a file and of its likes for tensor cores; for many tokens they have blocks of `threads` threads.
     fn find_products<A>(&self, file: &str, name: &str, threads: u32) -> Result<Products<A>> {
-        let mut tensor = try_with_capacity("the kernels", KINDS.len())?;
-        for kind in KINDS {
-            let find = || self.find(&format!("{file}_tensor"), &format!("{name}_tensor_{kind}"), threads);
-            tensor.push(if kind == "f32" { None } else { Some(find()?) });
-        }
-        Ok(Products { tiled: self.find_all(file, name)?, tensor: array(tensor)? })
+        let on_tensor_cores = |variant: &str, threads| {
+            let mut found = try_with_capacity("the kernels", KINDS.len())?;
+            for kind in KINDS {
+                let find = || self.find(&format!("{file}_{variant}"), &format!("{name}_{variant}_{kind}"), threads);
+                found.push(if kind == "f32" { None } else { Some(find()?) });
+            }
+            array(found)
+        };
+        Ok(Products {
+            tiled: self.find_all(file, name)?,
+            narrow: on_tensor_cores("narrow", 256)?,
+            tensor: on_tensor_cores("tensor", threads)?,
+        })
     }
 
     fn find_all<A>(&self, file: &str, name: &str) -> Result<ByKindAndWidth<A>> {
@@ -226,6 +251,11 @@ mod tests {
     fn a_tile_is_the_narrowest_that_takes_all_tokens_and_the_widest_for_more() {
         let widths = [1, 2, 3, 4, 5, 8, 9, 1000].map(|tokens| WIDTHS[width_of(tokens)]);
         assert_eq!(widths, [1, 2, 4, 4, 8, 8, 8, 8]);
+    }
+
+    #[test]
+    fn tensor_cores_come_in_where_tiles_end() {
+        assert_eq!([0, 1, 2, 3, 4].map(fewest_on_tensor_cores), [9, 9, 9, 4, 4]);
     }
 
     #[test]

@@ -43,8 +43,8 @@ pub struct CudaOptions {
     /// Index of the device.
     pub device: usize,
     pub variants: Variants,
-    /// A sequence's bits do not depend on what else is in the batch or how a prompt was cut; batches of more than 16 tokens,
-    /// prefill above all, then use the f32 and dp4a kernels instead of tensor cores.
+    /// A sequence's bits do not depend on what else is in the batch or how a prompt was cut; batches of more than a few
+    /// tokens (`kernels::fewest_on_tensor_cores`), prefill above all, then use the f32 and dp4a kernels instead of tensor cores.
     pub exact: bool,
     /// Threads of the processor that lay weights out.
     pub threads: usize,

@@ -5,11 +5,12 @@ use crate::backend::cuda::arguments::*;
 use crate::backend::cuda::context::Current;
 use crate::backend::cuda::driver::Address;
 use crate::backend::cuda::kernels::{
-    MAX_TILED_TOKENS, Products, TENSOR_PANELS, TENSOR_TOKENS, WIDTHS, kind_of, width_of,
+    NARROW_PANELS, NARROW_TOKENS, Products, TENSOR_PANELS, TENSOR_TOKENS, WIDTHS, fewest_on_tensor_cores, kind_of,
+    width_of,
 };
 use crate::backend::cuda::weights::{DeviceMatrix, DeviceVector, ExpertGroup};
 use crate::backend::cuda::workspace::{ActivationBuffer, at};
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 use crate::quant::Format;
 
 /// Columns of a block of `round_activations`.
@@ -31,17 +32,18 @@ pub(super) struct Wanted {
     integers: bool,
     /// BF16 or F16, for tensor cores.
     halves: Option<Format>,
-    /// Whether there are tokens enough for tensor cores.
-    tensor: bool,
+    /// Tokens, as tensor cores count them: none where results are to be exact.
+    on_tensor_cores: usize,
 }
 
 impl Wanted {
     /// For weights of these formats. Halves have one format: where both are met, weights in either meet f32.
-    pub(super) fn new(formats: impl Iterator<Item = Format> + Clone, tensor: bool) -> Wanted {
+    pub(super) fn new(formats: impl Iterator<Item = Format> + Clone, on_tensor_cores: usize) -> Wanted {
         let integers = formats.clone().any(|format| format.groups().is_some());
         let mut halves = formats.filter(|format| matches!(format, Format::Bf16 | Format::F16));
-        let first = halves.next().filter(|first| tensor && halves.all(|other| other == *first));
-        Wanted { integers, halves: first, tensor }
+        let is_enough = |format: &Format| on_tensor_cores >= fewest_on_tensor_cores(kind_of(*format));
+        let first = halves.next().filter(|first| is_enough(first) && halves.all(|other| other == *first));
+        Wanted { integers, halves: first, on_tensor_cores }
     }
 
     pub(super) fn is_something(&self) -> bool {
@@ -52,11 +54,38 @@ impl Wanted {
         (self.halves == Some(Format::F16)) as u32
     }
 
-    /// Whether weights of a kind are met on tensor cores.
-    pub(super) fn uses_tensor(&self, kind: usize) -> bool {
+    /// How weights of a kind are met.
+    fn way(&self, kind: usize) -> Way {
         let is_kind = |format: Format| kind_of(format) == kind;
         let has_scales = is_kind(Format::INT8) || is_kind(Format::INT4);
-        self.tensor && (has_scales || self.halves.is_some_and(is_kind))
+        let is_enough = self.on_tensor_cores >= fewest_on_tensor_cores(kind);
+        match is_enough && (has_scales || self.halves.is_some_and(is_kind)) {
+            false => Way::Tiled,
+            true if self.on_tensor_cores <= NARROW_TOKENS => Way::Narrow,
+            true => Way::Tensor,
+        }
+    }
+}
+
+/// How products are made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    /// A panel by a tile of a few tokens.
+    Tiled,
+    /// On tensor cores, two panels by all tokens.
+    Narrow,
+    /// On tensor cores, eight panels by a tile of many tokens.
+    Tensor,
+}
+
+impl Way {
+    /// Panels of a block.
+    fn panels(self) -> usize {
+        match self {
+            Way::Tiled => 1,
+            Way::Narrow => NARROW_PANELS,
+            Way::Tensor => TENSOR_PANELS,
+        }
     }
 }
 
@@ -66,8 +95,8 @@ pub(super) type Product<'a> = (&'a DeviceMatrix, Address, usize);
 impl CudaPass {
     /// What a stage of so many tokens with these weights wants of their activations.
     pub(super) fn wanted<'a>(&self, weights: impl Iterator<Item = &'a DeviceMatrix> + Clone, tokens: usize) -> Wanted {
-        let tensor = tokens > MAX_TILED_TOKENS && !self.shared.exact;
-        Wanted::new(weights.map(|matrix| matrix.shape().format), tensor)
+        let on_tensor_cores = if self.shared.exact { 0 } else { tokens };
+        Wanted::new(weights.map(|matrix| matrix.shape().format), on_tensor_cores)
     }
 
     /// `normed[row] = rms_norm(x[index[row]])`, in f32 and what else is wanted.
@@ -135,7 +164,7 @@ impl CudaPass {
     ) -> Result<()> {
         let kernels = &self.shared.kernels.matmul;
         // One kind, but for checkpoints of mixed dtypes.
-        for (kind, tensor) in kernels.tensor.iter().enumerate() {
+        for (kind, tiled) in kernels.tiled.iter().enumerate() {
             let mut arguments = MatmulArguments {
                 weights: [NO_MATRIX; 3],
                 out: [std::ptr::null_mut(); 3],
@@ -145,22 +174,24 @@ impl CudaPass {
                 tokens: tokens as u32,
                 accumulate: accumulate as u32,
             };
-            let (mut count, mut panels, mut groups) = (0, 0, 0);
+            let way = wanted.way(kind);
+            let (mut count, mut blocks) = (0, 0);
             for (matrix, out, stride) in products.iter().filter(|(matrix, ..)| kind_of(matrix.shape().format) == kind) {
                 arguments.weights[count] = matrix.arguments();
                 arguments.out[count] = at(*out);
                 arguments.out_stride[count] = *stride as u32;
-                panels += matrix.shape().panels();
-                groups += matrix.shape().panels().div_ceil(TENSOR_PANELS);
+                blocks += matrix.shape().panels().div_ceil(way.panels());
                 count += 1;
             }
             if count > 0 {
                 arguments.count = count as u32;
                 let width = width_of(tokens);
-                let (kernel, grid) = match tensor.as_ref().filter(|_| wanted.uses_tensor(kind)) {
-                    Some(tensor) => (tensor, [tokens.div_ceil(TENSOR_TOKENS), groups, 1]),
-                    None => (&kernels.tiled[kind][width], [panels, tokens.div_ceil(WIDTHS[width]), 1]),
+                let (kernel, grid) = match way {
+                    Way::Tiled => (Some(&tiled[width]), [blocks, tokens.div_ceil(WIDTHS[width]), 1]),
+                    Way::Narrow => (kernels.narrow[kind].as_ref(), [blocks, 1, 1]),
+                    Way::Tensor => (kernels.tensor[kind].as_ref(), [tokens.div_ceil(TENSOR_TOKENS), blocks, 1]),
                 };
+                let kernel = kernel.ok_or_else(no_kernel)?;
                 // SAFETY: as in `norm`; the outputs have room for `tokens` rows of the matrices.
                 unsafe { kernel.launch(current, grid, &arguments) }?;
             }
@@ -181,16 +212,25 @@ impl CudaPass {
         let tokens = self.shape.tokens;
         for group in groups {
             let arguments = ExpertArguments { selected: at(group.selected), ..arguments };
-            let tensor = kernels.tensor[group.kind].as_ref().filter(|_| wanted.uses_tensor(group.kind));
-            let (kernel, grid) = match tensor {
-                Some(tensor) => (tensor, [tokens.div_ceil(TENSOR_TOKENS), panels.div_ceil(TENSOR_PANELS), group.count]),
-                None => (&kernels.tiled[group.kind][width_of(tokens)], [panels, group.count, 1]),
+            let way = wanted.way(group.kind);
+            let blocks = panels.div_ceil(way.panels());
+            let (kernel, grid) = match way {
+                Way::Tiled => (Some(&kernels.tiled[group.kind][width_of(tokens)]), [blocks, group.count, 1]),
+                Way::Narrow => (kernels.narrow[group.kind].as_ref(), [blocks, group.count, 1]),
+                Way::Tensor => {
+                    (kernels.tensor[group.kind].as_ref(), [tokens.div_ceil(TENSOR_TOKENS), blocks, group.count])
+                }
             };
+            let kernel = kernel.ok_or_else(no_kernel)?;
             // SAFETY: as in `norm`; slots are numbered on the device, below tokens times top_k.
             unsafe { kernel.launch(current, grid, &arguments) }?;
         }
         Ok(())
     }
+}
+
+fn no_kernel() -> Error {
+    Error::new(Status::Internal, "there is no kernel for these weights on tensor cores")
 }
 
 #[cfg(test)]
@@ -199,16 +239,21 @@ mod tests {
 
     #[test]
     fn activations_are_wanted_as_the_weights_meet_them() {
-        let wanted = |formats: &[Format], tensor| Wanted::new(formats.iter().copied(), tensor);
-        let found = wanted(&[Format::Bf16, Format::INT4, Format::F32], true);
-        assert_eq!(found, Wanted { integers: true, halves: Some(Format::Bf16), tensor: true });
-        let uses = |wanted: Wanted| [0, 1, 2, 3, 4].map(|kind| wanted.uses_tensor(kind));
-        assert_eq!(uses(found), [false, true, false, true, true]);
+        let wanted = |formats: &[Format], tokens| Wanted::new(formats.iter().copied(), tokens);
+        let found = wanted(&[Format::Bf16, Format::INT4, Format::F32], 17);
+        assert_eq!(found, Wanted { integers: true, halves: Some(Format::Bf16), on_tensor_cores: 17 });
+        use Way::{Narrow, Tensor, Tiled};
+        let ways = |wanted: Wanted| [0, 1, 2, 3, 4].map(|kind| wanted.way(kind));
+        assert_eq!(ways(found), [Tiled, Tensor, Tiled, Tensor, Tensor]);
+        let both = [Format::Bf16, Format::INT8];
+        assert_eq!(ways(wanted(&both, 16)), [Tiled, Narrow, Tiled, Narrow, Narrow]);
+        assert_eq!(ways(wanted(&both, 8)), [Tiled, Tiled, Tiled, Narrow, Narrow]);
+        assert_eq!(ways(wanted(&both, 3)), [Tiled; 5]);
         // Halves of one format alone.
-        assert_eq!(uses(wanted(&[Format::F16, Format::Bf16], true)), [false, false, false, true, true]);
-        assert_eq!(wanted(&[Format::F16, Format::F16], true).halves_are_f16(), 1);
-        let few = wanted(&[Format::F16, Format::INT8], false);
-        assert_eq!((few.integers, few.halves, uses(few)), (true, None, [false; 5]));
-        assert!(!wanted(&[Format::F32, Format::Bf16], false).is_something());
+        assert_eq!(ways(wanted(&[Format::F16, Format::Bf16], 17)), [Tiled, Tiled, Tiled, Tensor, Tensor]);
+        assert_eq!(wanted(&[Format::F16, Format::F16], 17).halves_are_f16(), 1);
+        let exact = wanted(&[Format::F16, Format::INT8], 0);
+        assert_eq!((exact.integers, exact.halves, ways(exact)), (true, None, [Tiled; 5]));
+        assert!(!wanted(&[Format::F32, Format::Bf16], 8).is_something());
     }
 }
