@@ -198,6 +198,7 @@ def step(name, geometry=Geometry()):
 def readable(count):
     """Bytes in three digits."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:.0f} {unit}"
+        # What is nearer to one of them than to 999 of the smaller.
+        if count >= 0.9995 * size:
+            return f"{count / size:.3g} {unit}"
     return f"{count:.0f} B"
