@@ -102,10 +102,18 @@ struct alignas(16) Words {
     uint32_t word[4];
 };
 
+// A load of what nobody writes during the kernel, which may come from a cache that is not kept coherent. From sm_90 on the
+// grid before this one may still write when the kernel has begun, so the load is an ordinary one.
+#if __CUDA_ARCH__ >= 900
+#define LOAD_OF_WORDS "ld.global.L1::no_allocate.v4.u32"
+#else
+#define LOAD_OF_WORDS "ld.global.nc.L1::no_allocate.v4.u32"
+#endif
+
 // Sixteen aligned bytes that nobody writes during the kernel and this block does not read again.
 DEVICE Words load_words(const void *from) {
     Words words;
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm(LOAD_OF_WORDS " {%0, %1, %2, %3}, [%4];"
         : "=r"(words.word[0]), "=r"(words.word[1]), "=r"(words.word[2]), "=r"(words.word[3])
         : "l"(from));
     return words;
@@ -121,7 +129,7 @@ DEVICE Words load_words_if(bool wanted, const void *from) {
         "mov.u32 %1, 0;\n"
         "mov.u32 %2, 0;\n"
         "mov.u32 %3, 0;\n"
-        "@wanted ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+        "@wanted " LOAD_OF_WORDS " {%0, %1, %2, %3}, [%4];\n"
         "}"
         : "=&r"(words.word[0]), "=&r"(words.word[1]), "=&r"(words.word[2]), "=&r"(words.word[3])
         : "l"(from), "r"(static_cast<uint32_t>(wanted)));

@@ -5,7 +5,7 @@
 
 Needs Python 3.11 with venv on 64-bit Linux, and PyPI the first time; no GPU and no CUDA. The compiler is NVRTC 12.1: its
 PTX 8.1 and its native code are taken by every driver from R530 on. A kernel fails that spills registers, has more than
-48 KiB of shared memory, or on sm_90a does not begin by waiting for the grid before it.
+48 KiB of shared memory, or on sm_90a could not be launched while the grid before it runs.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from measure import failures, measure, parse, without_wait
+from measure import failures, measure, parse, unsafe_beside_others
 from nvrtc import Nvrtc
 from table import page, table
 
@@ -35,7 +35,7 @@ NATIVE = ["sm_80", "sm_90a"]
 # Those that drivers compile the PTX for.
 COMPILED_BY_DRIVERS = ["sm_100", "sm_120"]
 # The architecture whose kernels may be launched while the grid before them runs.
-WAITING = "sm_90a"
+BESIDE_OTHERS = "sm_90a"
 # Sums of products are rounded as the source says, here and under the shim.
 OPTIONS = ["--std=c++17", "--fmad=false", f"--include-path={SOURCES}"]
 # Kernels of the bench, which the library does not have: PTX alone, and no rows of the table.
@@ -73,8 +73,8 @@ def make(nvidia, compiler, source, architecture):
     """({name in generated: code}, kernels of the library, other kernels, what is wrong)."""
     code, log = compiler.compile(source, architecture, OPTIONS)
     if architecture != PTX:
-        waitless = without_wait(nvidia, code) if architecture == WAITING else []
-        complaints = [f"{name} does not begin by waiting for the grid before it on {WAITING}" for name in waitless]
+        unsafe = unsafe_beside_others(nvidia, code) if architecture == BESIDE_OTHERS else []
+        complaints = [f"{text} on {architecture}" for text in unsafe]
         return {f"{architecture}/{source.stem}.cubin": code}, parse(log, architecture), [], complaints
     ptx = clean(code.decode())
     kernels = [kernel for target in COMPILED_BY_DRIVERS for kernel in measure(nvidia, ptx, target)]

@@ -56,11 +56,11 @@ def failures(kernels):
     ]
 
 
-def without_wait(nvidia, cubin):
-    """The kernels of native code that might touch memory before they wait for the grid before them.
+def unsafe_beside_others(nvidia, cubin):
+    """What is wrong with kernels of native code that are launched while the grid before them runs.
 
-    Such a kernel must not be launched while that grid runs. The source has the wait first; this is what the assembler made
-    of it: no load, store or branch may come before the instruction that waits.
+    The source has the wait for that grid first, and no loads that may come from a cache which is not kept coherent: those
+    are for what nobody writes from the kernel's beginning on. This looks at what the assembler made of it.
     """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -69,7 +69,9 @@ def without_wait(nvidia, cubin):
         done = subprocess.run([nvdisasm, "-c", file.name], capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"nvdisasm: {done.stderr.strip()}")
-    return unsafe_beginnings(done.stdout)
+    return [f"{name} does not begin by waiting for the grid before it" for name in without_wait(done.stdout)] + [
+        f"{name} has loads that are not coherent" for name in incoherent(done.stdout)
+    ]
 
 
 # griddepcontrol.launch_dependents and griddepcontrol.wait.
@@ -79,16 +81,29 @@ OF_ARGUMENTS = re.compile(r"(LDC|ULDC)(\.|$)")
 TOUCHES = re.compile(r"LD|ST|ATOM|RED|CCTL|UBLK|BRA|BRX|JMP|JMX|CALL|RET|EXIT|BAR|MEMBAR|ERRBAR|SYNCS")
 
 
-def unsafe_beginnings(listing):
-    """Names of the kernels in a listing of nvdisasm that do not begin with both, in this order, before all else."""
+# Kernels with tables of sincos, which are constants.
+OF_CONSTANTS = ["rotate_and_store"]
+
+
+def opcodes(listing):
+    """{kernel: its instructions} of what nvdisasm lists."""
+    parts = re.findall(r"^\.text\.(\w+):\n(.*?)(?=^\.text\.|\Z)", listing, re.MULTILINE | re.DOTALL)
+    return {name: re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([\w.]+)", code) for name, code in parts}
+
+
+def without_wait(listing):
+    """The kernels that do not begin with both, in this order, before they touch memory, branch or end."""
     names = []
-    for name, code in re.findall(r"^\.text\.(\w+):\n(.*?)(?=^\.text\.|\Z)", listing, re.MULTILINE | re.DOTALL):
-        before = []
-        for opcode in re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([\w.]+)", code):
-            if opcode == WAIT:
-                break
-            before.append(opcode)
+    for name, all_codes in opcodes(listing).items():
+        before = all_codes[: all_codes.index(WAIT)] if WAIT in all_codes else all_codes
         touching = [code for code in before if TOUCHES.match(code) and not OF_ARGUMENTS.match(code)]
-        if len(before) == len(re.findall(r"/\*[0-9a-f]{4,}\*/", code)) or BEGIN not in before or touching:
+        if WAIT not in all_codes or BEGIN not in before or touching:
             names.append(name)
     return names
+
+
+def incoherent(listing):
+    """The kernels with loads that a cache may answer which is not kept coherent."""
+    loads = re.compile(r"LD.*\.CONSTANT")
+    has_one = lambda codes: any(loads.match(code) for code in codes)
+    return [name for name, codes in opcodes(listing).items() if name not in OF_CONSTANTS and has_one(codes)]

@@ -26,6 +26,7 @@ BEGINNING = """.text.{name}:
 """
 LET, WAIT = "        /*0030*/                   PREEXIT ;\n", "        /*0040*/                   ACQBULK ;\n"
 LOAD = "        /*0050*/               @P0 LDG.E.CONSTANT R2, desc[UR4][R2.64] ;\n"
+COHERENT = "        /*0050*/                   LDG.E.NA.128 R4, desc[UR4][R2.64] ;\n"
 END = "        /*0060*/                   EXIT ;\n"
 BRANCH = "        /*0070*/              @!P0 BRA `(.L_x_7) ;\n"
 
@@ -52,7 +53,12 @@ class Measures(unittest.TestCase):
             "last": LET + WAIT + END,
         }
         listing = "".join(BEGINNING.format(name=name) + code for name, code in beginnings.items())
-        self.assertEqual(measure.unsafe_beginnings(listing), ["never", "late", "alone", "around", "ended"])
+        self.assertEqual(measure.without_wait(listing), ["never", "late", "alone", "around", "ended"])
+
+    def test_loads_are_coherent_but_those_of_constants(self):
+        bodies = {"right": COHERENT, "wrong": COHERENT + LOAD, "rotate_and_store": LOAD}
+        listing = "".join(BEGINNING.format(name=name) + LET + WAIT + code + END for name, code in bodies.items())
+        self.assertEqual(measure.incoherent(listing), ["wrong"])
 
 
 class Bytes(unittest.TestCase):
