@@ -4,8 +4,8 @@
 // In: x [any, columns] f32, weight [columns] f32. Out: numbers [rows, stride] f32, of which the real columns are
 // written; integers [rows, stride / 4] and blocks [rows, stride / 32], halves [rows, stride], of which all are, zeros
 // past the real columns.
-// Moves 4 bytes read and 4 written a column, 1.25 more in int8, 2 more in halves: the least; the second reading of x is
-// from the cache.
+// Moves 8 bytes read (x and the weight) and 4 written a column, 1.25 more in int8, 2 more in halves: the least; the second
+// reading of x is from the cache.
 // Grid (rows), 256 threads. Limit: one row is a round trip to memory and two barriers.
 // The sum of squares is in f64 like cpu/kernels/math.rs, where no square overflows or vanishes: a thread has columns /
 // 256 of them, on cards with few f64 units too less than the wait for the row.

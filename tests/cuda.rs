@@ -9,6 +9,8 @@ mod common;
 mod devices;
 #[path = "cuda/faults.rs"]
 mod faults;
+#[path = "cuda/native.rs"]
+mod native;
 #[path = "cuda/perplexity.rs"]
 mod perplexity;
 #[path = "common/shim.rs"]

@@ -3,6 +3,8 @@
 
 #[path = "shim/driver.rs"]
 mod driver;
+#[path = "shim/images.rs"]
+mod images;
 #[path = "common/shim.rs"]
 mod shim;
 

@@ -51,6 +51,11 @@ API void gemmoe_shim_compute_capability(int capability) {
     locked([&](Controls &controls) { controls.compute_capability = capability; });
 }
 
+// Native code, of which it is otherwise asked whether the device runs it; 0 refuses none.
+API void gemmoe_shim_refuse_native(int status) {
+    locked([&](Controls &controls) { controls.refuse_native = CUresult(status); });
+}
+
 // Of each device.
 API void gemmoe_shim_total_memory(size_t bytes) {
     locked([&](Controls &controls) { controls.total_memory = bytes; });
@@ -64,6 +69,16 @@ API uint64_t gemmoe_shim_calls() {
 // That succeeded, of kernels; those of graphs count when they are captured.
 API uint64_t gemmoe_shim_launches() {
     return locked([](Controls &controls) { return controls.launches; });
+}
+
+// Of those, launches of kernels that may begin while the grid before them runs.
+API uint64_t gemmoe_shim_dependent_launches() {
+    return locked([](Controls &controls) { return controls.dependent_launches; });
+}
+
+// Modules of native code that were loaded.
+API uint64_t gemmoe_shim_native_modules() {
+    return locked([](Controls &controls) { return controls.native_modules; });
 }
 
 // Of the device and pinned ones.

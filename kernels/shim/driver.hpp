@@ -7,7 +7,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -44,12 +43,20 @@ struct Context {
 struct Function {
     const Kernel *kernel;
     size_t shared_limit;
+    // As in Entry.
+    bool waits;
+};
+
+// What a module's image says of a kernel.
+struct Entry {
+    // Whether its native code waits for the grid before it.
+    bool waits;
 };
 
 struct Module {
     Context *context;
     bool has_every_kernel;
-    std::set<std::string> entries;
+    std::map<std::string, Entry> entries;
     std::map<std::string, std::unique_ptr<Function>> functions;
 };
 
@@ -118,8 +125,12 @@ struct Controls {
     int driver_version = 12010;
     int compute_capability = 80;
     size_t total_memory = size_t(4) << 30;
+    // What native code is refused with, where it is.
+    CUresult refuse_native = SUCCESS;
     uint64_t calls = 0;
     uint64_t launches = 0;
+    uint64_t dependent_launches = 0;
+    uint64_t native_modules = 0;
 };
 
 struct Driver {
@@ -200,6 +211,9 @@ CUresult call_to_free_in_context(const char *function, Body body) {
         return lost != SUCCESS ? lost : status;
     });
 }
+
+// Finds the kernels of a module's image, for this device and driver (images.cpp).
+CUresult read_image(const void *image, Module &module);
 
 // Streams, for the other files (streams.cpp).
 

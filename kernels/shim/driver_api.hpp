@@ -32,6 +32,25 @@ struct CUuuid {
     char bytes[16];
 };
 
+constexpr unsigned PROGRAMMATIC_STREAM_SERIALIZATION = 6;
+
+struct CUlaunchAttribute {
+    unsigned id, padding;
+    union {
+        int number;
+        char bytes[64];
+    } value;
+};
+static_assert(sizeof(CUlaunchAttribute) == 72, "as NVIDIA has it");
+
+struct CUlaunchConfig {
+    unsigned grid[3], block[3], shared_bytes;
+    CUstream stream;
+    const CUlaunchAttribute *attributes;
+    unsigned attribute_count;
+};
+static_assert(sizeof(CUlaunchConfig) == 56, "as NVIDIA has it");
+
 // With NVIDIA's numbers; `errors.cpp` has their names.
 enum CUresult : int {
     SUCCESS = 0,

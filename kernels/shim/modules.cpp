@@ -1,8 +1,6 @@
-// Modules, functions, launches. A module's text says which kernels it has; what they do is compiled into this library.
+// Modules, functions, launches. A module's image says which kernels it has; what they do is compiled into this library.
 
 #include <algorithm>
-#include <cctype>
-#include <cstdlib>
 #include <cstring>
 
 #include "driver.hpp"
@@ -11,51 +9,12 @@ namespace shim {
 
 namespace {
 
-// What follows a directive of PTX that stands for itself, from `text` on: null where there is none.
-const char *after_directive(const char *text, const char *directive) {
-    size_t length = strlen(directive);
-    const char *found = strstr(text, directive);
-    while (found != nullptr && !isspace(static_cast<unsigned char>(found[length]))) {
-        found = strstr(found + length, directive);
-    }
-    if (found == nullptr) return nullptr;
-    found += length;
-    return found + strspn(found, " \t\r\n");
-}
-
-// A compiled module would need a GPU; PTX has its version and target before its entries.
-CUresult read_ptx(const char *text, Module &module) {
-    const char *version = after_directive(text, ".version");
-    const char *target = after_directive(text, ".target");
-    if (version == nullptr || target == nullptr || strncmp(target, "sm_", 3) != 0) {
-        return refuse(strstr(text, ".entry") ? INVALID_PTX : INVALID_IMAGE, "no PTX with a version and a target");
-    }
-    // A driver for CUDA 12.1 takes PTX 8.1.
-    const Controls &controls = driver().controls;
-    int major = atoi(version), minor = atoi(version + strcspn(version, ".") + 1);
-    int newest = controls.driver_version / 1000 - 4, newest_minor = controls.driver_version % 1000 / 10;
-    if (major > newest || (major == newest && minor > newest_minor)) {
-        return refuse(UNSUPPORTED_PTX_VERSION, "PTX " + std::to_string(major) + "." + std::to_string(minor) +
-                                                   " with a driver for CUDA " +
-                                                   std::to_string(controls.driver_version));
-    }
-    int capability = atoi(target + strlen("sm_"));
-    if (capability > controls.compute_capability) {
-        return refuse(NO_BINARY_FOR_GPU, "code for sm_" + std::to_string(capability) + " on sm_" +
-                                             std::to_string(controls.compute_capability));
-    }
-    for (const char *name = text; (name = after_directive(name, ".entry"));) {
-        module.entries.emplace(name, strcspn(name, "( \t\r\n"));
-    }
-    return SUCCESS;
-}
-
 CUresult load(Context &context, CUmodule *module, const void *image) {
     if (module == nullptr || image == nullptr) return refuse(INVALID_VALUE, "no place for the module, or no image");
     const char *text = static_cast<const char *>(image);
     Module loaded{&context, strcmp(text, "shim") == 0, {}, {}};
     if (!loaded.has_every_kernel) {
-        if (CUresult status = read_ptx(text, loaded)) return status;
+        if (CUresult status = read_image(image, loaded)) return status;
     }
     *module = driver().modules.add(std::move(loaded));
     return SUCCESS;
@@ -73,8 +32,76 @@ CUresult find_function(Context &context, CUfunction handle, Function *&function)
     return refuse(INVALID_HANDLE, "no such function in this context");
 }
 
-std::string triple(unsigned x, unsigned y, unsigned z) {
-    return "(" + std::to_string(x) + ", " + std::to_string(y) + ", " + std::to_string(z) + ")";
+std::string triple(const unsigned (&of)[3]) {
+    return "(" + std::to_string(of[0]) + ", " + std::to_string(of[1]) + ", " + std::to_string(of[2]) + ")";
+}
+
+CUresult refuse_launch(const Function &function, CUresult status, const std::string &why) {
+    return refuse(status, std::string("kernel ") + function.kernel->name + ": " + why);
+}
+
+CUresult read_attributes(Context &context, const CUlaunchConfig &config, const Function &function, bool &is_dependent) {
+    is_dependent = false;
+    if (config.attribute_count > 0 && config.attributes == nullptr) {
+        return refuse_launch(function, INVALID_VALUE, "attributes are null");
+    }
+    for (unsigned i = 0; i < config.attribute_count; i++) {
+        const CUlaunchAttribute &attribute = config.attributes[i];
+        std::string number = std::to_string(attribute.id);
+        if (attribute.id != PROGRAMMATIC_STREAM_SERIALIZATION) {
+            return refuse_launch(function, NOT_SUPPORTED, "attribute " + number);
+        }
+        if (i > 0 || attribute.padding != 0 || attribute.value.number < 0 || attribute.value.number > 1) {
+            return refuse_launch(function, INVALID_VALUE, "attribute " + number + " twice, or neither 0 nor 1");
+        }
+        is_dependent = attribute.value.number == 1;
+    }
+    if (!is_dependent) return SUCCESS;
+    if (driver().controls.compute_capability < 90) {
+        return refuse_launch(function, NOT_SUPPORTED, "programmatic stream serialization begins with sm_90");
+    }
+    if (!function.waits) {
+        return refuse_launch(function, INVALID_VALUE, "its code does not wait for the grid before it");
+    }
+    Stream *stream;
+    if (CUresult status = find_stream(context, config.stream, stream)) return status;
+    // Edges of graphs have said more than that they are there since then.
+    if (stream->capture != nullptr && driver().controls.driver_version < 12030) {
+        return refuse_launch(function, NOT_SUPPORTED, "programmatic stream serialization in a graph before CUDA 12.3");
+    }
+    return SUCCESS;
+}
+
+CUresult launch(Context &context, const Function &function, const CUlaunchConfig &config, void **parameters,
+                void **extra) {
+    Stream *stream;
+    if (CUresult status = find_stream(context, config.stream, stream)) return status;
+    const Kernel *kernel = function.kernel;
+    const auto &[grid_x, grid_y, grid_z] = config.grid;
+    if (grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_x > 0x7fffffff || grid_y > 65535 || grid_z > 65535) {
+        return refuse_launch(function, INVALID_VALUE, "grid " + triple(config.grid));
+    }
+    // A GPU takes any block up to the kernel's bound; ours are written for one size.
+    if (config.block[0] != kernel->threads || config.block[1] != 1 || config.block[2] != 1) {
+        std::string threads = std::to_string(kernel->threads);
+        return refuse_launch(function, INVALID_VALUE,
+                             "block " + triple(config.block) + " where it has " + threads + " threads");
+    }
+    if (config.shared_bytes > function.shared_limit) {
+        return refuse_launch(function, INVALID_VALUE, std::to_string(config.shared_bytes) + " bytes of shared memory");
+    }
+    if (parameters == nullptr || parameters[0] == nullptr || extra != nullptr) {
+        return refuse_launch(function, INVALID_VALUE, "arguments are a pointer to one struct");
+    }
+    driver().controls.launches++;
+    auto *begin = static_cast<const unsigned char *>(parameters[0]);
+    // In words, which are aligned for every struct.
+    std::vector<uint64_t> arguments((kernel->argument_bytes + 7) / 8);
+    memcpy(arguments.data(), begin, kernel->argument_bytes);
+    size_t shared_limit = function.shared_limit - config.shared_bytes;
+    return enqueue(*stream, [=, arguments = std::move(arguments), grid_x = grid_x, grid_y = grid_y, grid_z = grid_z] {
+        return run(Launch{kernel, arguments.data(), {grid_x, grid_y, grid_z}, shared_limit});
+    });
 }
 
 }  // namespace
@@ -112,7 +139,8 @@ API CUresult cuModuleGetFunction(CUfunction *function, CUmodule handle, const ch
         const Kernel *kernel = find_kernel(name);
         if (kernel == nullptr) return refuse(NOT_FOUND, std::string("no kernel ") + name + " was compiled for the CPU");
         auto &known = module->functions[name];
-        if (known == nullptr) known = std::make_unique<Function>(Function{kernel, SHARED_BYTES});
+        bool waits = !module->has_every_kernel && module->entries.at(name).waits;
+        if (known == nullptr) known = std::make_unique<Function>(Function{kernel, SHARED_BYTES, waits});
         *function = known.get();
         return SUCCESS;
     });
@@ -132,39 +160,27 @@ API CUresult cuFuncSetAttribute(CUfunction handle, int attribute, int value) {
 }
 
 API CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                            unsigned block_y, unsigned block_z, unsigned shared_bytes, CUstream stream_handle,
+                            unsigned block_y, unsigned block_z, unsigned shared_bytes, CUstream stream,
                             void **parameters, void **extra) {
     return call_in_context(__func__, [&](Context &context) {
+        CUlaunchConfig config{{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, stream, nullptr, 0};
         Function *function;
-        Stream *stream;
         if (CUresult status = find_function(context, handle, function)) return status;
-        if (CUresult status = find_stream(context, stream_handle, stream)) return status;
-        const Kernel *kernel = function->kernel;
-        auto refuse_launch = [&](CUresult status, const std::string &why) {
-            return refuse(status, std::string("kernel ") + kernel->name + ": " + why);
-        };
-        if (grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_x > 0x7fffffff || grid_y > 65535 || grid_z > 65535) {
-            return refuse_launch(INVALID_VALUE, "grid " + triple(grid_x, grid_y, grid_z));
-        }
-        // A GPU takes any block up to the kernel's bound; ours are written for one size.
-        if (block_x != kernel->threads || block_y != 1 || block_z != 1) {
-            std::string block = "block " + triple(block_x, block_y, block_z);
-            return refuse_launch(INVALID_VALUE, block + " where it has " + std::to_string(kernel->threads) + " threads");
-        }
-        if (shared_bytes > function->shared_limit) {
-            return refuse_launch(INVALID_VALUE, std::to_string(shared_bytes) + " bytes of shared memory");
-        }
-        if (parameters == nullptr || parameters[0] == nullptr || extra != nullptr) {
-            return refuse_launch(INVALID_VALUE, "arguments are a pointer to one struct");
-        }
-        driver().controls.launches++;
-        auto *begin = static_cast<const unsigned char *>(parameters[0]);
-        // In words, which are aligned for every struct.
-        std::vector<uint64_t> arguments((kernel->argument_bytes + 7) / 8);
-        memcpy(arguments.data(), begin, kernel->argument_bytes);
-        size_t shared_limit = function->shared_limit - shared_bytes;
-        return enqueue(*stream, [=, arguments = std::move(arguments)] {
-            return run(Launch{kernel, arguments.data(), {grid_x, grid_y, grid_z}, shared_limit});
-        });
+        return launch(context, *function, config, parameters, extra);
+    });
+}
+
+// The one attribute there is to give: 6, programmatic stream serialization. Blocks then begin while the grid before still
+// runs, which is refused of kernels whose native code does not wait for it, and of graphs where they cannot say so.
+API CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction handle, void **parameters, void **extra) {
+    return call_in_context(__func__, [&](Context &context) {
+        Function *function;
+        if (CUresult status = find_function(context, handle, function)) return status;
+        if (config == nullptr) return refuse(INVALID_VALUE, "no configuration");
+        bool is_dependent;
+        if (CUresult status = read_attributes(context, *config, *function, is_dependent)) return status;
+        CUresult status = launch(context, *function, *config, parameters, extra);
+        if (status == SUCCESS && is_dependent) driver().controls.dependent_launches++;
+        return status;
     });
 }

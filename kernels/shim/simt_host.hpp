@@ -25,6 +25,11 @@ DEVICE uint32_t block_z() { return shim::running.block[2]; }
 DEVICE uint32_t grid_y() { return shim::running.grid[1]; }
 DEVICE uint32_t grid_z() { return shim::running.grid[2]; }
 
+// Grids. One runs after the other here, so there is nothing to let begin and nothing to wait for.
+
+DEVICE void let_next_grid_begin() {}
+DEVICE void wait_for_grid_before() {}
+
 // Meetings. All threads of the block that have not ended take part in a barrier, all 32 lanes of the warp in the
 // others.
 

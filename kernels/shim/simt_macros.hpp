@@ -15,7 +15,11 @@
     static void kernel_##name(const Arguments &arguments);                                                             \
     static const shim::Kernel registered_##name(                                                                       \
         #name, sizeof(Arguments), threads_of_block,                                                                    \
-        [](const void *arguments) { kernel_##name(*static_cast<const Arguments *>(arguments)); });                     \
+        [](const void *arguments) {                                                                                    \
+            let_next_grid_begin();                                                                                     \
+            wait_for_grid_before();                                                                                    \
+            kernel_##name(*static_cast<const Arguments *>(arguments));                                                 \
+        });                                                                                                            \
     static void kernel_##name([[maybe_unused]] const Arguments &arguments)
 
 // SHARED(float, sums, 8); in a kernel or a DEVICE function: an array that the threads of a block share, all bits set when the

@@ -21,9 +21,31 @@ typedef unsigned long uint64_t;
 // Before a loop of a number of rounds known here, whose arrays are to be registers.
 #define UNROLL _Pragma("unroll")
 
+// What every thread of every kernel begins with. From sm_90 on a grid may be launched while the one before it in the stream
+// still runs (programmatic dependent launch): the first word lets the next grid begin once all blocks of this one have
+// begun, the second waits until the grid before is complete and its writes can be seen. Until then no thread has read or
+// written anything, nor ended, so a grid is complete only after the one before it. That makes chains safe: a grid waits
+// for its neighbour alone, which has waited for its own, however many have begun. Older GPUs have neither.
+DEVICE void let_next_grid_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+DEVICE void wait_for_grid_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // A kernel and what it is given: `KERNEL(name, NameArguments, threads of a block) { ... arguments.x ... }`.
 #define KERNEL(name, Arguments, threads)                                                                               \
-    extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Arguments arguments)
+    DEVICE void body_of_##name(const Arguments &arguments);                                                            \
+    extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Arguments arguments) {       \
+        let_next_grid_begin();                                                                                         \
+        wait_for_grid_before();                                                                                        \
+        body_of_##name(arguments);                                                                                     \
+    }                                                                                                                  \
+    DEVICE void body_of_##name(const Arguments &arguments)
 
 // An array that the threads of a block share. It begins with anything.
 #define SHARED(type, name, count) __shared__ type name[count]
@@ -80,10 +102,18 @@ struct alignas(16) Words {
     uint32_t word[4];
 };
 
+// A load of what nobody writes during the kernel, which may come from a cache that is not kept coherent. From sm_90 on the
+// grid before this one may still write when the kernel has begun, so the load is an ordinary one.
+#if __CUDA_ARCH__ >= 900
+#define LOAD_OF_WORDS "ld.global.L1::no_allocate.v4.u32"
+#else
+#define LOAD_OF_WORDS "ld.global.nc.L1::no_allocate.v4.u32"
+#endif
+
 // Sixteen aligned bytes that nobody writes during the kernel and this block does not read again.
 DEVICE Words load_words(const void *from) {
     Words words;
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm(LOAD_OF_WORDS " {%0, %1, %2, %3}, [%4];"
         : "=r"(words.word[0]), "=r"(words.word[1]), "=r"(words.word[2]), "=r"(words.word[3])
         : "l"(from));
     return words;
@@ -99,7 +129,7 @@ DEVICE Words load_words_if(bool wanted, const void *from) {
         "mov.u32 %1, 0;\n"
         "mov.u32 %2, 0;\n"
         "mov.u32 %3, 0;\n"
-        "@wanted ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+        "@wanted " LOAD_OF_WORDS " {%0, %1, %2, %3}, [%4];\n"
         "}"
         : "=&r"(words.word[0]), "=&r"(words.word[1]), "=&r"(words.word[2]), "=&r"(words.word[3])
         : "l"(from), "r"(static_cast<uint32_t>(wanted)));

@@ -79,7 +79,7 @@ impl Model {
             #[cfg(feature = "cuda")]
             Placement::Cuda(device) => {
                 let LoadOptions { variants, exact, map, .. } = *options;
-                let options = CudaOptions { device, variants, exact, threads, map };
+                let options = CudaOptions { device, variants, exact, dependent_launch: true, threads, map };
                 Box::new(CudaBackend::load(&options, &description, &checkpoint, progress)?)
             }
             Placement::Cpu => {

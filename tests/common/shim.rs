@@ -96,6 +96,12 @@ impl Shim {
         unsafe { (self.loaded.compute_capability)(capability) }
     }
 
+    /// Native code is refused with this status; 0 takes it again, where the device runs it.
+    pub fn refuse_native(&self, status: i32) {
+        // SAFETY: as in `fail`.
+        unsafe { (self.loaded.refuse_native)(status) }
+    }
+
     /// Bytes of each device; allocations past it fail with 2.
     pub fn total_memory(&self, bytes: usize) {
         // SAFETY: as in `fail`.
@@ -112,6 +118,18 @@ impl Shim {
     pub fn launches(&self) -> u64 {
         // SAFETY: as in `fail`.
         unsafe { (self.loaded.launches)() }
+    }
+
+    /// Of those, launches of kernels that may begin while the grid before them runs.
+    pub fn dependent_launches(&self) -> u64 {
+        // SAFETY: as in `fail`.
+        unsafe { (self.loaded.dependent_launches)() }
+    }
+
+    /// Modules of native code that were loaded since the shim was taken.
+    pub fn native_modules(&self) -> u64 {
+        // SAFETY: as in `fail`.
+        unsafe { (self.loaded.native_modules)() }
     }
 
     /// Device memory and pinned memory.
@@ -168,9 +186,12 @@ controls! {
     device_count: fn(c_int);
     driver_version: fn(c_int);
     compute_capability: fn(c_int);
+    refuse_native: fn(c_int);
     total_memory: fn(usize);
     calls: fn() -> u64;
     launches: fn() -> u64;
+    dependent_launches: fn() -> u64;
+    native_modules: fn() -> u64;
     live_allocations: fn() -> u64;
     live_objects: fn() -> u64;
     last_error_text: fn() -> *const c_char;

@@ -45,7 +45,11 @@ fn generated() -> &'static Generated {
     GENERATED.get_or_init(|| {
         let (mut files, mut entries) = (Vec::new(), BTreeMap::new());
         for file in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/generated")).unwrap() {
-            let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+            let path = file.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "ptx") {
+                continue;
+            }
+            let text = std::fs::read_to_string(path).unwrap();
             for entry in text.split(".entry ").skip(1) {
                 let (name, rest) = entry.split_once('(').unwrap();
                 let threads = rest.split(".maxntid ").nth(1).unwrap().split(',').next().unwrap();

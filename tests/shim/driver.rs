@@ -47,6 +47,25 @@ pub struct Gpu<'a> {
 // SAFETY: handles of the driver, which any thread may use; the cells are used by one thread at a time in these tests.
 unsafe impl Sync for Gpu<'_> {}
 
+/// What a launch is to be like, as `cuLaunchKernelEx` takes it.
+#[repr(C)]
+pub struct Attribute {
+    pub id: c_uint,
+    pub padding: c_uint,
+    pub value: c_int,
+    pub rest: [u32; 15],
+}
+
+#[repr(C)]
+struct LaunchConfig {
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    shared_bytes: c_uint,
+    stream: *mut c_void,
+    attributes: *const Attribute,
+    attribute_count: c_uint,
+}
+
 impl<'a> Gpu<'a> {
     pub fn new(shim: &'a Shim) -> Gpu<'a> {
         Gpu::try_new(shim).unwrap()
@@ -91,9 +110,13 @@ impl<'a> Gpu<'a> {
     }
 
     pub fn load_module(&self, text: &str) -> Result<*mut c_void, i32> {
-        let text = CString::new(text).unwrap();
+        self.load_image(CString::new(text).unwrap().as_bytes_with_nul())
+    }
+
+    /// Native code, or a text that ends with a zero byte.
+    pub fn load_image(&self, image: &[u8]) -> Result<*mut c_void, i32> {
         let mut module = null_mut();
-        call!(self.shim, "cuModuleLoadData"(&mut module => *mut *mut c_void, text.as_ptr().cast() => *const c_void))?;
+        call!(self.shim, "cuModuleLoadData"(&mut module => *mut *mut c_void, image.as_ptr().cast() => *const c_void))?;
         Ok(module)
     }
 
@@ -192,6 +215,31 @@ impl<'a> Gpu<'a> {
             block => c_uint, 1 => c_uint, 1 => c_uint,
             shared => c_uint,
             self.stream.get() => *mut c_void,
+            parameters.as_mut_ptr() => *mut *const c_void,
+            null_mut() => *mut *mut c_void
+        ))
+    }
+
+    /// One block by `cuLaunchKernelEx`.
+    pub fn launch_with_attributes<A>(
+        &self,
+        function: *mut c_void,
+        block: u32,
+        attributes: &[Attribute],
+        arguments: &A,
+    ) -> Result<(), i32> {
+        let config = LaunchConfig {
+            grid: [1; 3],
+            block: [block, 1, 1],
+            shared_bytes: 0,
+            stream: self.stream.get(),
+            attributes: attributes.as_ptr(),
+            attribute_count: attributes.len() as c_uint,
+        };
+        let mut parameters = [std::ptr::from_ref(arguments).cast::<c_void>()];
+        call!(self.shim, "cuLaunchKernelEx"(
+            &config => *const LaunchConfig,
+            function => *mut c_void,
             parameters.as_mut_ptr() => *mut *const c_void,
             null_mut() => *mut *mut c_void
         ))

@@ -4,7 +4,8 @@ use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
 
 use super::device::Device;
-use super::driver::{Address, Driver, Event, Fault, Function, Module, NOT_FOUND, Stream};
+use super::driver::{Address, DependentLaunch, Driver, Event, Fault, Function, Module, NOT_FOUND, Stream};
+use super::images::Image;
 use crate::error::{Error, Result, Status};
 
 /// Streams that do not wait for the host's default stream, nor it for them.
@@ -194,11 +195,11 @@ impl<'a> Current<'a> {
         self.check("cuEventSynchronize", code)
     }
 
-    /// Loads code: text in PTX, which the driver compiles for the device.
-    pub(super) fn load_module(&self, code: &CStr) -> Result<Module> {
+    /// Loads code.
+    pub(super) fn load_module(&self, image: &Image) -> Result<Module> {
         let mut module = std::ptr::null_mut();
-        // SAFETY: writes one handle, and reads up to the zero byte.
-        let code = unsafe { (self.driver.functions.cuModuleLoadData)(&mut module, code.as_ptr().cast()) };
+        // SAFETY: writes one handle, and reads to the end of the image, which is as the driver wants one.
+        let code = unsafe { (self.driver.functions.cuModuleLoadData)(&mut module, image.as_ptr().cast()) };
         self.check("cuModuleLoadData", code)?;
         Ok(module)
     }
@@ -224,19 +225,31 @@ impl<'a> Current<'a> {
         }
     }
 
-    /// Enqueues a kernel that takes one struct.
+    /// Whether the driver can launch a kernel while the one before it runs.
+    pub(super) fn has_dependent_launch(&self) -> Result<bool> {
+        self.driver.has_dependent_launch().map_err(|fault| self.device.fault(fault))
+    }
+
+    /// Enqueues a kernel that takes one struct; a dependent one may be launched while the one before it runs.
     ///
     /// # Safety
     /// The function takes an `A`, and with these arguments and this grid it reads and writes only memory that may be read and
-    /// written until the stream has come past it.
+    /// written until the stream has come past it. A dependent one waits for the one before it, before anything else.
     pub(super) unsafe fn launch<A: Copy>(
         &self,
         function: Function,
         grid: [u32; 3],
         threads: u32,
+        is_dependent: bool,
         arguments: &A,
     ) -> Result<()> {
         let mut parameters: [*mut c_void; 1] = [std::ptr::from_ref(arguments).cast_mut().cast()];
+        if let Some(launch) = self.driver.launch_kernel_ex.filter(|_| is_dependent) {
+            let mut dependent = DependentLaunch::new(grid, threads, self.device.stream());
+            // SAFETY: the caller's promise; the driver copies all it is given before it returns.
+            let code = unsafe { launch(&dependent.config(), function, parameters.as_mut_ptr(), std::ptr::null_mut()) };
+            return self.check("cuLaunchKernelEx", code);
+        }
         // SAFETY: the caller's promise; the driver copies the arguments before it returns.
         let code = unsafe {
             (self.driver.functions.cuLaunchKernel)(

@@ -122,6 +122,11 @@ impl Device {
         &self.found.name
     }
 
+    /// Its compute capability.
+    pub fn capability(&self) -> (u32, u32) {
+        self.found.capability
+    }
+
     /// Its multiprocessors.
     pub fn multiprocessors(&self) -> usize {
         self.found.multiprocessors as usize

@@ -41,6 +41,9 @@ pub enum Attribute {
 const OLDEST: c_int = 12010;
 const OLDEST_FOR_PEOPLE: &str = "driver 530 or newer (CUDA 12.1)";
 
+/// The oldest driver whose graphs keep what `DependentLaunch` says of a launch; it says so of all launches.
+const OLDEST_DEPENDENT_LAUNCH: c_int = 12030;
+
 /// What a call answers where it did what it says.
 const SUCCESS: u32 = 0;
 const OUT_OF_MEMORY: u32 = sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32;
@@ -189,9 +192,48 @@ functions! {
     );
 }
 
+/// `cuLaunchKernelEx`, which drivers from R520 on have.
+type LaunchKernelEx =
+    unsafe extern "C" fn(*const sys::CUlaunchConfig, Function, *mut *mut c_void, *mut *mut c_void) -> u32;
+
+/// How `cuLaunchKernelEx` is told that a kernel may be launched while the one before it in the stream runs.
+pub(super) struct DependentLaunch {
+    grid: [u32; 3],
+    threads: u32,
+    stream: Stream,
+    attribute: sys::CUlaunchAttribute,
+}
+
+impl DependentLaunch {
+    pub fn new(grid: [u32; 3], threads: u32, stream: Stream) -> DependentLaunch {
+        let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+        value.programmaticStreamSerializationAllowed = 1;
+        let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        DependentLaunch { grid, threads, stream, attribute: sys::CUlaunchAttribute { id, pad: [0; 4], value } }
+    }
+
+    /// Points into this.
+    pub fn config(&mut self) -> sys::CUlaunchConfig {
+        sys::CUlaunchConfig {
+            gridDimX: self.grid[0],
+            gridDimY: self.grid[1],
+            gridDimZ: self.grid[2],
+            blockDimX: self.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: 0,
+            hStream: self.stream,
+            attrs: &mut self.attribute,
+            numAttrs: 1,
+        }
+    }
+}
+
 /// The driver, loaded for the rest of the process.
 pub struct Driver {
     pub(super) functions: Functions,
+    /// None in drivers that are too old for it.
+    pub(super) launch_kernel_ex: Option<LaunchKernelEx>,
 }
 
 impl Driver {
@@ -208,7 +250,10 @@ impl Driver {
                     return Err(Error::new(Status::NoDevice, text));
                 }
                 let functions = Functions::find().map_err(missing_function)?;
-                DRIVER.get_or_init(|| Driver { functions })
+                // SAFETY: as in `Functions::find`.
+                let found = unsafe { sys::culib().get::<LaunchKernelEx>(b"cuLaunchKernelEx") };
+                let launch_kernel_ex = found.ok().map(|function| *function);
+                DRIVER.get_or_init(|| Driver { functions, launch_kernel_ex })
             }
         };
         driver.check_version()?;
@@ -218,11 +263,21 @@ impl Driver {
     }
 
     fn check_version(&self) -> Result<()> {
+        let version = self.version().map_err(|fault| self.start_error(fault))?;
+        if version < OLDEST { Err(too_old(version)) } else { Ok(()) }
+    }
+
+    /// 12010 for CUDA 12.1.
+    fn version(&self) -> std::result::Result<c_int, Fault> {
         let mut version = 0;
         // SAFETY: writes one int; may be called before cuInit.
-        let code = unsafe { (self.functions.cuDriverGetVersion)(&mut version) };
-        self.check("cuDriverGetVersion", code).map_err(|fault| self.start_error(fault))?;
-        if version < OLDEST { Err(too_old(version)) } else { Ok(()) }
+        self.check("cuDriverGetVersion", unsafe { (self.functions.cuDriverGetVersion)(&mut version) })?;
+        Ok(version)
+    }
+
+    /// Whether kernels may be launched as a `DependentLaunch`.
+    pub fn has_dependent_launch(&self) -> std::result::Result<bool, Fault> {
+        Ok(self.launch_kernel_ex.is_some() && self.version()? >= OLDEST_DEPENDENT_LAUNCH)
     }
 
     /// Splits a call's answer into done and not.

@@ -1,6 +1,6 @@
-//! The kernels: embedded as PTX, loaded onto a device, each found by its name and called with its own struct.
+//! The kernels: loaded onto a device, each found by its name and called with its own struct.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -8,19 +8,13 @@ use super::arguments::*;
 use super::context::Current;
 use super::device::Device;
 use super::driver;
+use super::images::{Code, Target, generated};
 use crate::error::{Error, Result, Status};
 use crate::memory::try_with_capacity;
 use crate::quant::Format;
 
-/// A file of `kernels/generated`, as C has texts.
-macro_rules! generated {
-    ($name:literal) => {
-        ($name, concat!(include_str!(concat!("../../../kernels/generated/", $name, ".ptx")), "\0"))
-    };
-}
-
-/// The kernels' code by the name of its file.
-const FILES: [(&str, &str); 13] = [
+/// The kernels' code.
+static FILES: [Code; 13] = [
     generated!("attention"),
     generated!("embed"),
     generated!("experts"),
@@ -84,6 +78,8 @@ pub fn width_of(tokens: usize) -> usize {
 pub struct Kernel<A> {
     function: driver::Function,
     threads: u32,
+    /// Whether it may be launched while the grid before it runs.
+    is_dependent: bool,
     arguments: PhantomData<fn(A)>,
 }
 
@@ -98,7 +94,7 @@ impl<A: Copy> Kernel<A> {
         let size = |count: usize| u32::try_from(count).map_err(|_| Error::new(Status::Internal, "a grid is too large"));
         let grid = [size(grid[0])?, size(grid[1])?, size(grid[2])?];
         // SAFETY: found by its name, which says what it takes; the rest by the caller's promise.
-        unsafe { current.launch(self.function, grid, self.threads, arguments) }
+        unsafe { current.launch(self.function, grid, self.threads, self.is_dependent, arguments) }
     }
 }
 
@@ -140,10 +136,13 @@ unsafe impl Send for Kernels {}
 unsafe impl Sync for Kernels {}
 
 impl Kernels {
-    /// Loads them; the driver compiles them for its device, and remembers the result where it can.
-    pub fn load(device: &Arc<Device>) -> Result<Kernels> {
+    /// Loads them: native code, or PTX, which the driver compiles for its device, remembering the result where it can.
+    /// `dependent_launch` as in `CudaOptions`.
+    pub fn load(device: &Arc<Device>, dependent_launch: bool) -> Result<Kernels> {
         let modules = Modules::load(device)?;
-        let finder = Finder { current: device.enter()?, modules: modules.loaded.clone() };
+        let current = device.enter()?;
+        let is_dependent = dependent_launch && modules.target == Target::Sm90a && current.has_dependent_launch()?;
+        let finder = Finder { current, modules: modules.loaded.clone(), is_dependent };
         Ok(Kernels {
             embed: finder.find("embed", "embed", 256)?,
             norm: finder.find("norm", "norm", 256)?,
@@ -166,18 +165,28 @@ impl Kernels {
 /// Code on a device, unloaded when it is dropped.
 struct Modules {
     device: Arc<Device>,
+    target: Target,
     loaded: Vec<driver::Module>,
 }
 
 impl Modules {
+    /// Native code where there is some and the driver takes it, else PTX.
     fn load(device: &Arc<Device>) -> Result<Modules> {
-        let mut modules =
-            Modules { device: Arc::clone(device), loaded: try_with_capacity("the kernels", FILES.len())? };
+        if let Some(native) = Target::native(device.capability()) {
+            match Modules::load_for(device, native) {
+                Err(error) if matches!(error.status(), Status::DeviceFailed | Status::DriverTooOld) => {}
+                loaded => return loaded,
+            }
+        }
+        Modules::load_for(device, Target::Ptx)
+    }
+
+    fn load_for(device: &Arc<Device>, target: Target) -> Result<Modules> {
+        let loaded = try_with_capacity("the kernels", FILES.len())?;
+        let mut modules = Modules { device: Arc::clone(device), target, loaded };
         let current = device.enter()?;
-        for (_, code) in FILES {
-            let not_text = |_| Error::new(Status::Internal, "a kernel's code is no text as C has it");
-            let code = CStr::from_bytes_with_nul(code.as_bytes()).map_err(not_text)?;
-            modules.loaded.push(current.load_module(code)?);
+        for code in &FILES {
+            modules.loaded.push(current.load_module(&code.image(target)?)?);
         }
         Ok(modules)
     }
@@ -197,16 +206,19 @@ struct Finder<'a> {
     current: Current<'a>,
     /// As FILES.
     modules: Vec<driver::Module>,
+    /// As in `Kernel`.
+    is_dependent: bool,
 }
 
 impl Finder<'_> {
     fn find<A>(&self, file: &str, name: &str, threads: u32) -> Result<Kernel<A>> {
         let missing = || Error::new(Status::Internal, format!("there is no kernel \"{name}\" in \"{file}\""));
         let text = CString::new(name).map_err(|_| missing())?;
-        let of_file = FILES.iter().position(|(its, _)| *its == file).ok_or_else(missing)?;
+        let of_file = FILES.iter().position(|code| code.name == file).ok_or_else(missing)?;
         // SAFETY: a module of this device.
         let function = unsafe { self.current.function(self.modules[of_file], &text) }?;
-        Ok(Kernel { function: function.ok_or_else(missing)?, threads, arguments: PhantomData })
+        let (function, is_dependent) = (function.ok_or_else(missing)?, self.is_dependent);
+        Ok(Kernel { function, threads, is_dependent, arguments: PhantomData })
     }
 
     /// Those of a file and of its likes for tensor cores; for many tokens they have blocks of `threads` threads.

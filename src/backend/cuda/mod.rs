@@ -1,7 +1,7 @@
 //! The CUDA backend: weights on an NVIDIA device, kernels of our own, and nothing but the driver to run them.
 //!
 //! `driver` finds it, `context` calls it, `device` is one device in use, `memory` what is allocated there; `kernels` loads the
-//! code, whose arguments are in `arguments`. On top of these stand `weights`, `page`, and `pass` with its `workspace` and
+//! code of `images`, whose arguments are in `arguments`. On top of these stand `weights`, `page`, and `pass` with its `workspace` and
 //! `batch`.
 
 pub mod arguments;
@@ -9,6 +9,7 @@ mod batch;
 mod context;
 mod device;
 mod driver;
+mod images;
 mod kernels;
 mod memory;
 mod page;
@@ -46,6 +47,9 @@ pub struct CudaOptions {
     /// A sequence's bits do not depend on what else is in the batch or how a prompt was cut; batches of more than a few
     /// tokens (`kernels::fewest_on_tensor_cores`), prefill above all, then use the f32 and dp4a kernels instead of tensor cores.
     pub exact: bool,
+    /// On compute capability 9.0 kernels may be launched while the one before them runs, where the driver is for CUDA 12.3
+    /// or newer. Results are the same; this is how to measure what it brings.
+    pub dependent_launch: bool,
     /// Threads of the processor that lay weights out.
     pub threads: usize,
     /// Map quantised matrices instead of reading them.
@@ -76,11 +80,11 @@ impl CudaBackend {
         checkpoint: &Checkpoint,
         progress: &Progress,
     ) -> Result<CudaBackend> {
-        let CudaOptions { device, variants, exact, threads, map } = *options;
+        let CudaOptions { device, variants, exact, dependent_launch, threads, map } = *options;
         let device = Device::open(device)?;
         let config = description.config.clone();
         let numerics = Numerics::new(&config, description.embedding_dtype, variants)?;
-        let kernels = Kernels::load(&device)?;
+        let kernels = Kernels::load(&device, dependent_launch)?;
         let mut hasher = numerics.fingerprint(&config);
         hasher.update(b"cuda");
         hasher.update(&[exact as u8]);

@@ -1,0 +1,138 @@
+//! Which code of the kernels a device is given, and how their launches follow each other.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::task::Poll;
+
+use gemmoe::backend::Backend;
+use gemmoe::backend::cuda::{CudaBackend, CudaOptions};
+use gemmoe::backend::numerics::Variants;
+use gemmoe::backend::ops::{Batch, Cancel, Limit, NO_TARGET, PassLimits, SequenceSlice};
+use gemmoe::model::{Checkpoint, Config, Description};
+use gemmoe::{Formats, Model, Progress, Status};
+
+use crate::common::{Directory, Random, load_options, session};
+use crate::on_device;
+use crate::shim::Shim;
+
+/// A token, and bits that decide it, from a model of its own on the device as the shim shows it.
+fn results(directory: &Path) -> (u32, Vec<f32>) {
+    let model = load_options(directory, &on_device());
+    let mut session = session(&model);
+    session.prefill(&Random::new(1).tokens(9, 97)).unwrap();
+    (session.step().unwrap(), session.logits().unwrap().to_vec())
+}
+
+/// Files of kernels, each a module.
+fn files() -> u64 {
+    let generated = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/generated/sm_80");
+    std::fs::read_dir(generated).unwrap().count() as u64
+}
+
+#[test]
+fn a_device_gets_native_code_of_its_own_kind_and_ptx_where_there_is_none() {
+    let Some(shim) = Shim::take() else { return };
+    let directory = Directory::random(1).to_temporary();
+    let expected = results(directory.path());
+    for (capability, is_native) in
+        [(80, true), (86, true), (87, false), (89, true), (90, true), (91, false), (100, false), (120, false)]
+    {
+        shim.compute_capability(capability);
+        let before = shim.native_modules();
+        assert_eq!(results(directory.path()), expected, "{capability}");
+        let native = shim.native_modules() - before;
+        assert_eq!(native, if is_native { files() } else { 0 }, "{capability}");
+    }
+}
+
+#[test]
+fn where_the_driver_refuses_native_code_it_is_given_ptx() {
+    let Some(shim) = Shim::take() else { return };
+    let directory = Directory::random(1).to_temporary();
+    let expected = results(directory.path());
+    for capability in [80, 90] {
+        shim.compute_capability(capability);
+        // An invalid image, none for this device, one of an unknown kind, and what a driver may yet think of.
+        for status in [200, 209, 222, 1] {
+            let before = (shim.native_modules(), shim.dependent_launches());
+            shim.refuse_native(status);
+            assert_eq!(results(directory.path()), expected, "{status} on {capability}");
+            assert_eq!((shim.native_modules(), shim.dependent_launches()), before, "{status} on {capability}");
+            assert_eq!((shim.live_allocations(), shim.live_objects()), (0, 0));
+        }
+    }
+    // PTX would need no less memory.
+    shim.refuse_native(2);
+    let error = Model::load(directory.path(), &on_device(), &Progress::default()).err().unwrap();
+    assert_eq!(error.status(), Status::DeviceOutOfMemory, "{error}");
+    assert_eq!((shim.live_allocations(), shim.live_objects()), (0, 0));
+}
+
+#[test]
+fn kernels_may_begin_while_others_run_where_their_code_waits_and_the_driver_can() {
+    let Some(shim) = Shim::take() else { return };
+    let directory = Directory::random(1).to_temporary();
+    let expected = results(directory.path());
+    for (capability, version, is_dependent) in
+        [(90, 12030, true), (90, 13000, true), (90, 12020, false), (89, 12030, false), (120, 13000, false)]
+    {
+        shim.compute_capability(capability);
+        shim.driver_version(version);
+        let before = (shim.launches(), shim.dependent_launches());
+        assert_eq!(results(directory.path()), expected, "{capability}, {version}");
+        let (launches, dependent) = (shim.launches() - before.0, shim.dependent_launches() - before.1);
+        assert!(launches > 0);
+        assert_eq!(dependent, if is_dependent { launches } else { 0 }, "{capability}, {version}");
+    }
+    // Not with code that does not wait.
+    shim.compute_capability(90);
+    shim.driver_version(12030);
+    shim.refuse_native(209);
+    let before = shim.dependent_launches();
+    assert_eq!(results(directory.path()), expected);
+    assert_eq!(shim.dependent_launches(), before);
+}
+
+/// Of embedding one token.
+fn launches_with(shim: &Shim, directory: &Path, dependent_launch: bool) -> (u64, u64) {
+    let mut checkpoint = Checkpoint::open(directory, false).unwrap();
+    let config = Config::from_json(&std::fs::read(directory.join("config.json")).unwrap()).unwrap();
+    checkpoint.read_headers().unwrap();
+    let description = Description::new(&config, &checkpoint, Formats::default()).unwrap();
+    let options = CudaOptions {
+        device: 0,
+        variants: Variants::default(),
+        exact: false,
+        dependent_launch,
+        threads: 1,
+        map: false,
+    };
+    let backend = CudaBackend::load(&options, &description, &checkpoint, &Progress::default()).unwrap();
+    let limits = PassLimits { max_tokens: 1, max_sequences: 1, max_context: 16, logit_rows: 1 };
+    let mut pass = backend.new_pass(limits).unwrap();
+    let mut pages = [Arc::new(backend.new_kv_page(backend.default_kv_dtype()).unwrap())];
+    let mut sequences = [SequenceSlice {
+        tokens: &[1],
+        start: 0,
+        pages: &mut pages,
+        wants_logits: false,
+        targets: &[NO_TARGET],
+        router: None,
+    }];
+    let batch = Batch { sequences: &mut sequences };
+    let before = (shim.launches(), shim.dependent_launches());
+    pass.begin(&batch).unwrap();
+    let embedded = pass.embed(&batch, &Limit::none(&Cancel::default()));
+    assert!(matches!(embedded, Poll::Ready(Ok(()))));
+    (shim.launches() - before.0, shim.dependent_launches() - before.1)
+}
+
+#[test]
+fn a_bench_can_have_each_kernel_begin_after_the_one_before_it() {
+    let Some(shim) = Shim::take() else { return };
+    let directory = Directory::random(1).to_temporary();
+    shim.compute_capability(90);
+    shim.driver_version(12030);
+    assert_eq!(launches_with(&shim, directory.path(), true), (1, 1));
+    assert_eq!(launches_with(&shim, directory.path(), false), (1, 0));
+}
