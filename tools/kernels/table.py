@@ -15,6 +15,7 @@ MOVES = {
     "matmul": ("weights once per tile of tokens", "weights once"),
     "rotate_and_store": ("query and key once each way, value once, page elements once", "the same"),
     "attention": ("keys and values of all positions once per head and token", "once per key-value head and sequence"),
+    "attention_tensor": ("keys and values of all positions once per head and 64 tokens", "once per key-value head"),
     "attention_merge": ("4 (head_dim + 2) a span of 256 positions, 4 written a column", "the same"),
     "route": ("the router's rows, filled up to 4, 8 or 16, once per token", "its rows once"),
     "group": ("4 read a choice twice, 8 written", "4 read, 8 written"),

@@ -1,9 +1,11 @@
 //! What a batch is, as kernels see it: one block of memory, filled by the host and copied to the device at once.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::arguments::PlaceArguments;
+use super::arguments::{PlaceArguments, TileArguments};
+use super::kernels::{ATTENTION_TILE, MAX_TENSOR_HEAD_DIM, MAX_TILED_TOKENS};
 use crate::backend::kv::{KvDtype, KvGeometry, PAGE_TOKENS, shared_page};
 use crate::backend::ops::{Batch, NO_TARGET, PassLimits, every_expert};
 use crate::error::{Error, Result, Status};
@@ -25,6 +27,10 @@ pub struct BatchLayout {
     pub rows: Range<usize>,
     /// `[max_tokens]` u32: targets, of the tokens that have one.
     pub targets: Range<usize>,
+    /// `[most_tiles(max_tokens)]` TileArguments: slices whose attention is made on tensor cores.
+    pub tiles: Range<usize>,
+    /// `[max_tokens]` u32: the tokens of other slices, where there are tiles.
+    pub apart: Range<usize>,
     /// `[max_sequences, layers]` u64.
     pub allowed: Range<usize>,
     /// `[max_sequences, layers, experts]` f32.
@@ -52,6 +58,8 @@ impl BatchLayout {
             places: part(&[max_tokens], size_of::<PlaceArguments>())?,
             rows: part(&[max_tokens.saturating_add(max_sequences)], 4)?,
             targets: part(&[max_tokens], 4)?,
+            tiles: part(&[most_tiles(max_tokens)], size_of::<TileArguments>())?,
+            apart: part(&[max_tokens], 4)?,
             allowed: part(&[max_sequences, layers], 8)?,
             bias: part(&[max_sequences, layers, experts], 4)?,
             pages: part(&[max_sequences, KvGeometry::pages_for(max_context)], 8)?,
@@ -64,9 +72,22 @@ impl BatchLayout {
     }
 }
 
+/// Tiles that so many tokens may have: most in slices of the fewest tokens that have one.
+fn most_tiles(tokens: usize) -> usize {
+    tokens / (MAX_TILED_TOKENS + 1)
+}
+
 /// What the host keeps of a batch.
 #[derive(Debug, Default)]
 pub struct BatchShape {
+    /// Whether attention may be made on tensor cores.
+    takes_tiles: bool,
+    /// Tiles of this batch: of a dtype those that see most positions first, as they take longest.
+    cut: Vec<TileArguments>,
+    /// Where in them are those of bf16, f16 and int8.
+    pub tiles: [Range<usize>; 3],
+    /// Tokens that are in none.
+    pub apart: usize,
     /// Tokens of all sequences.
     pub tokens: usize,
     /// Positions of the sequence that has most, this batch's included.
@@ -97,10 +118,13 @@ fn elements<'a, T: Plain>(block: &'a mut [u8], range: &Range<usize>) -> &'a mut 
 
 impl BatchShape {
     /// One with room for batches of these limits.
-    pub fn new(limits: &PassLimits) -> Result<BatchShape> {
+    pub fn new(config: &Config, limits: &PassLimits, exact: bool) -> Result<BatchShape> {
+        // Of other sizes rows are not whole units of sixteen bytes, or too many for registers.
+        let takes_tiles = !exact && config.head_dim % 8 == 0 && config.head_dim <= MAX_TENSOR_HEAD_DIM;
+        let cut = try_with_capacity("a batch", most_tiles(limits.max_tokens))?;
         let scored = try_with_capacity("a batch", limits.max_tokens)?;
         let logit_rows = try_with_capacity("a batch", limits.max_sequences)?;
-        Ok(BatchShape { scored, logit_rows, ..Default::default() })
+        Ok(BatchShape { takes_tiles, cut, scored, logit_rows, ..Default::default() })
     }
 
     /// Takes in a batch that was checked, and writes it into `block`, which has the layout's bytes. Fails with `Internal`
@@ -166,7 +190,41 @@ impl BatchShape {
             }
         }
         self.bytes = layout.pages.start + page_count * size_of::<u64>();
+        self.cut_tiles(batch, layout, block);
         Ok(())
+    }
+
+    /// Cuts slices of many tokens into tiles, and lists the tokens of the others.
+    fn cut_tiles(&mut self, batch: &Batch, layout: &BatchLayout, block: &mut [u8]) {
+        self.cut.clear();
+        self.apart = 0;
+        let mut first = 0;
+        for sequence in batch.sequences.iter() {
+            let count = sequence.tokens.len();
+            let is_f32 = sequence.pages.first().is_none_or(|page| page.geometry().dtype == KvDtype::F32);
+            if self.takes_tiles && count > MAX_TILED_TOKENS && !is_f32 {
+                self.cut.extend((0..count).step_by(ATTENTION_TILE).map(|begin| TileArguments {
+                    first: (first + begin) as u32,
+                    count: ATTENTION_TILE.min(count - begin) as u32,
+                }));
+            } else {
+                let apart = &mut elements::<u32>(block, &layout.apart)[self.apart..self.apart + count];
+                apart.iter_mut().zip(first as u32..).for_each(|(place, token)| *place = token);
+                self.apart += count;
+            }
+            first += count;
+        }
+        let places = elements::<u32>(block, &layout.places).as_chunks::<4>().0;
+        let place_of = |tile: &TileArguments| places[tile.first as usize];
+        let dtype_of = |tile: &TileArguments| place_of(tile)[3];
+        self.cut.sort_unstable_by_key(|tile| (dtype_of(tile), Reverse(place_of(tile)[0] + tile.count), tile.first));
+        let below = |kv_dtype: KvDtype| self.cut.partition_point(|tile| dtype_of(tile) < kv_dtype_number(kv_dtype));
+        let (f16, int8) = (below(KvDtype::F16), below(KvDtype::Int8));
+        self.tiles = [0..f16, f16..int8, int8..self.cut.len()];
+        let words = elements::<u32>(block, &layout.tiles).as_chunks_mut::<2>().0;
+        for (place, tile) in words.iter_mut().zip(&self.cut) {
+            *place = [tile.first, tile.count];
+        }
     }
 
     /// Where among the scored tokens one is.

@@ -20,8 +20,9 @@ macro_rules! generated {
 }
 
 /// The kernels' code by the name of its file.
-const FILES: [(&str, &str); 11] = [
+const FILES: [(&str, &str); 12] = [
     generated!("attention"),
+    generated!("attention_tensor"),
     generated!("embed"),
     generated!("experts"),
     generated!("experts_tensor"),
@@ -37,11 +38,16 @@ const FILES: [(&str, &str); 11] = [
 /// Tokens that a tile of a product can have; each is a kernel of its own.
 pub const WIDTHS: [usize; 4] = [1, 2, 4, 8];
 
-/// Tokens past which products are made on tensor cores, unless they are to be exact.
+/// Tokens past which products are made on tensor cores, and attention of so many of one sequence, unless they are to be
+/// exact.
 pub const MAX_TILED_TOKENS: usize = 16;
 
 /// Tokens, or slots, of a block on tensor cores.
 pub const TENSOR_TOKENS: usize = 64;
+
+/// Tokens of a block of attention on tensor cores, and the largest head_dim there.
+pub const ATTENTION_TILE: usize = 64;
+pub const MAX_TENSOR_HEAD_DIM: usize = 256;
 
 /// Panels of a block on tensor cores.
 pub const TENSOR_PANELS: usize = 8;
@@ -106,6 +112,8 @@ pub struct Kernels {
     pub rotate_and_store: Kernel<RotateArguments>,
     pub attention: Kernel<AttentionArguments>,
     pub attention_merge: Kernel<AttentionArguments>,
+    /// For keys and values in bf16, f16 and int8.
+    pub attention_tensor: [Kernel<AttentionArguments>; 3],
     pub route: Kernel<RouteArguments>,
     pub group: Kernel<GroupArguments>,
     pub gate_up: Products<ExpertArguments>,
@@ -134,6 +142,11 @@ impl Kernels {
             rotate_and_store: finder.find("rotate", "rotate_and_store", 256)?,
             attention: finder.find("attention", "attention", 128)?,
             attention_merge: finder.find("attention", "attention_merge", 128)?,
+            attention_tensor: [
+                finder.find("attention_tensor", "attention_tensor_bf16", 128)?,
+                finder.find("attention_tensor", "attention_tensor_f16", 128)?,
+                finder.find("attention_tensor", "attention_tensor_int8", 128)?,
+            ],
             route: finder.find("route", "route", 256)?,
             group: finder.find("route", "group", 256)?,
             gate_up: finder.find_products("experts", "gate_up", 256)?,
