@@ -300,11 +300,13 @@ mod tests {
             &layout.places,
             &layout.rows,
             &layout.targets,
+            &layout.tiles,
+            &layout.apart,
             &layout.allowed,
             &layout.bias,
             &layout.pages,
         ];
-        let sizes = [7 * 4, 7 * 16, 10 * 4, 7 * 4, 3 * 3 * 8, 3 * 3 * 4 * 4, 3 * 7 * 8];
+        let sizes = [7 * 4, 7 * 16, 10 * 4, 7 * 4, 0, 7 * 4, 3 * 3 * 8, 3 * 3 * 4 * 4, 3 * 7 * 8];
         assert!(parts.iter().zip(sizes).all(|(part, size)| part.len() == size && part.start % ALIGNMENT == 0));
         assert!(parts.windows(2).all(|pair| pair[0].end <= pair[1].start));
         let huge = PassLimits { max_tokens: usize::MAX / 2, ..limits };
@@ -372,6 +374,58 @@ mod tests {
         assert_eq!(slice(PAGE_TOKENS - 1).unwrap_err().status(), Status::Internal);
         drop(shared);
         assert!(slice(PAGE_TOKENS - 1).is_ok());
+    }
+
+    #[test]
+    fn slices_of_many_tokens_are_cut_into_tiles_and_the_longest_come_first() {
+        let limits = PassLimits { max_tokens: 400, max_sequences: 7, max_context: 400, logit_rows: 1 };
+        let config = config();
+        let layout = BatchLayout::new(&config, &limits).unwrap();
+        let mut block = crate::memory::Buffer::<u8>::zeroed("a test", layout.bytes()).unwrap();
+        use KvDtype::{Bf16, F16, F32, Int8};
+        let slices = [(Bf16, 0, 65), (F32, 0, 20), (Int8, 9, 17), (Bf16, 0, 16), (F16, 5, 1), (Bf16, 30, 130)];
+        let mut of_slices =
+            slices.map(|(dtype, start, count)| pages(dtype, 0..KvGeometry::pages_for(start + count) as u64));
+        let tokens = [1; 130];
+        let mut sequences: Vec<_> = std::iter::zip(slices, &mut of_slices)
+            .map(|((_, start, count), pages)| SequenceSlice {
+                tokens: &tokens[..count],
+                start,
+                pages,
+                wants_logits: false,
+                targets: &[],
+                router: None,
+            })
+            .collect();
+        let batch = Batch { sequences: &mut sequences };
+        let mut shape = BatchShape::new(&config, &limits, false).unwrap();
+        shape.fill(&batch, &config, &layout, &mut block).unwrap();
+        // First rows of the slices: 0, 65, 85, 102, 118, 119. By what a tile's last token sees: 160, 158, 94, 65, 64.
+        let expected = [247, 2, 183, 64, 119, 64, 64, 1, 0, 64, 85, 17];
+        assert_eq!(numbers::<u32>(&block, &layout.tiles)[..12], expected);
+        assert_eq!(shape.tiles, [0..5, 5..5, 5..6]);
+        let apart: Vec<u32> = (65..85).chain(102..119).collect();
+        assert_eq!((shape.apart, &numbers::<u32>(&block, &layout.apart)[..37]), (37, &apart[..]));
+
+        // Where bits count, and where rows are no whole units or too long.
+        let mut odd = config.clone();
+        odd.head_dim = 12;
+        let mut long = config.clone();
+        long.head_dim = 264;
+        for (config, exact) in [(&config, true), (&odd, false), (&long, false)] {
+            let mut shape = BatchShape::new(config, &limits, exact).unwrap();
+            shape.fill(&batch, config, &layout, &mut block).unwrap();
+            assert_eq!((shape.apart, shape.tiles.iter().all(Range::is_empty)), (shape.tokens, true));
+        }
+    }
+
+    #[test]
+    fn room_is_for_as_many_tiles_as_there_can_be() {
+        // Slices of 17 tokens have most of them.
+        for tokens in 0..300 {
+            let of_slices = (17..=64.min(tokens.max(17))).map(|count| tokens / count).max().unwrap_or(0);
+            assert!(most_tiles(tokens) >= of_slices.max(if tokens > 16 { tokens.div_ceil(64) } else { 0 }), "{tokens}");
+        }
     }
 
     #[test]
