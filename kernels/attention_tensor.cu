@@ -1,29 +1,29 @@
-// Causal attention of many tokens of a sequence at once, on tensor cores: softmax(q . k / sqrt(head_dim)) v over paged keys
-// and values, with the softmax of attention.cu in one pass (FlashAttention, Dao et al., 2022; work shared out between
+// Causal attention of many tokens of a sequence at once, on tensor cores: softmax(q . k / sqrt(head_dim)) v over paged
+// keys and values, with a one-pass softmax as in attention.cu (FlashAttention, Dao et al., 2022; rows are shared out to
 // warps as in FlashAttention-2, Dao, 2023).
 //
 // In: query [tokens, heads * head_dim] f32, rotated; pages in bf16, f16 or int8. Out: attended [tokens, stride] f32.
-// A block has one head of a tile: up to 64 consecutive tokens of one sequence, sixteen a warp, the rows of an mma. It goes
-// over the sequence's positions sixteen at a time, from the first to its last token's own. Queries, in bf16 or f16 as keys
-// are, stay in registers, 16 rows of up to 256 columns a warp, and so do the weighted values of these rows, in f32. Of
-// sixteen positions: scores by mma; weights, powers of two relative to the largest score so far; where that has grown,
-// sums and weighted values scaled down to it; weighted values by mma, of weights in the values' dtype. Numbers of int8 are
-// whole and so exact in bf16; keys' scales multiply scores, values' scales weights.
+// A block has one head of a tile: up to 64 consecutive tokens of one sequence, sixteen a warp, the rows of an mma. It
+// goes over the sequence's positions sixteen at a time, from the first to its last token's own. Queries, in bf16 or f16
+// as keys are, stay in registers, sixteen rows of up to 256 columns a warp, and so do the weighted values of these
+// rows, in f32. Of sixteen positions: scores by mma; weights, powers of two relative to the largest score so far; where
+// that has grown, sums and weighted values scaled down to it; weighted values by mma, of weights in the values' dtype.
+// Numbers of int8 are whole and so exact in bf16; keys' scales multiply scores, values' scales weights.
 //
 // Keys and values of sixteen positions are a stage in shared memory, [key, value][16][256] of two bytes. There are two
-// stages, one barrier each: while one is multiplied the next is copied, by copies that take no registers. A thread copies
-// eight columns of one position at a time; those of int8 land in half of their place, and the thread that copied them
-// widens them there before the barrier. Units of sixteen bytes are turned by their position (`unit_place`), so that lanes
-// that copy or read at once use all banks once: keys are read sixteen bytes a lane, which are columns 8 t to 8 t + 7 of 32
-// (columns of an mma may be any, if they are the same on both sides), values as matrices turned over. Columns past
-// head_dim are zeros, up to whole parts of 64; so are positions past the last token's, as nobody knows what is there.
+// stages, one barrier each: while one is multiplied the next is copied, by copies that take no registers. A thread
+// copies eight columns of one position at a time; those of int8 land in half of their place, and the thread that copied
+// them widens them there before the barrier. Units of sixteen bytes are turned by their position (`unit_place`), so
+// that lanes that copy or read at once use all banks once: keys are read sixteen bytes a lane, which are columns 8 t to
+// 8 t + 7 of 32 (columns of an mma may be any, if they are the same on both sides), values as matrices turned over.
+// Columns past head_dim are zeros, up to whole parts of 64.
 //
 // A row's sums go over the positions in one order, whatever else is in the tile and wherever it begins: results do not
-// depend on it. But what is not finite in a value makes no number of up to thirty tokens before it too, which are in a warp
-// that comes to its sixteen positions: they multiply it by 0.
+// depend on it. But a value that is not finite makes NaN of up to thirty tokens before it too: the warp that comes to
+// its sixteen positions multiplies it by their weight, 0.
 // Moves 4 head_dim bytes (2 in int8) a head, tile and position from the second cache: 64 times less than a token alone.
-// Grid (heads, tiles of one dtype), 128 threads; the longest tiles come first, so that the short ones fill up the end. Limit: mma, two
-// blocks a multiprocessor (registers).
+// Grid (heads, tiles of one dtype), 128 threads; the longest tiles come first, so that short ones fill up the end.
+// Limit: mma; registers leave room for two blocks a multiprocessor.
 
 #include "halves.cuh"
 #include "pages.cuh"
@@ -97,11 +97,13 @@ template <class Kv> struct Bringer {
     // Positions that the tile sees.
     uint32_t seen;
 
+    // Where bytes land; those of a position and the next in banks of their own.
+    static DEVICE TwoWords *landing(Words *unit) { return reinterpret_cast<TwoWords *>(unit) + position() % 2; }
     static DEVICE uint32_t position() { return thread_index() / PART_UNITS; }
     static DEVICE uint32_t unit() { return thread_index() % PART_UNITS; }
 
     DEVICE void begin(uint32_t first, Words *units, float *scales) const {
-        bool is_seen = first + position() < seen;
+        // Past the last position the last again: no weight is for it.
         KvRow key = kv_row(cache, place, layer, 0, key_value_head, minimum(first + position(), seen - 1));
         size_t to_value = static_cast<size_t>(cache.key_value_heads) * cache.page_tokens;
         UNROLL
@@ -110,14 +112,20 @@ template <class Kv> struct Bringer {
             if (part * PART >= cache.head_dim) {
                 break;
             }
-            bool is_there = is_seen && column < cache.head_dim;
+            bool is_there = column < cache.head_dim;
             Words *to = units + unit_place(position(), its_unit);
             const uint8_t *from = key.elements + column * Kv::BYTES;
-            copy_async<UNIT * Kv::BYTES>(to, from, is_there);
-            copy_async<UNIT * Kv::BYTES>(to + KEY_UNITS, from + to_value * cache.head_dim * Kv::BYTES, is_there);
+            const uint8_t *from_value = from + to_value * cache.head_dim * Kv::BYTES;
+            if constexpr (Kv::SCALED) {
+                copy_async<UNIT>(landing(to), from, is_there);
+                copy_async<UNIT>(landing(to + KEY_UNITS), from_value, is_there);
+            } else {
+                copy_async<2 * UNIT>(to, from, is_there);
+                copy_async<2 * UNIT>(to + KEY_UNITS, from_value, is_there);
+            }
         }
         if (Kv::SCALED && unit() < 2) {
-            copy_async<4>(scales + unit() * POSITIONS + position(), key.scale + unit() * to_value, is_seen);
+            copy_async<4>(scales + unit() * POSITIONS + position(), key.scale + unit() * to_value, true);
         }
     }
 
@@ -130,8 +138,8 @@ template <class Kv> struct Bringer {
                     break;
                 }
                 Words *key = units + unit_place(position(), part * PART_UNITS + unit()), *value = key + KEY_UNITS;
-                *key = wide_unit(*reinterpret_cast<const TwoWords *>(key));
-                *value = wide_unit(*reinterpret_cast<const TwoWords *>(value));
+                *key = wide_unit(*landing(key));
+                *value = wide_unit(*landing(value));
             }
         }
     }

@@ -1,6 +1,6 @@
-// Copies to shared memory that go on while their thread does (cp.async): what is copied is there after the thread's next
-// wait, for itself, and for the others after a barrier too. Until then its place is not a number here, and a thread that
-// touches it is a race. A kernel that ends before its copies have is stopped.
+// Copies to shared memory that go on while their thread does (cp.async): what is copied is there after the thread's
+// next wait, for itself, and for the others after a barrier too. Until then its place is not a number here, and a
+// thread that touches it is a race. A kernel that ends before its copies have is stopped.
 
 #pragma once
 
@@ -10,7 +10,8 @@
 #include "block.hpp"
 #include "simt_macros.hpp"
 
-// BYTES bytes, 4, 8 or 16, on a boundary of as many on both sides; zeros where they are not wanted: nothing is read then.
+// BYTES bytes, 4, 8 or 16, on a boundary of as many on both sides; zeros where they are not wanted: nothing is read
+// then.
 template <uint32_t BYTES>
 DEVICE void copy_async(void *to, const void *from, bool wanted) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "4, 8 or 16 bytes");

@@ -64,7 +64,8 @@ DEVICE void mma(Number (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
 }  // namespace shim
 
 // Four matrices [8, 8] of two bytes, turned over: `row` of lane 8 i + r is row r of matrix i, sixteen aligned bytes in
-// shared memory. Word i of lane 4 g + t has rows 2t and 2t + 1 of column g of matrix i (ldmatrix.trans in the PTX manual).
+// shared memory. Word i of lane 4 g + t has rows 2t and 2t + 1 of column g of matrix i (ldmatrix.trans in the PTX
+// manual).
 DEVICE void load_matrices_transposed(uint32_t (&words)[4], const void *row) {
     if (reinterpret_cast<uintptr_t>(row) % 16 != 0) shim::stop(716, "load_matrices_transposed: not on 16 bytes");
     uint64_t halves[2];

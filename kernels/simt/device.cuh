@@ -89,12 +89,16 @@ DEVICE void load_matrices_transposed(uint32_t (&words)[4], const void *row) {
                  : "memory");
 }
 
-// A copy to shared memory that goes on while the thread does (shim/copies.hpp); those of 16 bytes go past the first cache.
+// A copy to shared memory that goes on while its thread does (shim/copies.hpp has the rules); one of 16 bytes goes past
+// the first cache.
 template <uint32_t BYTES> DEVICE void copy_async(void *to, const void *from, bool wanted) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "4, 8 or 16 bytes");
     uint32_t address = shared_address(to), bytes = wanted ? BYTES : 0;
     if constexpr (BYTES == 16) {
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(address), "l"(from), "r"(bytes) : "memory");
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                     :
+                     : "r"(address), "l"(from), "r"(bytes)
+                     : "memory");
     } else {
         asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;"
                      :
