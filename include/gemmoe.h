@@ -88,7 +88,7 @@
 /**
  * gemmoe_load_options.flags: on a GPU, give a sequence the same bits whatever else is in its batch and however its prompt is cut.
  * Batches of more than 16 tokens, prompts above all, then do without tensor cores, which round activations to the dtype
- * of the weights. On the CPU it is always so.
+ * of the weights, and in attention to that of keys and values. On the CPU it is always so.
  */
 #define GEMMOE_LOAD_EXACT 32
 

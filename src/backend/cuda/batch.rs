@@ -120,7 +120,7 @@ impl BatchShape {
     /// One with room for batches of these limits.
     pub fn new(config: &Config, limits: &PassLimits, exact: bool) -> Result<BatchShape> {
         // Of other sizes rows are not whole units of sixteen bytes, or too many for registers.
-        let takes_tiles = !exact && config.head_dim % 8 == 0 && config.head_dim <= MAX_TENSOR_HEAD_DIM;
+        let takes_tiles = !exact && config.head_dim.is_multiple_of(8) && config.head_dim <= MAX_TENSOR_HEAD_DIM;
         let cut = try_with_capacity("a batch", most_tiles(limits.max_tokens))?;
         let scored = try_with_capacity("a batch", limits.max_tokens)?;
         let logit_rows = try_with_capacity("a batch", limits.max_sequences)?;
