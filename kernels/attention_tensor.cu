@@ -174,11 +174,13 @@ DEVICE void load_query(uint32_t (&query)[4 * PARTS][4], const float *row, uint32
     }
 }
 
-// scores of the lane's rows: columns 2 t and 2 t + 1 of each eight positions.
+// scores of the lane's rows: columns 2 t and 2 t + 1 of each eight positions. Each is made of two sums, so that four mma
+// of a warp do not wait for each other.
 template <class Kv>
 DEVICE void multiply_keys(float (&scores)[2][4], const uint32_t (&query)[4 * PARTS][4], const Words *keys,
                           uint32_t head_dim) {
     uint32_t group = thread_index() % LANES / 4, place = thread_index() % 4;
+    float sums[2][2][4] = {};
     UNROLL
     for (uint32_t part = 0; part < PARTS; part++) {
         if (part * PART >= head_dim) {
@@ -192,10 +194,14 @@ DEVICE void multiply_keys(float (&scores)[2][4], const uint32_t (&query)[4 * PAR
                 UNROLL
                 for (uint32_t step = 0; step < 2; step++) {
                     uint32_t b[2] = {unit.word[2 * step], unit.word[2 * step + 1]};
-                    Kv::mma(scores[eight], query[2 * i + step], b);
+                    Kv::mma(sums[step][eight], query[2 * i + step], b);
                 }
             }
         }
+    }
+    UNROLL
+    for (uint32_t i = 0; i < 8; i++) {
+        scores[i / 4][i % 4] = sums[0][i / 4][i % 4] + sums[1][i / 4][i % 4];
     }
 }
 
@@ -308,7 +314,7 @@ DEVICE void attend_tile(const AttentionArguments &arguments, const TileArguments
         if (first >= warp_seen) {
             continue;
         }
-        float scores[2][4] = {};
+        float scores[2][4];
         multiply_keys<Kv>(scores, query, keys, head_dim);
         const TwoFloats *its_scales = reinterpret_cast<const TwoFloats *>(scales + turn * STAGE_SCALES);
         UNROLL

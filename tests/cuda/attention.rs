@@ -105,6 +105,35 @@ fn a_token_attends_to_the_same_bits_in_slices_of_any_number_past_sixteen_and_in_
 }
 
 #[test]
+fn beside_tiles_a_token_alone_is_split_over_its_context_and_keeps_its_bits() {
+    let Some(_shim) = Shim::take() else { return };
+    let directory = directory(json!({"num_hidden_layers": 1, "max_position_embeddings": 1024}));
+    let model = load_options(directory.path(), &on_tensor_cores());
+    let tokens = Random::new(33).tokens(560, 97);
+    let bits = |session: &Session| session.logits().unwrap().iter().map(|number| number.to_bits()).collect::<Vec<_>>();
+    let prepare = |count: usize| {
+        let options = SessionOptions { context_size: 640, kv_dtype: Some(KvDtype::Bf16), ..Default::default() };
+        let mut session = Session::new(std::sync::Arc::clone(&model), &options).unwrap();
+        session.prefill(&tokens[..count]).unwrap();
+        session
+    };
+    // A token after 550, which several blocks share, and 40 after 20, which are a tile.
+    let alone = [(550, 551), (20, 60)].map(|(held, end)| {
+        let mut session = prepare(held);
+        session.prefill(&tokens[held..end]).unwrap();
+        bits(&session)
+    });
+    let (mut first, mut second) = (prepare(550), prepare(20));
+    first.push(&tokens[550..551]).unwrap();
+    second.push(&tokens[20..60]).unwrap();
+    let mut together = batch(&model, 2, 100, 640);
+    for token in crate::common::draw_each(&mut together, &mut [&mut second, &mut first]) {
+        token.unwrap();
+    }
+    assert_eq!([bits(&first), bits(&second)], alone);
+}
+
+#[test]
 fn golden_prompts_agree_with_the_float64_reference_on_tensor_cores_too() {
     let Some(shim) = Shim::take() else { return };
     for path in golden() {

@@ -11,10 +11,10 @@ use crate::error::Result;
 /// Parts of the context that attention is split into, each a block of its own: where tokens and heads alone are too few to keep
 /// the device busy.
 fn splits_of(tokens: usize, heads: usize, longest: usize, multiprocessors: usize) -> usize {
-    if tokens > SPLIT_TOKENS {
+    if tokens == 0 || tokens > SPLIT_TOKENS {
         return 1;
     }
-    let wanted = (BLOCKS_PER_MULTIPROCESSOR * multiprocessors).div_ceil((tokens * heads).max(1));
+    let wanted = (BLOCKS_PER_MULTIPROCESSOR * multiprocessors).div_ceil(tokens * heads);
     wanted.clamp(1, spans_of(longest).max(1))
 }
 
@@ -109,7 +109,7 @@ mod tests {
         for (tokens, longest, splits) in [(1, 1, 1), (1, 256, 1), (1, 257, 2), (1, 8192, 32), (1, 100_000, 33)] {
             assert_eq!(splits_of(tokens, 16, longest, 132), splits, "{tokens} tokens, {longest} positions");
         }
-        for (tokens, longest, splits) in [(4, 8192, 9), (16, 8192, 3), (17, 8192, 1), (512, 8192, 1)] {
+        for (tokens, longest, splits) in [(4, 8192, 9), (16, 8192, 3), (17, 8192, 1), (512, 8192, 1), (0, 8192, 1)] {
             assert_eq!(splits_of(tokens, 16, longest, 132), splits, "{tokens} tokens, {longest} positions");
         }
     }
