@@ -157,15 +157,29 @@ struct RotateArguments {
     uint32_t heads;
 };
 
+// Consecutive tokens of one sequence whose attention is made together, on tensor cores.
+struct TileArguments {
+    // The first one's row in the batch.
+    uint32_t first;
+    // 1 to 64.
+    uint32_t count;
+};
+
 // `attention`: causal attention of one head of one token over its sequence's pages, an online softmax over spans of 256
 // positions: `softmax(q . k / sqrt(head_dim)) v`. Grid (tokens, heads, splits). With one split a block goes through all
 // spans and writes `attended`; with more, block z takes the spans z, z + splits ... each on its own, writes their states to
 // `partial`, and `attention_merge` joins them in the order of the spans, which one split does too: the same bits.
+// `attention_tensor_<dtype>`: the same on tensor cores for tiles of up to 64 tokens, whose keys and values are bf16, f16
+// or int8, with a head_dim that is a multiple of 8, 256 at most. Grid (heads, tiles), 128 threads.
 struct AttentionArguments {
     // `[tokens, heads * head_dim]`
     const float *query;
     // `[tokens]`
     const struct PlaceArguments *places;
+    // The row of each token that `attention` is for; null where token i is row i.
+    const uint32_t *index;
+    // What `attention_tensor_<dtype>` is for: `[tiles]`, all of its dtype.
+    const struct TileArguments *tiles;
     struct CacheArguments cache;
     // `[tokens, heads, spans, head_dim + 2]`: weighted values, largest score, sum of weights of one span.
     float *partial;

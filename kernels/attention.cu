@@ -120,10 +120,15 @@ DEVICE void join(State &all, const State &span) {
     all.largest = largest;
 }
 
+// Of the block's token.
+DEVICE size_t row_of_token(const AttentionArguments &arguments) {
+    return arguments.index ? arguments.index[block_x()] : block_x();
+}
+
 // The result, of the block's token and head.
 DEVICE void write_attended(const AttentionArguments &arguments, const State &all) {
     uint32_t head_dim = arguments.cache.head_dim;
-    float *attended = arguments.attended + static_cast<size_t>(block_x()) * arguments.stride + block_y() * head_dim;
+    float *attended = arguments.attended + row_of_token(arguments) * arguments.stride + block_y() * head_dim;
     float norm = 1.0f / all.sum;
     for (uint32_t i = 0; i < COLUMNS; i++) {
         uint32_t column = thread_index() + i * THREADS;
@@ -262,7 +267,7 @@ DEVICE void attend(const AttentionArguments &arguments, const PlaceArguments &pl
     const CacheArguments &cache = arguments.cache;
     uint32_t head_dim = cache.head_dim, head = block_y(), thread = thread_index();
     uint32_t key_value_head = head / (arguments.heads / cache.key_value_heads);
-    size_t row = static_cast<size_t>(block_x()) * arguments.heads + head;
+    const float *from = arguments.query + (row_of_token(arguments) * arguments.heads + head) * head_dim;
     Lanes lanes = lanes_for(head_dim);
     float query[PARTS][ELEMENTS];
     UNROLL
@@ -270,7 +275,7 @@ DEVICE void attend(const AttentionArguments &arguments, const PlaceArguments &pl
         UNROLL
         for (uint32_t element = 0; element < ELEMENTS; element++) {
             uint32_t column = lanes.column + part * LANES * ELEMENTS + element;
-            query[part][element] = column < head_dim ? arguments.query[row * head_dim + column] : 0.0f;
+            query[part][element] = column < head_dim ? from[column] : 0.0f;
         }
     }
     float scale = 1.0f / square_root(static_cast<float>(head_dim));
@@ -341,6 +346,7 @@ DEVICE void attend(const AttentionArguments &arguments, const PlaceArguments &pl
             join(all, state);
             continue;
         }
+        size_t row = static_cast<size_t>(block_x()) * arguments.heads + head;
         float *partial = arguments.partial + (row * arguments.spans + index) * (head_dim + 2);
         for (uint32_t i = 0; i < COLUMNS; i++) {
             uint32_t column = thread + i * THREADS;
@@ -363,7 +369,7 @@ KERNEL(attention, AttentionArguments, 128) {
     SHARED(float, weights, SPAN);
     SHARED(float, of_warps, WARPS * MAX_HEAD_DIM);
     Shared shared = {keys, weights, of_warps};
-    PlaceArguments place = arguments.places[block_x()];
+    PlaceArguments place = arguments.places[row_of_token(arguments)];
     switch (place.kv_dtype) {
         case KV_F32: return attend<KvF32>(arguments, place, shared);
         case KV_BF16: return attend<KvHalves<true>>(arguments, place, shared);
@@ -375,7 +381,7 @@ KERNEL(attention, AttentionArguments, 128) {
 KERNEL(attention_merge, AttentionArguments, 128) {
     uint32_t head_dim = arguments.cache.head_dim, head = block_y();
     size_t row = static_cast<size_t>(block_x()) * arguments.heads + head;
-    uint32_t spans = arguments.places[block_x()].position / SPAN + 1;
+    uint32_t spans = arguments.places[row_of_token(arguments)].position / SPAN + 1;
     State all = nothing_seen();
     for (uint32_t index = 0; index < spans; index++) {
         const float *partial = arguments.partial + (row * arguments.spans + index) * (head_dim + 2);

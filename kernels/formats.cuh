@@ -56,14 +56,6 @@ struct FourScales {
     float row[4];
 };
 
-struct alignas(8) TwoWords {
-    uint32_t word[2];
-};
-
-struct alignas(8) TwoFloats {
-    float number[2];
-};
-
 // The scales of rows 4 * quarter and on, at one column, as they are stored.
 DEVICE TwoWords four_scale_bits(const Panel &panel, uint32_t column, uint32_t quarter) {
     size_t offset = static_cast<size_t>(column >> panel.group_shift) * (2 * PANEL_ROWS) + 8 * quarter;

@@ -12,6 +12,14 @@
 
 #include "arguments.h"
 
+struct alignas(8) TwoWords {
+    uint32_t word[2];
+};
+
+struct alignas(8) TwoFloats {
+    float number[2];
+};
+
 // Of integers they are the same on both sides.
 DEVICE int32_t minimum(int32_t a, int32_t b) { return a < b ? a : b; }
 DEVICE int32_t maximum(int32_t a, int32_t b) { return a < b ? b : a; }

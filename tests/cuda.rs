@@ -2,6 +2,8 @@
 //! of a backend can be told without a GPU.
 #![cfg(feature = "cuda")]
 
+#[path = "cuda/attention.rs"]
+mod attention;
 #[path = "cuda/bits.rs"]
 mod bits;
 mod common;
@@ -109,9 +111,13 @@ fn quantised_weights_give_what_they_give_on_the_processor() {
 /// The mean of the hidden states of a prompt's tokens, whose experts are given: a choice that is near a tie may fall to
 /// another expert where arithmetic differs.
 fn embedding_of(directory: &Path, options: &LoadOptions, tokens: &[u32]) -> Vec<f32> {
+    embedding_in(directory, options, tokens, KvDtype::F32)
+}
+
+fn embedding_in(directory: &Path, options: &LoadOptions, tokens: &[u32], kv_dtype: KvDtype) -> Vec<f32> {
     let model = load_options(directory, options);
     let mut embedding = vec![0f32; model.config().hidden_size];
-    let mut session = session_with(&model, KvDtype::F32);
+    let mut session = session_with(&model, kv_dtype);
     session.set_allowed_experts(Some(0), 0b1010).unwrap();
     session.set_allowed_experts(Some(1), 0b0101).unwrap();
     session.embed(tokens, Pooling::Mean, &mut embedding).unwrap();

@@ -21,7 +21,7 @@ struct Running {
 extern Running running;
 
 // What the lanes of a warp meet for. Lanes that meet for different things would hang on a GPU.
-enum class Meeting : uint8_t { shuffle, ballot, mma, warp_barrier };
+enum class Meeting : uint8_t { shuffle, ballot, mma, load_matrices, warp_barrier };
 
 // Waits until the 32 lanes of the warp have come, each with eight bytes; those of all lanes, which stay as they are until this
 // lane meets the others again.
@@ -37,6 +37,18 @@ struct Site {
 };
 
 void *shared_array(Site &site, size_t bytes, size_t alignment);
+
+// A copy that a thread has begun; zeros where it is from nowhere.
+struct Copy {
+    void *to;
+    const void *from;
+    uint32_t bytes;
+};
+
+void begin_copy(const Copy &copy);
+
+// The oldest copy of the thread that runs, which is over then; false where there is none.
+bool take_copy(Copy &copy);
 
 // Ends the launch with a status of the driver. What the kernel was doing is dropped where it stands.
 [[noreturn]] void stop(int status, const char *why);

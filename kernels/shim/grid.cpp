@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <numeric>
 #include <vector>
 
@@ -33,6 +34,8 @@ struct Thread {
     bool is_idle;
     State state;
     Meeting meeting;
+    // Under way, in the order they were begun.
+    std::deque<Copy> copies;
 };
 
 struct Warp {
@@ -76,6 +79,7 @@ const char *name(Meeting meeting) {
         case Meeting::shuffle: return "in a shuffle";
         case Meeting::ballot: return "in a ballot";
         case Meeting::mma: return "in an mma";
+        case Meeting::load_matrices: return "in a load of matrices";
         case Meeting::warp_barrier: return "at a barrier of its warp";
     }
     return "";
@@ -100,6 +104,7 @@ void body() {
         current->kernel->run(current->arguments);
         arrive(&block_ends);
         Thread &thread = threads[running.thread];
+        if (!thread.copies.empty()) fail(LAUNCH_FAILED, running.thread, "ends before its copies");
         thread.state = State::ended;
         thread.is_idle = true;
         leave(thread.fiber);
@@ -171,7 +176,11 @@ void run_block(uint32_t count) {
     poison(arena, arena_used);
     arena_used = 0;
     shared_bytes = 0;
-    for (uint32_t thread = 0; thread < count; thread++) threads[thread].state = State::fresh;
+    for (uint32_t thread = 0; thread < count; thread++) {
+        threads[thread].state = State::fresh;
+        // Those of a launch that failed.
+        threads[thread].copies.clear();
+    }
     arrive(&block_begins);
     bool at_barrier;
     do {
@@ -255,6 +264,16 @@ void wait_for_block() {
     arrive(place);
     leave(thread.fiber);
     depart(place);
+}
+
+void begin_copy(const Copy &copy) { threads[running.thread].copies.push_back(copy); }
+
+bool take_copy(Copy &copy) {
+    std::deque<Copy> &copies = threads[running.thread].copies;
+    if (copies.empty()) return false;
+    copy = copies.front();
+    copies.pop_front();
+    return true;
 }
 
 void *shared_array(Site &site, size_t bytes, size_t alignment) {

@@ -15,6 +15,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "block.hpp"
 #include "numbers.hpp"
@@ -61,6 +62,25 @@ DEVICE void mma(Number (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
 }
 
 }  // namespace shim
+
+// Four matrices [8, 8] of two bytes, turned over: `row` of lane 8 i + r is row r of matrix i, sixteen aligned bytes in
+// shared memory. Word i of lane 4 g + t has rows 2t and 2t + 1 of column g of matrix i (ldmatrix.trans in the PTX
+// manual).
+DEVICE void load_matrices_transposed(uint32_t (&words)[4], const void *row) {
+    if (reinterpret_cast<uintptr_t>(row) % 16 != 0) shim::stop(716, "load_matrices_transposed: not on 16 bytes");
+    uint64_t halves[2];
+    memcpy(halves, row, sizeof halves);
+    uint32_t lane = shim::running.thread % shim::WARP, group = lane / 4, place = lane % 4;
+    for (uint32_t i = 0; i < 4; i++) words[i] = 0;
+    for (uint32_t half = 0; half < 2; half++) {
+        const uint64_t *rows = shim::meet(shim::Meeting::load_matrices, halves[half]);
+        for (uint32_t i = 0; half == group / 4 && i < 4; i++) {
+            uint32_t first = uint16_t(rows[8 * i + 2 * place] >> 16 * (group % 4));
+            uint32_t second = uint16_t(rows[8 * i + 2 * place + 1] >> 16 * (group % 4));
+            words[i] = first | second << 16;
+        }
+    }
+}
 
 DEVICE void mma_bf16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     shim::mma(sums, a, b, [](float sum, uint32_t a, uint32_t b) {

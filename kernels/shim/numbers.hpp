@@ -44,6 +44,11 @@ DEVICE uint16_t float_to_bf16(float value) {
     return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+// Two numbers in a word, the first in its low half.
+DEVICE uint32_t two_bf16(float first, float second) {
+    return float_to_bf16(first) | uint32_t(float_to_bf16(second)) << 16;
+}
+
 // To nearest, ties to even. Numbers past 65504, the largest, become 65504; infinity stays.
 DEVICE uint16_t float_to_f16(float value) {
     uint32_t bits = bits_of_float(value);
@@ -59,4 +64,9 @@ DEVICE uint16_t float_to_f16(float value) {
     }
     // Moves the exponent's bias from 127 to 15, then rounds the 13 mantissa bits away.
     return uint16_t(sign | (finite - (uint32_t(127 - 15) << 23) + 0xfff + (finite >> 13 & 1)) >> 13);
+}
+
+// As two_bf16, of numbers that are none or not past 65504.
+DEVICE uint32_t two_f16(float first, float second) {
+    return float_to_f16(first) | uint32_t(float_to_f16(second)) << 16;
 }

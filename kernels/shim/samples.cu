@@ -180,3 +180,53 @@ KERNEL(sample_mma, Sample, 32) {
         out[at[i]] = arguments.mode == 2 ? uint32_t(whole_sums[i]) : bits_of_float(sums[i]);
     }
 }
+
+// Four matrices [8, 8] of 16 bits from `in`, row beside row, through shared memory: the words of a lane, beside each
+// other. In mode 1 rows begin off their boundary.
+KERNEL(sample_matrices, Sample, 32) {
+    SHARED(Words, rows, 33);
+    rows[thread_index()] = reinterpret_cast<const Words *>(arguments.in)[thread_index()];
+    barrier();
+    uint32_t words[4];
+    load_matrices_transposed(words, reinterpret_cast<const uint8_t *>(&rows[thread_index()]) + 4 * arguments.mode);
+    auto *out = reinterpret_cast<uint32_t *>(arguments.out);
+    for (uint32_t i = 0; i < 4; i++) out[4 * thread_index() + i] = words[i];
+}
+
+// Each thread copies 28 bytes to shared memory, in pieces of 16, 8 and 4 of which the last is not wanted, and reads what
+// its neighbour has. Bit 0 of the mode: a wait; bit 1: a barrier after it; bit 2: a second wait, at the end.
+KERNEL(sample_copies, Sample, 64) {
+    SHARED(Words, places, 2 * 64);
+    uint32_t thread = thread_index(), neighbour = (thread + 1) % 64;
+    const float *from = arguments.in + 8 * thread;
+    float *to = reinterpret_cast<float *>(places) + 8 * thread;
+    copy_async<16>(to, from, true);
+    copy_async<8>(to + 4, from + 4, true);
+    copy_async<4>(to + 6, from + 6, false);
+    if (arguments.mode & 1) wait_for_copies();
+    if (arguments.mode & 2) barrier();
+    for (uint32_t i = 0; i < 7; i++) {
+        arguments.out[7 * thread + i] = reinterpret_cast<const float *>(places)[8 * neighbour + i];
+    }
+    if (arguments.mode & 4) wait_for_copies();
+}
+
+// Sixteen bytes to shared memory from `mode` bytes on.
+KERNEL(sample_copy_at, Sample, 32) {
+    SHARED(Words, place, 1);
+    if (thread_index() == 0) {
+        copy_async<16>(place, reinterpret_cast<const uint8_t *>(arguments.in) + arguments.mode, true);
+        wait_for_copies();
+        arguments.out[0] = float_of_bits(place[0].word[3]);
+    }
+}
+
+// A block per 256 numbers: two to the power of each, and it and its neighbour in a word, in bf16 and in f16.
+KERNEL(sample_powers, Sample, 256) {
+    uint32_t at = block_x() * 256 + thread_index();
+    float value = arguments.in[at], next = arguments.in[at ^ 1];
+    float *out = arguments.out + 3 * at;
+    out[0] = power_of_two(value);
+    out[1] = float_of_bits(two_bf16(value, next));
+    out[2] = float_of_bits(two_f16(value, next));
+}

@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "block.hpp"
+#include "copies.hpp"
 #include "mma.hpp"
 #include "numbers.hpp"
 #include "simt_macros.hpp"
@@ -97,6 +98,11 @@ DEVICE Words load_words_if(bool wanted, const void *address) { return wanted ? l
 DEVICE float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 DEVICE double multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
 
+// 2^x with an error of two units in the last place; 0 below 2^-126.
+DEVICE float power_of_two(float x) {
+    float power = std::exp2(x);
+    return power < 0x1p-126f ? 0 : power;
+}
 DEVICE float exponential(float x) { return std::exp(x); }
 DEVICE double exponential(double x) { return std::exp(x); }
 DEVICE double logarithm(double x) { return std::log(x); }

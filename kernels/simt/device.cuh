@@ -98,6 +98,38 @@ DEVICE void mma_int8(int32_t (&sums)[4], const uint32_t (&a)[4], const uint32_t 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// An address in shared memory as the instructions for it take it.
+DEVICE uint32_t shared_address(const void *pointer) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Four matrices [8, 8] of two bytes, turned over: which row and what a lane has of them is in shim/mma.hpp.
+DEVICE void load_matrices_transposed(uint32_t (&words)[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// A copy to shared memory that goes on while its thread does (shim/copies.hpp has the rules); one of 16 bytes goes past
+// the first cache.
+template <uint32_t BYTES> DEVICE void copy_async(void *to, const void *from, bool wanted) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "4, 8 or 16 bytes");
+    uint32_t address = shared_address(to), bytes = wanted ? BYTES : 0;
+    if constexpr (BYTES == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                     :
+                     : "r"(address), "l"(from), "r"(bytes)
+                     : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;"
+                     :
+                     : "r"(address), "l"(from), "r"(bytes), "n"(BYTES)
+                     : "memory");
+    }
+}
+DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" : : : "memory"); }
+
 struct alignas(16) Words {
     uint32_t word[4];
 };
@@ -163,10 +195,28 @@ DEVICE uint16_t float_to_f16(float value) {
     return static_cast<uint16_t>(sign | rounded);
 }
 
+// Two numbers in a word, the first in its low half; which NaN comes of one is the hardware's choice.
+DEVICE uint32_t two_bf16(float first, float second) {
+    uint32_t both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+    return both;
+}
+// Of numbers that are none or not past 65504.
+DEVICE uint32_t two_f16(float first, float second) {
+    uint32_t both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+    return both;
+}
+
 // a * b + c, rounded once.
 DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
 
+DEVICE float power_of_two(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+}
 DEVICE float exponential(float x) { return expf(x); }
 DEVICE double exponential(double x) { return exp(x); }
 DEVICE double logarithm(double x) { return log(x); }

@@ -40,7 +40,7 @@ pub const GEMMOE_LOAD_PIN_THREADS: u32 = 8;
 pub const GEMMOE_LOAD_MAP: u32 = 16;
 /// gemmoe_load_options.flags: on a GPU, give a sequence the same bits whatever else is in its batch and however its prompt is cut.
 /// Batches of more than 8 tokens, 3 with int8 or int4 weights, prompts above all, then do without tensor cores, which round
-/// activations to the dtype of the weights. On the CPU it is always so.
+/// activations to the dtype of the weights, and in attention to that of keys and values. On the CPU it is always so.
 pub const GEMMOE_LOAD_EXACT: u32 = 32;
 
 /// gemmoe_load_options.instructions: the best instruction set the processor has.

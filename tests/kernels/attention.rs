@@ -7,20 +7,20 @@ use crate::products::UNTOUCHED;
 use crate::random::Random;
 use crate::rotate::{Cache, Geometry, KV_DTYPES, loaded, stored};
 
-struct Case<'a> {
-    cache: Cache<'a>,
-    layer: usize,
-    heads: usize,
+pub struct Case<'a> {
+    pub cache: Cache<'a>,
+    pub layer: usize,
+    pub heads: usize,
     /// `(sequence, position)` of each token.
-    spots: Vec<(usize, usize)>,
+    pub spots: Vec<(usize, usize)>,
     /// `[tokens, heads * head_dim]`
-    query: Vec<f32>,
+    pub query: Vec<f32>,
     /// `[sequences][position][key, value][heads]`: what the cache has, exactly.
-    contents: Vec<Vec<[Vec<Vec<f64>>; 2]>>,
+    pub contents: Vec<Vec<[Vec<Vec<f64>>; 2]>>,
 }
 
 /// Sequences of `(dtype, positions)` with random keys and values; `change` may change a row before it is stored.
-fn case<'a>(
+pub fn case<'a>(
     device: &'a Device,
     random: &mut Random,
     geometry: &Geometry,
@@ -71,6 +71,8 @@ fn attend(device: &Device, case: &Case, splits: usize) -> Vec<f32> {
     let arguments = AttentionArguments {
         query: query.pointer(),
         places: places.pointer(),
+        index: std::ptr::null(),
+        tiles: std::ptr::null(),
         cache: case.cache.arguments(),
         partial: if splits == 1 { std::ptr::null_mut() } else { partial.pointer_mut() },
         attended: attended.pointer_mut(),

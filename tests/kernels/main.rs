@@ -4,6 +4,7 @@
 #[path = "../../src/backend/cuda/arguments.rs"]
 mod arguments;
 mod attention;
+mod attention_tensor;
 mod device;
 mod experts;
 mod products;
@@ -31,7 +32,7 @@ enum Effort {
 
 type Kernel = fn(&Device, &mut Random, Effort);
 
-const CHECKS: [(&str, Kernel); 17] = [
+const CHECKS: [(&str, Kernel); 21] = [
     ("embed", rows::check_embed),
     ("norm", rows::check_norm),
     ("round_activations", rows::check_round),
@@ -47,6 +48,10 @@ const CHECKS: [(&str, Kernel); 17] = [
     ("rotate_and_store", rotate::check_rotate),
     ("attention", attention::check_attention),
     ("attention, special numbers", attention::check_special_numbers),
+    ("attention on tensor cores", attention_tensor::check_tiles),
+    ("attention on tensor cores, large scores", attention_tensor::check_large_scores),
+    ("attention on tensor cores, bits", attention_tensor::check_bits),
+    ("attention on tensor cores, special numbers", attention_tensor::check_special_numbers),
     ("route", routing::check_route),
     ("group", routing::check_group),
 ];
@@ -143,6 +148,26 @@ fn attention_to_what_is_not_a_number_is_none_either() {
 }
 
 #[test]
+fn attention_on_tensor_cores_agrees_with_f64_within_the_roundings_of_its_weights() {
+    run("attention on tensor cores");
+}
+
+#[test]
+fn no_score_is_too_large_for_tensor_cores() {
+    run("attention on tensor cores, large scores");
+}
+
+#[test]
+fn attention_on_tensor_cores_has_the_same_bits_in_any_tile() {
+    run("attention on tensor cores, bits");
+}
+
+#[test]
+fn attention_on_tensor_cores_to_what_is_not_a_number_is_none_either() {
+    run("attention on tensor cores, special numbers");
+}
+
+#[test]
 fn routes_are_those_of_the_cpu() {
     run("route");
 }
@@ -198,6 +223,9 @@ fn the_committed_ptx_has_every_kernel_of_the_sources() {
     }
     for name in ["group", "combine", "log_softmax_at"] {
         assert!(device.has(name), "{name}");
+    }
+    for dtype in ["bf16", "f16", "int8"] {
+        assert!(device.has(&format!("attention_tensor_{dtype}")), "{dtype}");
     }
     for format in tensors::Format::ALL {
         let tiles = products::TILES.map(products::Variant::Tile);

@@ -105,6 +105,14 @@ def attention(g):
     return g.layers * (g.heads * cache + other), g.layers * (g.key_value_heads * cache + other)
 
 
+def attention_tensor(g, weight, *_):
+    # Integers with a scale of four bytes for each position and head.
+    element = 2 if weight == 2 else 1 + 4 / g.head_dim
+    cache = 2 * g.context * g.head_dim * element
+    other = 8 * g.query
+    return g.layers * (g.heads * cache + other), g.layers * (g.key_value_heads * cache + other)
+
+
 def attention_merge(g):
     return same(g.layers * (4 * g.heads * g.spans * (g.head_dim + 2) + 4 * g.query))
 
@@ -161,6 +169,11 @@ MOVES = {
         "keys and values of all positions once per head and token, 4 (head_dim + 2) a span of 256",
         "keys and values once per key-value head and sequence",
         attention,
+    ),
+    "attention_tensor": Moves(
+        "keys and values of all positions once per head and 64 tokens",
+        "keys and values once per key-value head and sequence",
+        attention_tensor,
     ),
     "attention_merge": Moves("4 (head_dim + 2) a span of 256 positions, 4 written a column", "the same", attention_merge),
     "route": Moves("the router's rows, filled up to 4, 8 or 16, once per token", "its rows once", route),

@@ -108,7 +108,7 @@ class Bytes(unittest.TestCase):
             for name in names:
                 moved, least = step(name)
                 self.assertGreaterEqual(moved, least, name)
-                self.assertEqual(moved == least, of_family.least == "the same" or family in ("attention", "route"), name)
+                self.assertEqual(moved == least, of_family.least == "the same" or family in ("attention", "attention_tensor", "route"), name)
 
     def test_a_kernel_that_has_no_formula_is_named(self):
         with self.assertRaisesRegex(SystemExit, "attention_tensor_f32: tools/kernels/moves.py does not say"):

@@ -64,6 +64,16 @@ pub struct PlaceArguments {
     pub kv_dtype: u32,
 }
 
+/// Consecutive tokens of one sequence whose attention is made together, on tensor cores.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TileArguments {
+    /// The first one's row in the batch.
+    pub first: u32,
+    /// 1 to 64.
+    pub count: u32,
+}
+
 /// What the layout of a page (`backend/kv.rs`) depends on.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -183,6 +193,8 @@ pub struct RotateArguments {
 /// positions: `softmax(q . k / sqrt(head_dim)) v`. Grid (tokens, heads, splits). With one split a block goes through all
 /// spans and writes `attended`; with more, block z takes the spans z, z + splits ... each on its own, writes their states to
 /// `partial`, and `attention_merge` joins them in the order of the spans, which one split does too: the same bits.
+/// `attention_tensor_<dtype>`: the same on tensor cores for tiles of up to 64 tokens, whose keys and values are bf16, f16
+/// or int8, with a head_dim that is a multiple of 8, 256 at most. Grid (heads, tiles), 128 threads.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct AttentionArguments {
@@ -190,6 +202,10 @@ pub struct AttentionArguments {
     pub query: *const f32,
     /// `[tokens]`
     pub places: *const PlaceArguments,
+    /// The row of each token that `attention` is for; null where token i is row i.
+    pub index: *const u32,
+    /// What `attention_tensor_<dtype>` is for: `[tiles]`, all of its dtype.
+    pub tiles: *const TileArguments,
     pub cache: CacheArguments,
     /// `[tokens, heads, spans, head_dim + 2]`: weighted values, largest score, sum of weights of one span.
     pub partial: *mut f32,

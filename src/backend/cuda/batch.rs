@@ -1,9 +1,11 @@
 //! What a batch is, as kernels see it: one block of memory, filled by the host and copied to the device at once.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::arguments::PlaceArguments;
+use super::arguments::{PlaceArguments, TileArguments};
+use super::kernels::{ATTENTION_TILE, FEWEST_TILED_TOKENS, MAX_TENSOR_HEAD_DIM};
 use crate::backend::kv::{KvDtype, KvGeometry, PAGE_TOKENS, shared_page};
 use crate::backend::ops::{Batch, NO_TARGET, PassLimits, every_expert};
 use crate::error::{Error, Result, Status};
@@ -25,6 +27,10 @@ pub struct BatchLayout {
     pub rows: Range<usize>,
     /// `[max_tokens]` u32: targets, of the tokens that have one.
     pub targets: Range<usize>,
+    /// `[most_tiles(max_tokens)]` TileArguments: slices whose attention is made on tensor cores.
+    pub tiles: Range<usize>,
+    /// `[max_tokens]` u32: the tokens of other slices, where there are tiles.
+    pub apart: Range<usize>,
     /// `[max_sequences, layers]` u64.
     pub allowed: Range<usize>,
     /// `[max_sequences, layers, experts]` f32.
@@ -52,6 +58,8 @@ impl BatchLayout {
             places: part(&[max_tokens], size_of::<PlaceArguments>())?,
             rows: part(&[max_tokens.saturating_add(max_sequences)], 4)?,
             targets: part(&[max_tokens], 4)?,
+            tiles: part(&[most_tiles(max_tokens)], size_of::<TileArguments>())?,
+            apart: part(&[max_tokens], 4)?,
             allowed: part(&[max_sequences, layers], 8)?,
             bias: part(&[max_sequences, layers, experts], 4)?,
             pages: part(&[max_sequences, KvGeometry::pages_for(max_context)], 8)?,
@@ -64,9 +72,22 @@ impl BatchLayout {
     }
 }
 
+/// Tiles that so many tokens may have: most in slices of the fewest tokens that have one.
+fn most_tiles(tokens: usize) -> usize {
+    tokens / FEWEST_TILED_TOKENS
+}
+
 /// What the host keeps of a batch.
 #[derive(Debug, Default)]
 pub struct BatchShape {
+    /// Whether attention may be made on tensor cores.
+    takes_tiles: bool,
+    /// Tiles of this batch: of a dtype those that see most positions first, as they take longest.
+    cut: Vec<TileArguments>,
+    /// Where in them are those of bf16, f16 and int8.
+    pub tiles: [Range<usize>; 3],
+    /// Tokens that are in none.
+    pub apart: usize,
     /// Tokens of all sequences.
     pub tokens: usize,
     /// Positions of the sequence that has most, this batch's included.
@@ -97,10 +118,13 @@ fn elements<'a, T: Plain>(block: &'a mut [u8], range: &Range<usize>) -> &'a mut 
 
 impl BatchShape {
     /// One with room for batches of these limits.
-    pub fn new(limits: &PassLimits) -> Result<BatchShape> {
+    pub fn new(config: &Config, limits: &PassLimits, exact: bool) -> Result<BatchShape> {
+        // Of other sizes rows are not whole units of sixteen bytes, or too many for registers.
+        let takes_tiles = !exact && config.head_dim.is_multiple_of(8) && config.head_dim <= MAX_TENSOR_HEAD_DIM;
+        let cut = try_with_capacity("a batch", most_tiles(limits.max_tokens))?;
         let scored = try_with_capacity("a batch", limits.max_tokens)?;
         let logit_rows = try_with_capacity("a batch", limits.max_sequences)?;
-        Ok(BatchShape { scored, logit_rows, ..Default::default() })
+        Ok(BatchShape { takes_tiles, cut, scored, logit_rows, ..Default::default() })
     }
 
     /// Takes in a batch that was checked, and writes it into `block`, which has the layout's bytes. Fails with `Internal`
@@ -166,7 +190,41 @@ impl BatchShape {
             }
         }
         self.bytes = layout.pages.start + page_count * size_of::<u64>();
+        self.cut_tiles(batch, layout, block);
         Ok(())
+    }
+
+    /// Cuts slices of many tokens into tiles, and lists the tokens of the others.
+    fn cut_tiles(&mut self, batch: &Batch, layout: &BatchLayout, block: &mut [u8]) {
+        self.cut.clear();
+        self.apart = 0;
+        let mut first = 0;
+        for sequence in batch.sequences.iter() {
+            let count = sequence.tokens.len();
+            let is_f32 = sequence.pages.first().is_none_or(|page| page.geometry().dtype == KvDtype::F32);
+            if self.takes_tiles && count >= FEWEST_TILED_TOKENS && !is_f32 {
+                self.cut.extend((0..count).step_by(ATTENTION_TILE).map(|begin| TileArguments {
+                    first: (first + begin) as u32,
+                    count: ATTENTION_TILE.min(count - begin) as u32,
+                }));
+            } else {
+                let apart = &mut elements::<u32>(block, &layout.apart)[self.apart..self.apart + count];
+                apart.iter_mut().zip(first as u32..).for_each(|(place, token)| *place = token);
+                self.apart += count;
+            }
+            first += count;
+        }
+        let places = elements::<u32>(block, &layout.places).as_chunks::<4>().0;
+        let place_of = |tile: &TileArguments| places[tile.first as usize];
+        let dtype_of = |tile: &TileArguments| place_of(tile)[3];
+        self.cut.sort_unstable_by_key(|tile| (dtype_of(tile), Reverse(place_of(tile)[0] + tile.count), tile.first));
+        let below = |kv_dtype: KvDtype| self.cut.partition_point(|tile| dtype_of(tile) < kv_dtype_number(kv_dtype));
+        let (f16, int8) = (below(KvDtype::F16), below(KvDtype::Int8));
+        self.tiles = [0..f16, f16..int8, int8..self.cut.len()];
+        let words = elements::<u32>(block, &layout.tiles).as_chunks_mut::<2>().0;
+        for (place, tile) in words.iter_mut().zip(&self.cut) {
+            *place = [tile.first, tile.count];
+        }
     }
 
     /// Where among the scored tokens one is.
@@ -242,11 +300,13 @@ mod tests {
             &layout.places,
             &layout.rows,
             &layout.targets,
+            &layout.tiles,
+            &layout.apart,
             &layout.allowed,
             &layout.bias,
             &layout.pages,
         ];
-        let sizes = [7 * 4, 7 * 16, 10 * 4, 7 * 4, 3 * 3 * 8, 3 * 3 * 4 * 4, 3 * 7 * 8];
+        let sizes = [7 * 4, 7 * 16, 10 * 4, 7 * 4, 0, 7 * 4, 3 * 3 * 8, 3 * 3 * 4 * 4, 3 * 7 * 8];
         assert!(parts.iter().zip(sizes).all(|(part, size)| part.len() == size && part.start % ALIGNMENT == 0));
         assert!(parts.windows(2).all(|pair| pair[0].end <= pair[1].start));
         let huge = PassLimits { max_tokens: usize::MAX / 2, ..limits };
@@ -314,6 +374,58 @@ mod tests {
         assert_eq!(slice(PAGE_TOKENS - 1).unwrap_err().status(), Status::Internal);
         drop(shared);
         assert!(slice(PAGE_TOKENS - 1).is_ok());
+    }
+
+    #[test]
+    fn slices_of_many_tokens_are_cut_into_tiles_and_the_longest_come_first() {
+        let limits = PassLimits { max_tokens: 400, max_sequences: 7, max_context: 400, logit_rows: 1 };
+        let config = config();
+        let layout = BatchLayout::new(&config, &limits).unwrap();
+        let mut block = crate::memory::Buffer::<u8>::zeroed("a test", layout.bytes()).unwrap();
+        use KvDtype::{Bf16, F16, F32, Int8};
+        let slices = [(Bf16, 0, 65), (F32, 0, 20), (Int8, 9, 17), (Bf16, 0, 16), (F16, 5, 1), (Bf16, 30, 130)];
+        let mut of_slices =
+            slices.map(|(dtype, start, count)| pages(dtype, 0..KvGeometry::pages_for(start + count) as u64));
+        let tokens = [1; 130];
+        let mut sequences: Vec<_> = std::iter::zip(slices, &mut of_slices)
+            .map(|((_, start, count), pages)| SequenceSlice {
+                tokens: &tokens[..count],
+                start,
+                pages,
+                wants_logits: false,
+                targets: &[],
+                router: None,
+            })
+            .collect();
+        let batch = Batch { sequences: &mut sequences };
+        let mut shape = BatchShape::new(&config, &limits, false).unwrap();
+        shape.fill(&batch, &config, &layout, &mut block).unwrap();
+        // First rows of the slices: 0, 65, 85, 102, 118, 119. By what a tile's last token sees: 160, 158, 94, 65, 64.
+        let expected = [247, 2, 183, 64, 119, 64, 64, 1, 0, 64, 85, 17];
+        assert_eq!(numbers::<u32>(&block, &layout.tiles)[..12], expected);
+        assert_eq!(shape.tiles, [0..5, 5..5, 5..6]);
+        let apart: Vec<u32> = (65..85).chain(102..119).collect();
+        assert_eq!((shape.apart, &numbers::<u32>(&block, &layout.apart)[..37]), (37, &apart[..]));
+
+        // Where bits count, and where rows are no whole units or too long.
+        let mut odd = config.clone();
+        odd.head_dim = 12;
+        let mut long = config.clone();
+        long.head_dim = 264;
+        for (config, exact) in [(&config, true), (&odd, false), (&long, false)] {
+            let mut shape = BatchShape::new(config, &limits, exact).unwrap();
+            shape.fill(&batch, config, &layout, &mut block).unwrap();
+            assert_eq!((shape.apart, shape.tiles.iter().all(Range::is_empty)), (shape.tokens, true));
+        }
+    }
+
+    #[test]
+    fn room_is_for_as_many_tiles_as_there_can_be() {
+        // Slices of 17 tokens have most of them.
+        for tokens in 0..300 {
+            let of_slices = (17..=64.min(tokens.max(17))).map(|count| tokens / count).max().unwrap_or(0);
+            assert!(most_tiles(tokens) >= of_slices.max(if tokens > 16 { tokens.div_ceil(64) } else { 0 }), "{tokens}");
+        }
     }
 
     #[test]

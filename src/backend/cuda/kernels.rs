@@ -14,8 +14,9 @@ use crate::memory::try_with_capacity;
 use crate::quant::Format;
 
 /// The kernels' code.
-static FILES: [Code; 13] = [
+static FILES: [Code; 14] = [
     generated!("attention"),
+    generated!("attention_tensor"),
     generated!("embed"),
     generated!("experts"),
     generated!("experts_narrow"),
@@ -41,6 +42,11 @@ pub const NARROW_PANELS: usize = 2;
 
 /// Tokens, or slots, of a block on tensor cores that has many.
 pub const TENSOR_TOKENS: usize = 64;
+
+/// Tokens of a block of attention on tensor cores, the fewest of one sequence that have one, and the largest head_dim there.
+pub const ATTENTION_TILE: usize = 64;
+pub const FEWEST_TILED_TOKENS: usize = 17;
+pub const MAX_TENSOR_HEAD_DIM: usize = 256;
 
 /// Panels of a block of those.
 pub const TENSOR_PANELS: usize = 8;
@@ -120,6 +126,8 @@ pub struct Kernels {
     pub rotate_and_store: Kernel<RotateArguments>,
     pub attention: Kernel<AttentionArguments>,
     pub attention_merge: Kernel<AttentionArguments>,
+    /// For keys and values in bf16, f16 and int8.
+    pub attention_tensor: [Kernel<AttentionArguments>; 3],
     pub route: Kernel<RouteArguments>,
     pub group: Kernel<GroupArguments>,
     pub gate_up: Products<ExpertArguments>,
@@ -151,6 +159,11 @@ impl Kernels {
             rotate_and_store: finder.find("rotate", "rotate_and_store", 256)?,
             attention: finder.find("attention", "attention", 128)?,
             attention_merge: finder.find("attention", "attention_merge", 128)?,
+            attention_tensor: [
+                finder.find("attention_tensor", "attention_tensor_bf16", 128)?,
+                finder.find("attention_tensor", "attention_tensor_f16", 128)?,
+                finder.find("attention_tensor", "attention_tensor_int8", 128)?,
+            ],
             route: finder.find("route", "route", 256)?,
             group: finder.find("route", "group", 256)?,
             gate_up: finder.find_products("experts", "gate_up", 256)?,

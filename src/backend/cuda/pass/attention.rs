@@ -3,6 +3,7 @@
 use super::{BLOCKS_PER_MULTIPROCESSOR, CudaPass};
 use crate::backend::cuda::arguments::*;
 use crate::backend::cuda::context::Current;
+use crate::backend::cuda::driver::Address;
 use crate::backend::cuda::workspace::{SPLIT_TOKENS, at, spans_of};
 use crate::backend::kv::PAGE_TOKENS;
 use crate::error::Result;
@@ -10,10 +11,10 @@ use crate::error::Result;
 /// Parts of the context that attention is split into, each a block of its own: where tokens and heads alone are too few to keep
 /// the device busy.
 fn splits_of(tokens: usize, heads: usize, longest: usize, multiprocessors: usize) -> usize {
-    if tokens > SPLIT_TOKENS {
+    if tokens == 0 || tokens > SPLIT_TOKENS {
         return 1;
     }
-    let wanted = (BLOCKS_PER_MULTIPROCESSOR * multiprocessors).div_ceil((tokens * heads).max(1));
+    let wanted = (BLOCKS_PER_MULTIPROCESSOR * multiprocessors).div_ceil(tokens * heads);
     wanted.clamp(1, spans_of(longest).max(1))
 }
 
@@ -58,13 +59,16 @@ impl CudaPass {
     pub(super) fn attend(&self, current: &Current, layer: usize) -> Result<()> {
         let (parts, shared) = (&self.workspace.parts, &self.shared);
         let (config, kernels, tokens) = (&shared.config, &shared.kernels, self.shape.tokens);
-        let heads = config.num_attention_heads;
+        let (heads, layout) = (config.num_attention_heads, &self.workspace.layout);
+        let (tiles, apart) = (&self.shape.tiles, self.shape.apart);
         let multiprocessors = shared.device.multiprocessors();
-        let splits = splits_of(tokens, heads, self.shape.longest, multiprocessors);
+        let splits = splits_of(apart, heads, self.shape.longest, multiprocessors);
         let is_split = splits > 1;
         let arguments = AttentionArguments {
             query: at(parts.query),
-            places: at(self.batch_part(&self.workspace.layout.places)),
+            places: at(self.batch_part(&layout.places)),
+            index: at(if apart < tokens { self.batch_part(&layout.apart) } else { 0 }),
+            tiles: std::ptr::null(),
             cache: self.cache(),
             partial: at(if is_split { parts.partial } else { 0 }),
             attended: at(parts.attended.numbers),
@@ -73,11 +77,19 @@ impl CudaPass {
             layer: layer as u32,
             heads: heads as u32,
         };
-        // SAFETY: as in `norm`; `partial` has room for all spans of a context where tokens are few enough to be split.
-        unsafe { kernels.attention.launch(current, [tokens, heads, splits], &arguments) }?;
+        for (kernel, tiles) in kernels.attention_tensor.iter().zip(tiles).filter(|(_, tiles)| !tiles.is_empty()) {
+            let first = self.batch_part(&layout.tiles) + (tiles.start * size_of::<TileArguments>()) as Address;
+            let arguments = AttentionArguments { tiles: at(first), ..arguments };
+            // SAFETY: as in `norm`; tiles are of this batch's tokens, whose sequences have the kernel's dtype.
+            unsafe { kernel.launch(current, [heads, tiles.len(), 1], &arguments) }?;
+        }
+        if apart > 0 {
+            // SAFETY: as above; `partial` has room for all spans of a context where tokens are few enough to be split.
+            unsafe { kernels.attention.launch(current, [apart, heads, splits], &arguments) }?;
+        }
         if is_split {
             // SAFETY: as above.
-            unsafe { kernels.attention_merge.launch(current, [tokens, heads, 1], &arguments) }?;
+            unsafe { kernels.attention_merge.launch(current, [apart, heads, 1], &arguments) }?;
         }
         let output = &shared.weights.layers[layer].output;
         let wanted = self.wanted(std::iter::once(output), tokens);
@@ -97,7 +109,7 @@ mod tests {
         for (tokens, longest, splits) in [(1, 1, 1), (1, 256, 1), (1, 257, 2), (1, 8192, 32), (1, 100_000, 33)] {
             assert_eq!(splits_of(tokens, 16, longest, 132), splits, "{tokens} tokens, {longest} positions");
         }
-        for (tokens, longest, splits) in [(4, 8192, 9), (16, 8192, 3), (17, 8192, 1), (512, 8192, 1)] {
+        for (tokens, longest, splits) in [(4, 8192, 9), (16, 8192, 3), (17, 8192, 1), (512, 8192, 1), (0, 8192, 1)] {
             assert_eq!(splits_of(tokens, 16, longest, 132), splits, "{tokens} tokens, {longest} positions");
         }
     }

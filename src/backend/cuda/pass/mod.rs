@@ -52,7 +52,7 @@ impl CudaPass {
         let mark = || Mark::new(&shared.device);
         Ok(CudaPass {
             workspace,
-            shape: BatchShape::new(&limits)?,
+            shape: BatchShape::new(&shared.config, &limits, shared.exact)?,
             marks: [mark()?, mark()?, mark()?],
             marked: 0,
             scored: 0,
