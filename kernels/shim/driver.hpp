@@ -69,6 +69,8 @@ struct Stream {
     // Between the begin and the end of a capture.
     std::unique_ptr<Graph> capture;
     bool is_capture_invalid;
+    // Whether kernels, or graphs of them, were launched here.
+    bool has_computed = false;
 };
 
 struct Event {

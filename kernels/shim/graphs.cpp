@@ -49,6 +49,7 @@ API CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle) {
         GraphExec *executable = driver().executables.find(handle);
         if (executable == nullptr || executable->context != &context) return refuse(INVALID_VALUE, "no such graph");
         if (CUresult status = find_stream(context, stream_handle, stream)) return status;
+        stream->has_computed |= stream->capture == nullptr;
         return enqueue(*stream, [all = executable->work] {
             for (const auto &work : *all) {
                 Outcome outcome = work();

@@ -158,6 +158,7 @@ API CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned grid_y,
             return refuse_launch(INVALID_VALUE, "arguments are a pointer to one struct");
         }
         driver().controls.launches++;
+        stream->has_computed |= stream->capture == nullptr;
         auto *begin = static_cast<const unsigned char *>(parameters[0]);
         // In words, which are aligned for every struct.
         std::vector<uint64_t> arguments((kernel->argument_bytes + 7) / 8);

@@ -3,17 +3,19 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use gemmoe::{LoadOptions, Model, Progress, Result, Session, Status};
+use gemmoe::{LoadOptions, Model, Pooling, Progress, Result, Session, Status};
 
 use crate::common::{Directory, Random, load, load_options, session};
 use crate::on_device;
 use crate::shim::Shim;
 
-/// What a host does: load, a session, a prompt, four tokens. All of it is freed at the end.
+/// What a host does: load, a session, a prompt, an embedding in a fork, four tokens. All of it is freed at the end.
 fn life(directory: &Path) -> Result<Vec<u32>> {
     let model = Model::load(directory, &on_device(), &Progress::default())?;
-    let mut session = Session::new(model, &options())?;
+    let mut session = Session::new(Arc::clone(&model), &options())?;
     session.prefill(&Random::new(1).tokens(5, 97))?;
+    let mut embedding = vec![0f32; model.config().hidden_size];
+    session.fork()?.embed(&[1, 2, 3], Pooling::Mean, &mut embedding)?;
     (0..4).map(|_| session.step()).collect()
 }
 

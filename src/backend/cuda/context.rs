@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
 
 use super::device::Device;
-use super::driver::{Address, Driver, Event, Fault, Function, Module, NOT_FOUND, Stream};
+use super::driver::{Address, Driver, Event, Fault, Function, Module, NOT_FOUND, StreamHandle};
 use crate::error::{Error, Result, Status};
 
 /// Streams that do not wait for the host's default stream, nor it for them.
@@ -12,21 +12,23 @@ const NON_BLOCKING_STREAM: u32 = 1;
 /// Events that only say that something is done, not when.
 const EVENT_WITHOUT_TIME: u32 = 2;
 
-/// A device whose context is the current one of this thread, until this is dropped.
+/// A device whose context is the current one of this thread, until this is dropped, and the stream that work is enqueued on
+/// meanwhile.
 pub struct Current<'a> {
     device: &'a Device,
     driver: &'static Driver,
+    stream: StreamHandle,
     /// Being current is a thread's matter.
     thread: PhantomData<*mut ()>,
 }
 
 impl<'a> Current<'a> {
-    /// Makes the device's context the current one.
-    pub(super) fn new(device: &'a Device, driver: &'static Driver) -> Result<Current<'a>> {
+    /// Makes the device's context the current one. The stream is one of this context's.
+    pub(super) fn new(device: &'a Device, driver: &'static Driver, stream: StreamHandle) -> Result<Current<'a>> {
         // SAFETY: the device keeps its context alive.
         let code = unsafe { (driver.functions.cuCtxPushCurrent_v2)(device.context()) };
         driver.check("cuCtxPushCurrent_v2", code).map_err(|fault| device.fault(fault))?;
-        Ok(Current { device, driver, thread: PhantomData })
+        Ok(Current { device, driver, stream, thread: PhantomData })
     }
 
     fn check(&self, call: &'static str, code: u32) -> Result<()> {
@@ -100,9 +102,8 @@ impl<'a> Current<'a> {
     /// `from` may be read, and `to` written, for `bytes` bytes until the stream has come past the copy, and nobody else
     /// writes either meanwhile.
     pub(super) unsafe fn copy_to_device(&self, to: Address, from: *const u8, bytes: usize) -> Result<()> {
-        let stream = self.device.stream();
         // SAFETY: the caller's promise.
-        let code = unsafe { (self.driver.functions.cuMemcpyHtoDAsync_v2)(to, from.cast(), bytes, stream) };
+        let code = unsafe { (self.driver.functions.cuMemcpyHtoDAsync_v2)(to, from.cast(), bytes, self.stream) };
         self.check("cuMemcpyHtoDAsync_v2", code)
     }
 
@@ -111,9 +112,8 @@ impl<'a> Current<'a> {
     /// # Safety
     /// As `copy_to_device`.
     pub(super) unsafe fn copy_to_host(&self, to: *mut u8, from: Address, bytes: usize) -> Result<()> {
-        let stream = self.device.stream();
         // SAFETY: the caller's promise.
-        let code = unsafe { (self.driver.functions.cuMemcpyDtoHAsync_v2)(to.cast(), from, bytes, stream) };
+        let code = unsafe { (self.driver.functions.cuMemcpyDtoHAsync_v2)(to.cast(), from, bytes, self.stream) };
         self.check("cuMemcpyDtoHAsync_v2", code)
     }
 
@@ -123,7 +123,7 @@ impl<'a> Current<'a> {
     /// As `copy_to_device`.
     pub(super) unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
         // SAFETY: the caller's promise.
-        let code = unsafe { (self.driver.functions.cuMemcpyDtoDAsync_v2)(to, from, bytes, self.device.stream()) };
+        let code = unsafe { (self.driver.functions.cuMemcpyDtoDAsync_v2)(to, from, bytes, self.stream) };
         self.check("cuMemcpyDtoDAsync_v2", code)
     }
 
@@ -133,18 +133,21 @@ impl<'a> Current<'a> {
     /// As `copy_to_device`.
     pub(super) unsafe fn clear(&self, address: Address, bytes: usize) -> Result<()> {
         // SAFETY: the caller's promise.
-        let code = unsafe { (self.driver.functions.cuMemsetD8Async)(address, 0, bytes, self.device.stream()) };
+        let code = unsafe { (self.driver.functions.cuMemsetD8Async)(address, 0, bytes, self.stream) };
         self.check("cuMemsetD8Async", code)
     }
 
-    /// Waits until everything enqueued up to now is done.
+    /// Waits until everything enqueued on the stream up to now is done. Where that fails it is tried again before it is said:
+    /// callers go on to free what the work uses, and a device that is lost does nothing more.
     pub fn wait(&self) -> Result<()> {
-        // SAFETY: the device's own stream.
-        let code = unsafe { (self.driver.functions.cuStreamSynchronize)(self.device.stream()) };
-        self.check("cuStreamSynchronize", code)
+        // SAFETY: a stream of this context's.
+        let wait = || unsafe { (self.driver.functions.cuStreamSynchronize)(self.stream) };
+        self.check("cuStreamSynchronize", wait()).inspect_err(|_| {
+            wait();
+        })
     }
 
-    pub(super) fn create_stream(&self) -> Result<Stream> {
+    pub(super) fn create_stream(&self) -> Result<StreamHandle> {
         let mut stream = std::ptr::null_mut();
         // SAFETY: writes one handle.
         let code = unsafe { (self.driver.functions.cuStreamCreate)(&mut stream, NON_BLOCKING_STREAM) };
@@ -154,7 +157,7 @@ impl<'a> Current<'a> {
 
     /// # Safety
     /// Nobody uses the stream any more.
-    pub(super) unsafe fn destroy_stream(&self, stream: Stream) {
+    pub(super) unsafe fn destroy_stream(&self, stream: StreamHandle) {
         // SAFETY: the caller's promise.
         unsafe { (self.driver.functions.cuStreamDestroy_v2)(stream) };
     }
@@ -180,7 +183,7 @@ impl<'a> Current<'a> {
     /// The event is one of this context's.
     pub(super) unsafe fn record(&self, event: Event) -> Result<()> {
         // SAFETY: the caller's promise.
-        let code = unsafe { (self.driver.functions.cuEventRecord)(event, self.device.stream()) };
+        let code = unsafe { (self.driver.functions.cuEventRecord)(event, self.stream) };
         self.check("cuEventRecord", code)
     }
 
@@ -248,7 +251,7 @@ impl<'a> Current<'a> {
                 1,
                 1,
                 0,
-                self.device.stream(),
+                self.stream,
                 parameters.as_mut_ptr(),
                 std::ptr::null_mut(),
             )

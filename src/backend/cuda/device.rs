@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::context::Current;
-use super::driver::{Attribute, Context, DeviceHandle, Driver, Fault, Stream};
+use super::driver::{Attribute, Context, DeviceHandle, Driver, Fault, StreamHandle};
+use super::stream::Stream;
 use crate::backend::device::DeviceInfo;
 use crate::error::{Error, Result, Status};
 use crate::memory::try_with_capacity;
@@ -70,7 +71,8 @@ pub fn devices() -> Result<Vec<DeviceInfo>> {
     Ok(all.into_iter().enumerate().map(info).collect())
 }
 
-/// A device in use: its primary context, which the process shares, and a stream of our own. Usable from any thread.
+/// A device in use: its primary context, which the process shares, and a stream of our own, for what is waited for where it is
+/// asked for: weights, pages, small copies. Usable from any thread.
 ///
 /// After an error that ends everything on the device every call fails with `DeviceLost`; freeing goes on to work, in silence.
 pub struct Device {
@@ -78,7 +80,7 @@ pub struct Device {
     index: usize,
     found: Found,
     context: Context,
-    stream: Stream,
+    stream: StreamHandle,
     /// The code of the error that ended everything; 0 while there was none.
     lost: AtomicU32,
 }
@@ -132,11 +134,20 @@ impl Device {
         format!("device {} ({})", self.index, self.found.name)
     }
 
-    /// Makes its context this thread's current one as long as the answer lives. Fails with `DeviceLost` after an error that
-    /// ended everything.
+    /// Makes its context this thread's current one as long as the answer lives; work goes onto the device's stream. Fails with
+    /// `DeviceLost` after an error that ended everything.
     pub fn enter(&self) -> Result<Current<'_>> {
+        self.enter_with(self.stream)
+    }
+
+    /// As `enter`; work goes onto a pass's own stream, which lives as long as the answer.
+    pub fn enter_on(&self, stream: &Stream) -> Result<Current<'_>> {
+        self.enter_with(stream.handle())
+    }
+
+    fn enter_with(&self, stream: StreamHandle) -> Result<Current<'_>> {
         match self.lost.load(Ordering::Acquire) {
-            0 => Current::new(self, self.driver),
+            0 => Current::new(self, self.driver, stream),
             code => {
                 let text = format!(
                     "{} was lost by an earlier error, {} ({code}): destroy its sessions and models, and load anew",
@@ -151,7 +162,8 @@ impl Device {
     /// As `enter`, to give back what was taken: also from a lost device, of which the driver may then know nothing. Tried
     /// again where it fails, since what is not given back now never is.
     pub(super) fn enter_to_free(&self) -> Option<Current<'_>> {
-        Current::new(self, self.driver).or_else(|_| Current::new(self, self.driver)).ok()
+        let enter = || Current::new(self, self.driver, self.stream);
+        enter().or_else(|_| enter()).ok()
     }
 
     /// The error of a call on this device, which is lost from here on if the driver says so.
@@ -164,10 +176,6 @@ impl Device {
 
     pub(super) fn context(&self) -> Context {
         self.context
-    }
-
-    pub(super) fn stream(&self) -> Stream {
-        self.stream
     }
 }
 

@@ -16,7 +16,7 @@ pub type DeviceHandle = sys::CUdevice;
 /// What a process has on a device.
 pub type Context = sys::CUcontext;
 /// A queue of work on a device.
-pub type Stream = sys::CUstream;
+pub type StreamHandle = sys::CUstream;
 /// A point in a stream.
 pub type Event = sys::CUevent;
 /// Code that was loaded onto a device.
@@ -173,19 +173,19 @@ functions! {
     cuMemGetInfo_v2(*mut usize, *mut usize);
     cuMemAllocHost_v2(*mut *mut c_void, usize);
     cuMemFreeHost(*mut c_void);
-    cuMemcpyHtoDAsync_v2(Address, *const c_void, usize, Stream);
-    cuMemcpyDtoHAsync_v2(*mut c_void, Address, usize, Stream);
-    cuMemcpyDtoDAsync_v2(Address, Address, usize, Stream);
-    cuMemsetD8Async(Address, u8, usize, Stream);
-    cuStreamCreate(*mut Stream, c_uint);
-    cuStreamDestroy_v2(Stream);
-    cuStreamSynchronize(Stream);
+    cuMemcpyHtoDAsync_v2(Address, *const c_void, usize, StreamHandle);
+    cuMemcpyDtoHAsync_v2(*mut c_void, Address, usize, StreamHandle);
+    cuMemcpyDtoDAsync_v2(Address, Address, usize, StreamHandle);
+    cuMemsetD8Async(Address, u8, usize, StreamHandle);
+    cuStreamCreate(*mut StreamHandle, c_uint);
+    cuStreamDestroy_v2(StreamHandle);
+    cuStreamSynchronize(StreamHandle);
     cuEventCreate(*mut Event, c_uint);
     cuEventDestroy_v2(Event);
-    cuEventRecord(Event, Stream);
+    cuEventRecord(Event, StreamHandle);
     cuEventSynchronize(Event);
     cuLaunchKernel(
-        Function, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Stream, *mut *mut c_void, *mut *mut c_void
+        Function, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, StreamHandle, *mut *mut c_void, *mut *mut c_void
     );
 }
 

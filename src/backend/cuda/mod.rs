@@ -1,8 +1,8 @@
 //! The CUDA backend: weights on an NVIDIA device, kernels of our own, and nothing but the driver to run them.
 //!
-//! `driver` finds it, `context` calls it, `device` is one device in use, `memory` what is allocated there; `kernels` loads the
-//! code, whose arguments are in `arguments`. On top of these stand `weights`, `page`, and `pass` with its `workspace` and
-//! `batch`.
+//! `driver` finds it, `context` calls it, `device` is one device in use, `stream` its queues, `memory` what is allocated there;
+//! `kernels` loads the code, whose arguments are in `arguments`. On top of these stand `weights`, `page`, and `pass` with its
+//! `workspace` and `batch`.
 
 pub mod arguments;
 mod batch;
@@ -13,6 +13,7 @@ mod kernels;
 mod memory;
 mod page;
 mod pass;
+mod stream;
 mod weights;
 mod workspace;
 

@@ -67,13 +67,16 @@ impl CudaPass {
     pub(super) fn fetch_hidden(&self) -> Result<Buffer<f32>> {
         let (tokens, normed) = (self.shape.tokens, &self.workspace.parts.normed);
         let mut hidden = Buffer::zeroed("hidden states", tokens * normed.stride)?;
-        let current = self.shared.device.enter()?;
-        self.norm(&current, &self.shared.weights.final_norm, 0, tokens, Wanted::default())?;
+        let current = self.shared.device.enter_on(&self.stream)?;
         let bytes = as_bytes_mut(&mut hidden);
-        // SAFETY: both are as long; `hidden` is kept until the wait is over, also where that fails: then the device does
-        // nothing more.
-        unsafe { current.copy_to_host(bytes.as_mut_ptr(), normed.numbers, bytes.len()) }?;
-        current.wait()?;
+        let enqueued =
+            self.norm(&current, &self.shared.weights.final_norm, 0, tokens, Wanted::default()).and_then(|()| {
+                // SAFETY: both are as long; `hidden` is kept until the wait below is over.
+                unsafe { current.copy_to_host(bytes.as_mut_ptr(), normed.numbers, bytes.len()) }
+            });
+        // Also for what was enqueued before something failed.
+        let waited = current.wait();
+        enqueued.and(waited)?;
         Ok(hidden)
     }
 }

@@ -1,4 +1,4 @@
-//! The stages of a forward pass on a device: kernels, one after the other on the device's stream. Only at the end of a layer
+//! The stages of a forward pass on a device: kernels, one after the other on the pass's own stream. Only at the end of a layer
 //! does the host wait, for the layer two before, or for this one where time is short; and at the end for the results.
 //!
 //! Outside of calls nothing of a pass is in progress on the device: whatever leaves one early waits first. So pages and
@@ -20,6 +20,7 @@ use super::context::Current;
 use super::driver::Address;
 use super::kernels::kind_of;
 use super::memory::Mark;
+use super::stream::Stream;
 use super::workspace::{Workspace, at};
 use crate::backend::ops::{Batch, Limit, Pass, PassLimits, Routes, count_touched};
 use crate::error::Result;
@@ -44,6 +45,8 @@ pub struct CudaPass {
     in_progress: bool,
     /// `[tokens, stride]`: hidden states of the last batch, once they were asked for.
     hidden: OnceCell<Buffer<f32>>,
+    /// All its work is enqueued here, so that passes do not wait for each other.
+    stream: Stream,
 }
 
 impl CudaPass {
@@ -58,6 +61,7 @@ impl CudaPass {
             scored: 0,
             in_progress: false,
             hidden: OnceCell::new(),
+            stream: Stream::new(&shared.device)?,
             limits,
             shared,
         })
@@ -66,7 +70,7 @@ impl CudaPass {
     /// Does a stage's work, after which the device may go on alone; where it fails, what was begun is waited for.
     fn stage(&mut self, work: impl FnOnce(&mut Self, &Current) -> Result<()>) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        let current = shared.device.enter()?;
+        let current = shared.device.enter_on(&self.stream)?;
         self.in_progress = true;
         let result = work(self, &current);
         drop(current);
@@ -84,7 +88,7 @@ impl CudaPass {
         }
         // Also after an error: a device that is lost does nothing more.
         self.in_progress = false;
-        self.shared.device.enter()?.wait()
+        self.shared.device.enter_on(&self.stream)?.wait()
     }
 
     /// Answers for a stage that may not begin because its limit is reached.
