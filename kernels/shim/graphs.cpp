@@ -4,7 +4,7 @@
 
 using namespace shim;
 
-// All modes are taken as the strictest: while a stream captures, no other call in its context may wait for work.
+// While a stream captures, calls that may wait for work are refused as its mode says (disturb_captures).
 API CUresult cuStreamBeginCapture_v2(CUstream handle, int mode) {
     return call_in_context(__func__, [&](Context &context) {
         Stream *stream;
@@ -14,6 +14,8 @@ API CUresult cuStreamBeginCapture_v2(CUstream handle, int mode) {
         if (stream->capture != nullptr) return refuse(ILLEGAL_STATE, "the stream captures already");
         stream->capture = std::make_unique<Graph>(Graph{&context, {}});
         stream->is_capture_invalid = false;
+        stream->capture_mode = mode;
+        stream->capturing_thread = std::this_thread::get_id();
         return SUCCESS;
     });
 }
@@ -24,6 +26,9 @@ API CUresult cuStreamEndCapture(CUstream handle, CUgraph *graph) {
         if (CUresult status = find_stream(context, handle, stream)) return status;
         if (graph == nullptr) return refuse(INVALID_VALUE, "no place for the graph");
         if (stream->capture == nullptr) return refuse(STREAM_CAPTURE_UNMATCHED, "the stream does not capture");
+        if (stream->capture_mode != 2 && stream->capturing_thread != std::this_thread::get_id()) {
+            return refuse(STREAM_CAPTURE_WRONG_THREAD, "another thread began the capture");
+        }
         auto captured = std::move(stream->capture);
         *graph = nullptr;
         if (stream->is_capture_invalid) return refuse(STREAM_CAPTURE_INVALIDATED, "the capture is invalid");

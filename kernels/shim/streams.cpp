@@ -84,6 +84,16 @@ bool invalidate_captures(Context &context) {
     return is_any;
 }
 
+bool disturb_captures(Context &context) {
+    bool is_any = false;
+    for (const auto &[handle, stream] : driver().streams.live) {
+        bool is_own = stream->capturing_thread == std::this_thread::get_id();
+        bool is_disturbed = stream->capture_mode == 0 || (stream->capture_mode == 1 && is_own);
+        if (stream->context == &context && is_disturbed && is_capturing(*stream)) is_any = true;
+    }
+    return is_any;
+}
+
 }  // namespace shim
 
 using namespace shim;

@@ -51,7 +51,7 @@ fn whichever_driver_call_fails_it_is_an_error_and_everything_is_freed() {
     let calls = shim.calls();
     let live = || (shim.live_allocations(), shim.live_objects());
     assert_eq!(live(), (0, 0));
-    // A call of the last ones is one that frees, whose failure nobody needs to know.
+    // Nobody needs to know of a call that frees, or of one that makes a graph, which stages make up for.
     let (mut failed, mut unharmed) = (0, 0);
     for (index, (code, statuses)) in CODES.into_iter().enumerate() {
         // A context that somebody else holds frees nothing by itself.
@@ -79,7 +79,7 @@ fn whichever_driver_call_fails_it_is_an_error_and_everything_is_freed() {
         drop(other);
     }
     println!("{calls} calls: {failed} failures were errors, {unharmed} did no harm");
-    assert!(failed > 4 * unharmed, "{failed} failures were errors, {unharmed} did no harm");
+    assert!(failed > 2 * unharmed, "{failed} failures were errors, {unharmed} did no harm");
     // The processor knows nothing of it.
     let mut session = session(&processor);
     session.prefill(&Random::new(1).tokens(5, 97)).unwrap();

@@ -4,11 +4,14 @@ use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
 
 use super::device::Device;
-use super::driver::{Address, Driver, Event, Fault, Function, Module, NOT_FOUND, StreamHandle};
+use super::driver::{Address, Driver, Event, Fault, Function, GraphExec, GraphHandle, Module, NOT_FOUND, StreamHandle};
 use crate::error::{Error, Result, Status};
 
 /// Streams that do not wait for the host's default stream, nor it for them.
 const NON_BLOCKING_STREAM: u32 = 1;
+/// While a stream captures, calls of the capturing thread that would disturb it are refused, which shows mistakes of ours; those
+/// of other threads, the host's among them, go on as ever.
+const THREAD_LOCAL_CAPTURE: u32 = 1;
 /// Events that only say that something is done, not when.
 const EVENT_WITHOUT_TIME: u32 = 2;
 
@@ -160,6 +163,66 @@ impl<'a> Current<'a> {
     pub(super) unsafe fn destroy_stream(&self, stream: StreamHandle) {
         // SAFETY: the caller's promise.
         unsafe { (self.driver.functions.cuStreamDestroy_v2)(stream) };
+    }
+
+    /// From now on what is enqueued on the stream is written down instead of done, up to `end_capture` on the same thread.
+    pub(super) fn begin_capture(&self) -> Result<()> {
+        // SAFETY: a stream of this context's.
+        let code = unsafe { (self.driver.functions.cuStreamBeginCapture_v2)(self.stream, THREAD_LOCAL_CAPTURE) };
+        self.check("cuStreamBeginCapture_v2", code)
+    }
+
+    /// What was written down. Where that fails it is tried again before it is said, since the stream is to work again.
+    pub(super) fn end_capture(&self) -> Result<GraphHandle> {
+        let end = || {
+            let mut graph = std::ptr::null_mut();
+            // SAFETY: a stream of this context's; writes one handle.
+            let code = unsafe { (self.driver.functions.cuStreamEndCapture)(self.stream, &mut graph) };
+            self.check("cuStreamEndCapture", code).map(|()| graph)
+        };
+        end().inspect_err(|_| {
+            if let Ok(graph) = end() {
+                // SAFETY: nobody else has it.
+                unsafe { self.destroy_graph(graph) };
+            }
+        })
+    }
+
+    /// # Safety
+    /// The graph is one of this context's, and nobody uses it any more.
+    pub(super) unsafe fn destroy_graph(&self, graph: GraphHandle) {
+        // SAFETY: the caller's promise.
+        unsafe { (self.driver.functions.cuGraphDestroy)(graph) };
+    }
+
+    /// Makes something of a graph that can be launched, and needs the graph no more.
+    ///
+    /// # Safety
+    /// The graph is one of this context's.
+    pub(super) unsafe fn instantiate(&self, graph: GraphHandle) -> Result<GraphExec> {
+        let mut executable = std::ptr::null_mut();
+        // SAFETY: writes one handle; the graph by the caller's promise.
+        let code = unsafe { (self.driver.functions.cuGraphInstantiateWithFlags)(&mut executable, graph, 0) };
+        self.check("cuGraphInstantiateWithFlags", code)?;
+        Ok(executable)
+    }
+
+    /// Enqueues all work of a graph.
+    ///
+    /// # Safety
+    /// The graph is one of this context's, and all it reads and writes may be read and written until the stream has come past
+    /// it.
+    pub(super) unsafe fn launch_graph(&self, executable: GraphExec) -> Result<()> {
+        // SAFETY: the caller's promise.
+        let code = unsafe { (self.driver.functions.cuGraphLaunch)(executable, self.stream) };
+        self.check("cuGraphLaunch", code)
+    }
+
+    /// # Safety
+    /// The graph is one of this context's, and nobody uses it any more, on the device neither.
+    pub(super) unsafe fn destroy_executable(&self, executable: GraphExec) {
+        // SAFETY: the caller's promise.
+        unsafe { (self.driver.functions.cuGraphExecDestroy)(executable) };
     }
 
     pub(super) fn create_event(&self) -> Result<Event> {

@@ -4,7 +4,7 @@
 //! Functions are looked up by name, once, before the first of them is called: a driver that lacks one is an error and no
 //! panic. Codes are plain numbers, since a driver may be newer than any list of them.
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::sync::OnceLock;
 
 use cudarc::driver::sys;
@@ -17,6 +17,10 @@ pub type DeviceHandle = sys::CUdevice;
 pub type Context = sys::CUcontext;
 /// A queue of work on a device.
 pub type StreamHandle = sys::CUstream;
+/// Work of a stream that was written down.
+pub type GraphHandle = sys::CUgraph;
+/// A graph that can be launched.
+pub type GraphExec = sys::CUgraphExec;
 /// A point in a stream.
 pub type Event = sys::CUevent;
 /// Code that was loaded onto a device.
@@ -180,6 +184,12 @@ functions! {
     cuStreamCreate(*mut StreamHandle, c_uint);
     cuStreamDestroy_v2(StreamHandle);
     cuStreamSynchronize(StreamHandle);
+    cuStreamBeginCapture_v2(StreamHandle, c_uint);
+    cuStreamEndCapture(StreamHandle, *mut GraphHandle);
+    cuGraphInstantiateWithFlags(*mut GraphExec, GraphHandle, c_ulonglong);
+    cuGraphLaunch(GraphExec, StreamHandle);
+    cuGraphExecDestroy(GraphExec);
+    cuGraphDestroy(GraphHandle);
     cuEventCreate(*mut Event, c_uint);
     cuEventDestroy_v2(Event);
     cuEventRecord(Event, StreamHandle);

@@ -60,7 +60,9 @@ impl CudaPass {
         let (config, kernels, tokens) = (&shared.config, &shared.kernels, self.shape.tokens);
         let heads = config.num_attention_heads;
         let multiprocessors = shared.device.multiprocessors();
-        let splits = splits_of(tokens, heads, self.shape.longest, multiprocessors);
+        // A graph is for all contexts to come.
+        let longest = if self.graphs.is_recording() { self.limits.max_context } else { self.shape.longest };
+        let splits = splits_of(tokens, heads, longest, multiprocessors);
         let is_split = splits > 1;
         let arguments = AttentionArguments {
             query: at(parts.query),

@@ -39,7 +39,7 @@ impl CudaPass {
         Ok(())
     }
 
-    /// Logits where they are wanted, and everything that the host reads, fetched and waited for.
+    /// Logits where they are wanted, and copies of everything that the host reads.
     pub(super) fn fetch_results(&mut self, current: &Current) -> Result<()> {
         let (scored, wanted, choices) = (self.shape.scored.len(), self.shape.wanted, self.choices());
         if wanted > 0 {
@@ -55,9 +55,14 @@ impl CudaPass {
             (routes_at, routes, choices * (size_of::<u32>() + size_of::<f32>())),
         ];
         for (offset, from, bytes) in copies.into_iter().filter(|(.., bytes)| *bytes > 0) {
-            // SAFETY: results are read after the wait below, or another of `settle`; the buffers are this pass's.
+            // SAFETY: results are read after `wait_for_results`; the buffers are this pass's.
             unsafe { results.fetch(current, offset, from, bytes) }?;
         }
+        Ok(())
+    }
+
+    /// Waits for everything, results above all.
+    pub(super) fn wait_for_results(&mut self, current: &Current) -> Result<()> {
         current.wait()?;
         self.in_progress = false;
         Ok(())
