@@ -11,6 +11,8 @@ mod devices;
 mod faults;
 #[path = "cuda/graphs.rs"]
 mod graphs;
+#[path = "cuda/lent.rs"]
+mod lent;
 #[path = "common/shim.rs"]
 mod shim;
 

@@ -21,8 +21,15 @@ API CUresult cuStreamBeginCapture_v2(CUstream handle, int mode) {
 }
 
 API CUresult cuStreamEndCapture(CUstream handle, CUgraph *graph) {
-    return call_in_context(__func__, [&](Context &context) {
+    return call(__func__, [&] {
+        Context *current, *alive = current_context();
         Stream *stream;
+        if (CUresult status = need_context(current)) {
+            // A lost context keeps no capture, which would be in the way of those who free.
+            if (alive != nullptr && find_stream(*alive, handle, stream) == SUCCESS) stream->capture.reset();
+            return status;
+        }
+        Context &context = *current;
         if (CUresult status = find_stream(context, handle, stream)) return status;
         if (graph == nullptr) return refuse(INVALID_VALUE, "no place for the graph");
         if (stream->capture == nullptr) return refuse(STREAM_CAPTURE_UNMATCHED, "the stream does not capture");

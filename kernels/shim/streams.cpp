@@ -127,6 +127,17 @@ API CUresult cuStreamSynchronize(CUstream handle) {
     });
 }
 
+// Also of a stream in another context than the current one.
+API CUresult cuStreamGetCtx(CUstream handle, CUcontext *context) {
+    return call_in_context(__func__, [&](Context &current) {
+        Stream *stream = handle == nullptr ? current.null_stream.get() : driver().streams.find(handle);
+        if (context == nullptr) return refuse(INVALID_VALUE, "no place for the context");
+        if (stream == nullptr) return refuse(INVALID_HANDLE, "no such stream");
+        *context = stream->context;
+        return SUCCESS;
+    });
+}
+
 // What is asked for does not get done by asking, but by the time it is asked for again.
 API CUresult cuStreamQuery(CUstream handle) {
     return call_in_context(__func__, [&](Context &context) {

@@ -51,6 +51,14 @@ const OUT_OF_MEMORY: u32 = sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32;
 /// What a driver answers to a name or an event that is not there (yet).
 pub const NOT_FOUND: u32 = sys::CUresult::CUDA_ERROR_NOT_FOUND as u32;
 
+/// Codes of a context, or of a stream, that is none.
+pub const NO_HANDLE: [u32; 4] = [
+    sys::CUresult::CUDA_ERROR_INVALID_VALUE as u32,
+    sys::CUresult::CUDA_ERROR_INVALID_CONTEXT as u32,
+    sys::CUresult::CUDA_ERROR_INVALID_HANDLE as u32,
+    sys::CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED as u32,
+];
+
 /// Codes that say there is no such device, or none at all.
 const NO_DEVICE: [u32; 3] = [
     sys::CUresult::CUDA_ERROR_NO_DEVICE as u32,
@@ -169,6 +177,7 @@ functions! {
     cuDevicePrimaryCtxRelease_v2(DeviceHandle);
     cuCtxPushCurrent_v2(Context);
     cuCtxPopCurrent_v2(*mut Context);
+    cuCtxGetDevice(*mut DeviceHandle);
     cuModuleLoadData(*mut Module, *const c_void);
     cuModuleUnload(Module);
     cuModuleGetFunction(*mut Function, Module, *const c_char);
@@ -184,6 +193,7 @@ functions! {
     cuStreamCreate(*mut StreamHandle, c_uint);
     cuStreamDestroy_v2(StreamHandle);
     cuStreamSynchronize(StreamHandle);
+    cuStreamGetCtx(StreamHandle, *mut Context);
     cuStreamBeginCapture_v2(StreamHandle, c_uint);
     cuStreamEndCapture(StreamHandle, *mut GraphHandle);
     cuGraphInstantiateWithFlags(*mut GraphExec, GraphHandle, c_ulonglong);
@@ -311,6 +321,41 @@ impl Driver {
         let code = unsafe { (self.functions.cuDeviceGetAttribute)(&mut value, attribute as u32, device) };
         self.check("cuDeviceGetAttribute", code)?;
         Ok(u32::try_from(value).unwrap_or(0))
+    }
+
+    /// The device of a context.
+    pub fn device_of(&self, context: Context) -> std::result::Result<DeviceHandle, Fault> {
+        let mut device = 0;
+        self.within(context, || {
+            // SAFETY: writes one handle.
+            self.check("cuCtxGetDevice", unsafe { (self.functions.cuCtxGetDevice)(&mut device) })
+        })?;
+        Ok(device)
+    }
+
+    /// The context of a stream; of one that stands for a stream in each context, `context`.
+    pub fn context_of(&self, context: Context, stream: StreamHandle) -> std::result::Result<Context, Fault> {
+        let mut found = std::ptr::null_mut();
+        self.within(context, || {
+            // SAFETY: writes one handle; the stream is alive, as whoever lent it promised.
+            self.check("cuStreamGetCtx", unsafe { (self.functions.cuStreamGetCtx)(stream, &mut found) })
+        })?;
+        Ok(found)
+    }
+
+    /// Makes a call with a context as this thread's current one.
+    fn within(
+        &self,
+        context: Context,
+        call: impl FnOnce() -> std::result::Result<(), Fault>,
+    ) -> std::result::Result<(), Fault> {
+        // SAFETY: the context is alive, as whoever lent it promised.
+        self.check("cuCtxPushCurrent_v2", unsafe { (self.functions.cuCtxPushCurrent_v2)(context) })?;
+        let result = call();
+        let mut popped = std::ptr::null_mut();
+        // SAFETY: writes one handle; takes back the push above.
+        unsafe { (self.functions.cuCtxPopCurrent_v2)(&mut popped) };
+        result
     }
 
     /// What this process has, or will have, on a device, shared with everybody else in it; it lives until it was released

@@ -6,7 +6,8 @@ use super::device::Device;
 use super::driver::StreamHandle;
 use crate::error::Result;
 
-/// A stream of one pass, destroyed when it is dropped.
+/// A stream of one pass, destroyed when it is dropped. Where the host lends a stream work goes onto that one, and this is for
+/// recording alone.
 ///
 /// Streams do not wait for each other. They need not: what one pass shares with another, or with the device's own stream, are
 /// weights and pages, and whoever enqueues work on them has waited for it before the call is over.

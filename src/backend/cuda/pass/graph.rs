@@ -101,7 +101,7 @@ impl CudaPass {
         if is_known || self.graphs.are_given_up || limit.is_reached() || !self.can_be_captured(limit) {
             return Ok(false);
         }
-        let begun = self.shared.device.enter_on(&self.stream).and_then(|current| current.begin_capture());
+        let begun = self.shared.device.enter_to_record(&self.stream).and_then(|current| current.begin_capture());
         self.graphs.is_recording = self.unless_lost(begun)?.is_some();
         Ok(self.graphs.is_recording)
     }
@@ -118,7 +118,7 @@ impl CudaPass {
 
     fn recorded_graph(&mut self) -> Result<Graph> {
         let device = &self.shared.device;
-        let current = device.enter_on(&self.stream)?;
+        let current = device.enter_to_record(&self.stream)?;
         self.graphs.is_recording = false;
         let recorded = current.end_capture()?;
         // SAFETY: the graph is this context's.
@@ -130,9 +130,8 @@ impl CudaPass {
 
     /// Ends a recording that nobody wants, so that the stream works again.
     pub(super) fn stop_recording(&mut self) {
-        let enter = || self.shared.device.enter_on(&self.stream);
         if std::mem::take(&mut self.graphs.is_recording)
-            && let Ok(current) = enter().or_else(|_| enter())
+            && let Some(current) = self.shared.device.enter_to_stop(&self.stream)
             && let Ok(recorded) = current.end_capture()
         {
             // SAFETY: a graph of this context's, which nobody else has.

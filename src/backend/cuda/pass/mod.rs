@@ -76,7 +76,10 @@ impl CudaPass {
     /// Does a stage's work, after which the device may go on alone; where it fails, what was begun is waited for.
     fn stage<T>(&mut self, work: impl FnOnce(&mut Self, &Current) -> Result<T>) -> Result<T> {
         let shared = Arc::clone(&self.shared);
-        let current = shared.device.enter_on(&self.stream)?;
+        let current = match self.graphs.is_recording() {
+            true => shared.device.enter_to_record(&self.stream),
+            false => shared.device.enter_on(&self.stream),
+        }?;
         self.in_progress = true;
         let result = work(self, &current);
         drop(current);
@@ -151,17 +154,16 @@ impl CudaPass {
 impl Pass for CudaPass {
     fn begin(&mut self, batch: &Batch) -> Result<()> {
         self.settle()?;
-        let config = &self.shared.config;
-        batch.check(config, &self.limits)?;
-        let Workspace { layout, sent, .. } = &mut self.workspace;
-        self.shape.fill(batch, config, layout, sent.as_mut_slice())?;
+        batch.check(&self.shared.config, &self.limits)?;
         self.marked = 0;
         self.scored = 0;
         self.hidden.take();
         self.stage(|pass, current| {
-            let workspace = &pass.workspace;
+            let CudaPass { shared, workspace: Workspace { layout, sent, parts, .. }, shape, .. } = pass;
+            // In the context, since pinned memory ends with one that a host lends.
+            shape.fill(batch, &shared.config, layout, sent.as_mut_slice())?;
             // SAFETY: the block is filled again in `begin` alone, after a wait; the part is as large.
-            unsafe { workspace.sent.send(current, pass.shape.bytes, workspace.parts.batch) }
+            unsafe { sent.send(current, shape.bytes, parts.batch) }
         })
     }
 
