@@ -270,19 +270,20 @@ pub trait Pass: Send {
     /// that wants them.
     fn head(&mut self, batch: &Batch, limit: &Limit) -> Poll<Result<()>>;
 
-    /// Whether the stages are to be called once before they are done: to be recorded, the batch's work left as it is.
-    /// `end_recording` comes next then, on the same thread.
+    /// Whether the stages are wanted as a recording: then they are all called once, which does nothing but write them down, and
+    /// `end_recording` follows, on the same thread. Comes after `begin`.
     fn begin_recording(&mut self, _limit: &Limit) -> Result<bool> {
         Ok(false)
     }
 
-    /// Ends what `begin_recording` began; `recorded` is how the stages ended. A recording that came to nothing is no error.
+    /// Ends what `begin_recording` began, the stages having ended with `recorded`. A recording that came to nothing is no error:
+    /// the batch goes on by stages.
     fn end_recording(&mut self, _recorded: Result<()>) -> Result<()> {
         Ok(())
     }
 
-    /// Does all stages at once, where they were recorded for batches of this one's shape and the limit allows it. Whether it
-    /// did; if not, nothing was done.
+    /// Does all stages at once, where they were recorded for batches of this one's shape and the limit allows it: nothing but a
+    /// cancel may end it, and that not before all is done. Whether it did; if not, nothing was done.
     fn replay(&mut self, _batch: &mut Batch, _limit: &Limit) -> Result<bool> {
         Ok(false)
     }

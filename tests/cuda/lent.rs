@@ -109,6 +109,8 @@ fn a_lent_context_is_used_and_left_as_it_was() {
     let directory = Directory::random(1).to_temporary();
     let expected = life(&load_options(directory.path(), &on_device()), &|_| {});
     let (host, other) = (Host::new(&shim, 1), Host::new(&shim, 0));
+    // Somebody who holds the primary context of the device.
+    let held = load_options(directory.path(), &LoadOptions { device: Device::Cuda(1), ..Default::default() });
     for with_stream in [false, true] {
         for index in [0, 1] {
             // Whatever is current, nothing among it.
@@ -131,7 +133,7 @@ fn a_lent_context_is_used_and_left_as_it_was() {
             }
         }
     }
-    drop((host, other));
+    drop((host, other, held));
     assert_eq!((shim.live_allocations(), shim.live_objects()), (0, 0));
 }
 
