@@ -32,7 +32,7 @@
 #include <stdint.h>
 /* Initialisers: all defaults. */
 #define GEMMOE_LOAD_OPTIONS_INIT \
-    { sizeof(gemmoe_load_options), 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+    { sizeof(gemmoe_load_options), 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0, 0, 0, 0, 0, NULL, NULL, { 0, 0, 0, 0 } }
 #define GEMMOE_DEVICE_INFO_INIT { sizeof(gemmoe_device_info), 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_LOAD_PROGRESS_INIT { sizeof(gemmoe_load_progress), 0, 0, 0 }
 #define GEMMOE_MODEL_INFO_INIT \
@@ -776,6 +776,21 @@ typedef struct gemmoe_load_options {
      * Which GPU, below what gemmoe_device_count says; 0 unless device is GEMMOE_DEVICE_CUDA.
      */
     uint32_t device_index;
+    /**
+     * A CUcontext of the host's for the model to use on a GPU instead of the device's primary context; NULL is that one.
+     * device must be GEMMOE_DEVICE_CUDA, and device_index that of the context's device, or 0. The host keeps the context,
+     * which is neither retained nor destroyed here, until the model and its sessions and batches are destroyed. Where it
+     * does not, calls with them fail, and destroying them is safe, as far as the driver tells contexts that are gone.
+     * Kernels take at most 48 KiB of shared memory, all of it static, so they run beside any renderer without a setting.
+     */
+    void *cuda_context;
+    /**
+     * A CUstream of cuda_context, kept as that is, onto which all work of the model goes in order; NULL gives each session
+     * and batch a stream of its own in the context. Calls still wait for their own work before they return. Sessions on
+     * several threads are as correct with it as without, but wait for each other, and for whatever else the host puts
+     * there. It must not be capturing during a call. A stream without a context is INVALID_ARGUMENT.
+     */
+    void *cuda_stream;
     /**
      * Must be 0.
      */
@@ -1614,7 +1629,8 @@ gemmoe_status gemmoe_session_get_info(const struct gemmoe_session *session,
 
 /**
  * Stops the call in progress on this session, which returns CANCELLED when the pieces of work in flight are done: one for
- * each thread, 100 to 200 microseconds long in a step, and in a prefill half a millisecond at the most. While no call is in
+ * each thread, 100 to 200 microseconds long in a step, and in a prefill half a millisecond at the most. On a GPU a piece is a
+ * layer, or two; a step without a budget is one piece, some milliseconds long, which ends as it would have. While no call is in
  * progress, stops the next prefill, step, score or embed; in a batch, the session's part of the next step.
  * Errors: handle errors. Any thread, never blocks. Since 0.1.
  */

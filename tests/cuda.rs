@@ -11,6 +11,10 @@ mod common;
 mod devices;
 #[path = "cuda/faults.rs"]
 mod faults;
+#[path = "cuda/graphs.rs"]
+mod graphs;
+#[path = "cuda/lent.rs"]
+mod lent;
 #[path = "cuda/native.rs"]
 mod native;
 #[path = "cuda/perplexity.rs"]

@@ -265,7 +265,8 @@ fn structs_have_one_layout_in_c_and_in_rust() {
     layout!(lines, GemmoeLoadOptions, "gemmoe_load_options", struct_size: u32, flags: u32, threads: u32,
         instructions: u32, kv_limit_bytes: u64, priority: u32, spin_us: u32, parallel_for: ffi::GemmoeParallelFor,
         parallel_for_context: *mut c_void, experts_format: u32, attention_format: u32,
-        head_format: u32, embedding_format: u32, device: u32, device_index: u32, reserved: [u64; 4]);
+        head_format: u32, embedding_format: u32, device: u32, device_index: u32,
+        cuda_context: *mut c_void, cuda_stream: *mut c_void, reserved: [u64; 4]);
     layout!(lines, GemmoeLoadProgress, "gemmoe_load_progress", struct_size: u32, state: u32, bytes_total: u64,
         bytes_read: u64);
     layout!(lines, GemmoeModelInfo, "gemmoe_model_info", struct_size: u32, vocab_size: u32, hidden_size: u32,

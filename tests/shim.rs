@@ -694,6 +694,14 @@ fn a_graph_does_its_work_each_time_it_is_launched() {
     assert_eq!(gpu.launch("sample_step", 2, 32, &sample), Err(901));
     assert_eq!(gpu.end_capture(), Err(901));
     assert_eq!(gpu.download::<f32>(memory, 64), [127.0; 64]);
+    // So does memory that the same thread asks for; what other threads do is their own matter.
+    gpu.begin_capture().unwrap();
+    std::thread::scope(|scope| scope.spawn(|| Gpu::new(&shim).upload(&[1f32; 64])).join().unwrap());
+    assert_eq!(gpu.try_alloc(1), Err(900));
+    assert_eq!(gpu.end_capture(), Err(901));
+    gpu.begin_capture().unwrap();
+    std::thread::scope(|scope| scope.spawn(|| Gpu::new(&shim).upload(&[1f32; 64])).join().unwrap());
+    gpu.end_capture().unwrap();
 }
 
 #[test]

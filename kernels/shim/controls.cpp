@@ -95,6 +95,15 @@ API uint64_t gemmoe_shim_live_objects() {
     });
 }
 
+// Streams that are alive and had kernels, or graphs of them, launched on them.
+API uint64_t gemmoe_shim_computing_streams() {
+    return locked([](Controls &) {
+        uint64_t count = 0;
+        for (const auto &[handle, stream] : driver().streams.live) count += stream->has_computed;
+        return count;
+    });
+}
+
 // Why the last call failed that did, or what a kernel did wrong. Stays until this thread asks again.
 API const char *gemmoe_shim_last_error_text() {
     thread_local std::string text;

@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "driver_api.hpp"
@@ -76,6 +77,10 @@ struct Stream {
     // Between the begin and the end of a capture.
     std::unique_ptr<Graph> capture;
     bool is_capture_invalid;
+    int capture_mode = 0;
+    std::thread::id capturing_thread;
+    // Whether kernels, or graphs of them, were launched here.
+    bool has_computed = false;
 };
 
 struct Event {
@@ -223,8 +228,10 @@ CUresult find_stream(Context &context, CUstream handle, Stream *&stream);
 CUresult enqueue(Stream &stream, std::function<Outcome()> work);
 // Does all work of a context. What goes wrong loses the context.
 void run_all(Context &context);
-// Drops a capture that work outside of it would disturb; whether there was one.
+// Drops captures in a context, all of them; whether there was one.
 bool invalidate_captures(Context &context);
+// Drops those that a call of this thread which may wait disturbs: by their mode all (0), those of this thread (1), none (2).
+bool disturb_captures(Context &context);
 
 // Frees all that is in a context, and the context.
 void destroy(Context &context);

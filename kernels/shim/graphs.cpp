@@ -4,7 +4,7 @@
 
 using namespace shim;
 
-// All modes are taken as the strictest: while a stream captures, no other call in its context may wait for work.
+// While a stream captures, calls that may wait for work are refused as its mode says (disturb_captures).
 API CUresult cuStreamBeginCapture_v2(CUstream handle, int mode) {
     return call_in_context(__func__, [&](Context &context) {
         Stream *stream;
@@ -14,16 +14,28 @@ API CUresult cuStreamBeginCapture_v2(CUstream handle, int mode) {
         if (stream->capture != nullptr) return refuse(ILLEGAL_STATE, "the stream captures already");
         stream->capture = std::make_unique<Graph>(Graph{&context, {}});
         stream->is_capture_invalid = false;
+        stream->capture_mode = mode;
+        stream->capturing_thread = std::this_thread::get_id();
         return SUCCESS;
     });
 }
 
 API CUresult cuStreamEndCapture(CUstream handle, CUgraph *graph) {
-    return call_in_context(__func__, [&](Context &context) {
+    return call(__func__, [&] {
+        Context *current, *alive = current_context();
         Stream *stream;
+        if (CUresult status = need_context(current)) {
+            // A lost context keeps no capture, which would be in the way of those who free.
+            if (alive != nullptr && find_stream(*alive, handle, stream) == SUCCESS) stream->capture.reset();
+            return status;
+        }
+        Context &context = *current;
         if (CUresult status = find_stream(context, handle, stream)) return status;
         if (graph == nullptr) return refuse(INVALID_VALUE, "no place for the graph");
         if (stream->capture == nullptr) return refuse(STREAM_CAPTURE_UNMATCHED, "the stream does not capture");
+        if (stream->capture_mode != 2 && stream->capturing_thread != std::this_thread::get_id()) {
+            return refuse(STREAM_CAPTURE_WRONG_THREAD, "another thread began the capture");
+        }
         auto captured = std::move(stream->capture);
         *graph = nullptr;
         if (stream->is_capture_invalid) return refuse(STREAM_CAPTURE_INVALIDATED, "the capture is invalid");
@@ -49,6 +61,7 @@ API CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle) {
         GraphExec *executable = driver().executables.find(handle);
         if (executable == nullptr || executable->context != &context) return refuse(INVALID_VALUE, "no such graph");
         if (CUresult status = find_stream(context, stream_handle, stream)) return status;
+        stream->has_computed |= stream->capture == nullptr;
         return enqueue(*stream, [all = executable->work] {
             for (const auto &work : *all) {
                 Outcome outcome = work();

@@ -58,7 +58,7 @@ CUresult enqueue_work(Context &context, CUstream handle, Work work) {
 
 // What waits for work, or may, is not done while a graph is captured.
 CUresult refuse_capture(Context &context) {
-    if (!invalidate_captures(context)) return SUCCESS;
+    if (!disturb_captures(context)) return SUCCESS;
     return refuse(STREAM_CAPTURE_UNSUPPORTED, "a stream is capturing");
 }
 

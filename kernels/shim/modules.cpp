@@ -94,6 +94,7 @@ CUresult launch(Context &context, const Function &function, const CUlaunchConfig
         return refuse_launch(function, INVALID_VALUE, "arguments are a pointer to one struct");
     }
     driver().controls.launches++;
+    stream->has_computed |= stream->capture == nullptr;
     auto *begin = static_cast<const unsigned char *>(parameters[0]);
     // In words, which are aligned for every struct.
     std::vector<uint64_t> arguments((kernel->argument_bytes + 7) / 8);

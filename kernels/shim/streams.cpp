@@ -84,6 +84,16 @@ bool invalidate_captures(Context &context) {
     return is_any;
 }
 
+bool disturb_captures(Context &context) {
+    bool is_any = false;
+    for (const auto &[handle, stream] : driver().streams.live) {
+        bool is_own = stream->capturing_thread == std::this_thread::get_id();
+        bool is_disturbed = stream->capture_mode == 0 || (stream->capture_mode == 1 && is_own);
+        if (stream->context == &context && is_disturbed && is_capturing(*stream)) is_any = true;
+    }
+    return is_any;
+}
+
 }  // namespace shim
 
 using namespace shim;
@@ -114,6 +124,17 @@ API CUresult cuStreamSynchronize(CUstream handle) {
         if (is_capturing(*stream)) return refuse(STREAM_CAPTURE_UNSUPPORTED, "the stream is capturing");
         run_stream(*stream);
         return context.lost;
+    });
+}
+
+// Also of a stream in another context than the current one.
+API CUresult cuStreamGetCtx(CUstream handle, CUcontext *context) {
+    return call_in_context(__func__, [&](Context &current) {
+        Stream *stream = handle == nullptr ? current.null_stream.get() : driver().streams.find(handle);
+        if (context == nullptr) return refuse(INVALID_VALUE, "no place for the context");
+        if (stream == nullptr) return refuse(INVALID_HANDLE, "no such stream");
+        *context = stream->context;
+        return SUCCESS;
     });
 }
 

@@ -9,7 +9,7 @@ pub mod numerics;
 pub mod observer;
 pub mod ops;
 
-pub use device::{Device, DeviceInfo, devices};
+pub use device::{Device, DeviceInfo, LentContext, devices};
 pub use kv::{KvDtype, KvGeometry, KvPage};
 pub use numerics::Variants;
 pub use ops::{Backend, Batch, Cancel, Limit, Pass, PassLimits, SequenceSlice};

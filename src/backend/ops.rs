@@ -77,6 +77,11 @@ impl<'a> Limit<'a> {
         over && self.worked.load(Ordering::Relaxed)
     }
 
+    /// Whether nothing but a cancel ends the work.
+    pub fn is_cancel_alone(&self) -> bool {
+        self.deadline.is_none() && self.layers.load(Ordering::Relaxed) == usize::MAX
+    }
+
     /// Whether the work has to be done by a time.
     pub fn has_deadline(&self) -> bool {
         self.deadline.is_some()
@@ -264,6 +269,24 @@ pub trait Pass: Send {
     /// Final norm and head: the log-probabilities of targets, and the logits after the last token of each sequence
     /// that wants them.
     fn head(&mut self, batch: &Batch, limit: &Limit) -> Poll<Result<()>>;
+
+    /// Whether the stages are wanted as a recording: then they are all called once, which does nothing but write them down, and
+    /// `end_recording` follows, on the same thread. Comes after `begin`.
+    fn begin_recording(&mut self, _limit: &Limit) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Ends what `begin_recording` began, the stages having ended with `recorded`. A recording that came to nothing is no error:
+    /// the batch goes on by stages.
+    fn end_recording(&mut self, _recorded: Result<()>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Does all stages at once, where they were recorded for batches of this one's shape and the limit allows it: nothing but a
+    /// cancel may end it, and that not before all is done. Whether it did; if not, nothing was done.
+    fn replay(&mut self, _batch: &mut Batch, _limit: &Limit) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Logits `[vocab_size]` of sequence `sequence` of the last batch, if it wanted them.
     fn logits(&self, sequence: usize) -> Option<&[f32]>;

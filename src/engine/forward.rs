@@ -2,12 +2,14 @@
 
 use std::task::{Poll, ready};
 
+use super::session::finished;
 use crate::backend::{Batch, Limit, Pass};
 use crate::error::Result;
 
 /// Where a forward pass over one batch stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
+    has_begun: bool,
     stage: Stage,
     layer: usize,
 }
@@ -15,7 +17,6 @@ pub struct Place {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stage {
     #[default]
-    Begin,
     Embed,
     NormQkvRope,
     Attention,
@@ -37,13 +38,31 @@ pub fn forward(
     batch: &mut Batch,
     limit: &Limit,
 ) -> Poll<Result<()>> {
+    if !place.has_begun {
+        pass.begin(batch)?;
+        place.has_begun = true;
+        if at_once(pass, layers, batch, limit)? {
+            return Poll::Ready(Ok(()));
+        }
+    }
+    stages(pass, place, layers, batch, limit)
+}
+
+/// Has all stages done as one, where the device can and the limit allows it; whether it did. Before the first batch of its
+/// shape the device is told the stages.
+fn at_once(pass: &mut dyn Pass, layers: usize, batch: &mut Batch, limit: &Limit) -> Result<bool> {
+    if pass.begin_recording(limit)? {
+        let recorded = stages(pass, &mut Place::default(), layers, batch, limit);
+        pass.end_recording(finished(recorded))?;
+    }
+    pass.replay(batch, limit)
+}
+
+/// The stages from `place` on.
+fn stages(pass: &mut dyn Pass, place: &mut Place, layers: usize, batch: &mut Batch, limit: &Limit) -> Poll<Result<()>> {
     loop {
         let layer = place.layer;
         place.stage = match place.stage {
-            Stage::Begin => {
-                pass.begin(batch)?;
-                Stage::Embed
-            }
             Stage::Embed => {
                 ready!(pass.embed(batch, limit))?;
                 Stage::NormQkvRope

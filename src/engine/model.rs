@@ -8,7 +8,7 @@ use super::placement::Placement;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{CudaBackend, CudaOptions};
-use crate::backend::{Backend, Device, Variants};
+use crate::backend::{Backend, Device, LentContext, Variants};
 use crate::error::{Error, Result, Status};
 use crate::model::{Checkpoint, Config, Description, Formats, Progress, Weights, config, names::Layout};
 use crate::text::grammar::GrammarVocabulary;
@@ -24,6 +24,8 @@ const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 pub struct LoadOptions {
     /// Where the model runs.
     pub device: Device,
+    /// A context of the host's, and a stream, to use on a [`Device::Cuda`].
+    pub cuda_context: Option<LentContext>,
     /// Threads and instruction set of the processor; on a GPU, of loading.
     pub cpu: CpuOptions,
     /// Where published GemMoEs differ in their arithmetic.
@@ -44,6 +46,15 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
+    /// Fails with `InvalidArgument` where options are out of range, or do not go together.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.cuda_context.is_some() && !matches!(self.device, Device::Cuda(_)) {
+            let text = "cuda_context is given, and the device is not an NVIDIA GPU: choose the one it is of";
+            return Err(Error::new(Status::InvalidArgument, text).at_key("cuda_context"));
+        }
+        self.cpu.check()
+    }
+
     /// An account with the limit for keys and values.
     pub(super) fn kv_account(&self) -> KvAccount {
         KvAccount::new((self.kv_limit_bytes > 0).then_some(self.kv_limit_bytes))
@@ -68,18 +79,18 @@ pub struct Model {
 impl Model {
     /// Opens a model directory. `progress` may be watched, and cancelled, from another thread.
     pub fn load(directory: &Path, options: &LoadOptions, progress: &Progress) -> Result<Arc<Model>> {
-        options.cpu.check()?;
+        options.check()?;
         let Opened { checkpoint, description, tokenizer } = Opened::new(directory, options, progress)?;
         let chat_template = match &tokenizer {
             Some(tokenizer) => read_chat_template(&checkpoint, &description.config, tokenizer),
             None => Err(no_tokenizer()),
         };
         let threads = options.cpu.threads.resolved_count();
-        let backend: Box<dyn Backend> = match Placement::choose(options.device, &description)? {
+        let backend: Box<dyn Backend> = match Placement::choose(options, &description)? {
             #[cfg(feature = "cuda")]
             Placement::Cuda(device) => {
-                let LoadOptions { variants, exact, map, .. } = *options;
-                let options = CudaOptions { device, variants, exact, dependent_launch: true, threads, map };
+                let LoadOptions { cuda_context: lent, variants, exact, map, .. } = *options;
+                let options = CudaOptions { device, lent, variants, exact, dependent_launch: true, threads, map };
                 Box::new(CudaBackend::load(&options, &description, &checkpoint, progress)?)
             }
             Placement::Cpu => {

@@ -1,5 +1,6 @@
 //! Where a model goes: onto the device that was asked for, or the one that suits it.
 
+use super::model::LoadOptions;
 use super::options::SessionOptions;
 use super::session::pass_limits;
 use crate::backend::cpu::{self, CpuOptions};
@@ -23,12 +24,15 @@ pub(super) enum Placement {
 }
 
 impl Placement {
-    /// Chooses where the choice is free.
+    /// Chooses where the choice is free. Fails as a lent context does.
     #[cfg(feature = "cuda")]
-    pub(super) fn choose(device: Device, description: &Description) -> Result<Placement> {
-        match device {
+    pub(super) fn choose(options: &LoadOptions, description: &Description) -> Result<Placement> {
+        match options.device {
             Device::Cpu => Ok(Placement::Cpu),
-            Device::Cuda(index) => Ok(Placement::Cuda(index)),
+            Device::Cuda(index) => match &options.cuda_context {
+                Some(lent) => Ok(Placement::Cuda(cuda::index_of(lent, index)?)),
+                None => Ok(Placement::Cuda(index)),
+            },
             Device::Auto => {
                 // A driver that fails is as good as none.
                 let freest = devices().unwrap_or_default().into_iter().max_by_key(|device| device.free_bytes);
@@ -44,8 +48,8 @@ impl Placement {
 
     /// There is no choice.
     #[cfg(not(feature = "cuda"))]
-    pub(super) fn choose(device: Device, _description: &Description) -> Result<Placement> {
-        match device {
+    pub(super) fn choose(options: &LoadOptions, _description: &Description) -> Result<Placement> {
+        match options.device {
             Device::Cpu | Device::Auto => Ok(Placement::Cpu),
             Device::Cuda(_) => {
                 let text = "this library was built without the feature cuda: use the CPU";

@@ -46,9 +46,9 @@ impl Model {
     /// What `load` and a session with these options would take, told from the headers alone: no weights are read, and no
     /// memory for any of it is asked for. Fails as `load` and `Session::new` would, memory apart.
     pub fn plan(directory: &Path, load: &LoadOptions, session: &SessionOptions) -> Result<MemoryPlan> {
-        load.cpu.check()?;
+        load.check()?;
         let (description, tokenizer) = Model::inspect(directory, load)?;
-        let placement = Placement::choose(load.device, &description)?;
+        let placement = Placement::choose(load, &description)?;
         let config = &description.config;
         let default_dtype = KvDtype::of_weights(description.embedding_dtype);
         let kv_dtype = session.kv_dtype.unwrap_or(default_dtype);

@@ -2,6 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
@@ -16,7 +17,7 @@ use super::model::{GemmoeModel, ModelObject};
 use super::structs::{self, Versioned, check_reserved};
 use crate::backend::cpu::kernels::Instructions;
 use crate::backend::cpu::{CpuOptions, ParallelFor, Priority, ThreadOptions};
-use crate::backend::{Device, Variants};
+use crate::backend::{Device, LentContext, Variants};
 use crate::engine::{LoadOptions, Model};
 use crate::error::{Error, Result, Status};
 use crate::model::{Formats, Progress};
@@ -157,6 +158,17 @@ pub struct GemmoeLoadOptions {
     pub device: u32,
     /// Which GPU, below what gemmoe_device_count says; 0 unless device is GEMMOE_DEVICE_CUDA.
     pub device_index: u32,
+    /// A CUcontext of the host's for the model to use on a GPU instead of the device's primary context; NULL is that one.
+    /// device must be GEMMOE_DEVICE_CUDA, and device_index that of the context's device, or 0. The host keeps the context,
+    /// which is neither retained nor destroyed here, until the model and its sessions and batches are destroyed. Where it
+    /// does not, calls with them fail, and destroying them is safe, as far as the driver tells contexts that are gone.
+    /// Kernels take at most 48 KiB of shared memory, all of it static, so they run beside any renderer without a setting.
+    pub cuda_context: *mut c_void,
+    /// A CUstream of cuda_context, kept as that is, onto which all work of the model goes in order; NULL gives each session
+    /// and batch a stream of its own in the context. Calls still wait for their own work before they return. Sessions on
+    /// several threads are as correct with it as without, but wait for each other, and for whatever else the host puts
+    /// there. It must not be capturing during a call. A stream without a context is INVALID_ARGUMENT.
+    pub cuda_stream: *mut c_void,
     /// Must be 0.
     pub reserved: [u64; 4],
 }
@@ -165,7 +177,7 @@ pub struct GemmoeLoadOptions {
 // pointers that may be NULL.
 unsafe impl Versioned for GemmoeLoadOptions {
     const NAME: &'static str = "gemmoe_load_options";
-    const FIRST_SIZE: usize = 88 + 2 * size_of::<usize>();
+    const FIRST_SIZE: usize = 88 + 4 * size_of::<usize>();
 }
 
 /// How far a load has come. Initialise with GEMMOE_LOAD_PROGRESS_INIT.
@@ -270,8 +282,14 @@ impl GemmoeLoadOptions {
         if self.device_index != 0 && self.device != GEMMOE_DEVICE_CUDA {
             return invalid("device_index", self.device_index, "0 unless options.device is GEMMOE_DEVICE_CUDA");
         }
+        // SAFETY: the host's promises about the two fields.
+        let lend = |context| unsafe { LentContext::new(context, NonNull::new(self.cuda_stream)) };
+        let cuda_context = NonNull::new(self.cuda_context).map(lend);
+        if cuda_context.is_none() && !self.cuda_stream.is_null() {
+            let text = "options.cuda_stream is given without options.cuda_context, the context it is of";
+            return Err(Error::new(Status::InvalidArgument, text).at_key("cuda_stream"));
+        }
         let cpu = CpuOptions { threads, instructions };
-        cpu.check()?;
         let variants = Variants {
             unrounded_embedding_scale: self.flags & GEMMOE_LOAD_UNROUNDED_EMBEDDING_SCALE != 0,
             exact_gelu: self.flags & GEMMOE_LOAD_EXACT_GELU != 0,
@@ -286,7 +304,10 @@ impl GemmoeLoadOptions {
             head: format("head_format", self.head_format)?,
             embedding: format("embedding_format", self.embedding_format)?,
         };
-        Ok(LoadOptions { device, cpu, variants, exact, formats, follow_links, map, kv_limit_bytes })
+        let options =
+            LoadOptions { device, cuda_context, cpu, variants, exact, formats, follow_links, map, kv_limit_bytes };
+        options.check()?;
+        Ok(options)
     }
 }
 

@@ -292,7 +292,8 @@ pub unsafe extern "C" fn gemmoe_session_get_info(
 }
 
 /// Stops the call in progress on this session, which returns CANCELLED when the pieces of work in flight are done: one for
-/// each thread, 100 to 200 microseconds long in a step, and in a prefill half a millisecond at the most. While no call is in
+/// each thread, 100 to 200 microseconds long in a step, and in a prefill half a millisecond at the most. On a GPU a piece is a
+/// layer, or two; a step without a budget is one piece, some milliseconds long, which ends as it would have. While no call is in
 /// progress, stops the next prefill, step, score or embed; in a batch, the session's part of the next step.
 /// Errors: handle errors. Any thread, never blocks. Since 0.1.
 #[unsafe(no_mangle)]

@@ -144,6 +144,12 @@ impl Shim {
         unsafe { (self.loaded.live_objects)() }
     }
 
+    /// Streams that are alive and had kernels, or graphs of them, launched on them.
+    pub fn computing_streams(&self) -> u64 {
+        // SAFETY: as in `fail`.
+        unsafe { (self.loaded.computing_streams)() }
+    }
+
     /// Why the last call that failed did, or what a kernel did wrong, with kernel, block and thread.
     pub fn last_error_text(&self) -> String {
         // SAFETY: as in `fail`; the text stays until this thread asks again.
@@ -194,6 +200,7 @@ controls! {
     native_modules: fn() -> u64;
     live_allocations: fn() -> u64;
     live_objects: fn() -> u64;
+    computing_streams: fn() -> u64;
     last_error_text: fn() -> *const c_char;
     reset: fn();
 }

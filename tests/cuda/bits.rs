@@ -1,6 +1,6 @@
 //! What must be equal to the last bit on a device too.
 
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -214,19 +214,27 @@ fn forks_and_snapshots_go_on_with_the_same_bits() {
 }
 
 #[test]
-fn sessions_on_several_threads_give_what_each_gives_alone() {
-    let Some(_shim) = Shim::take() else { return };
+fn sessions_on_several_threads_use_a_stream_each_and_give_what_each_gives_alone() {
+    let Some(shim) = Shim::take() else { return };
     let (_, model) = models().swap_remove(0);
-    let generate = |seed: u64| {
+    let generate = |seed: u64, end: &Barrier| {
         let mut session = session(&model);
         session.set_sampling(Sampling { temperature: 1.0, seed, ..Default::default() }).unwrap();
         session.prefill(&Random::new(seed).tokens(10, 97)).unwrap();
-        (0..5).map(|_| session.step().unwrap()).collect::<Vec<_>>()
+        let tokens: Vec<u32> = (0..5).map(|_| session.step().unwrap()).collect();
+        end.wait();
+        let streams = shim.computing_streams();
+        end.wait();
+        (tokens, streams)
     };
-    let alone: Vec<_> = (0..3).map(generate).collect();
+    let alone: Vec<_> = (0..3).map(|seed| generate(seed, &Barrier::new(1)).0).collect();
+    let end = Barrier::new(3);
     let together: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..3).map(|seed| scope.spawn(move || generate(seed))).collect();
+        let (generate, end) = (&generate, &end);
+        let threads: Vec<_> = (0..3).map(|seed| scope.spawn(move || generate(seed, end))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    assert_eq!(alone, together);
+    for (alone, (together, streams)) in alone.into_iter().zip(together) {
+        assert_eq!((alone, 3), (together, streams));
+    }
 }

@@ -3,17 +3,19 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use gemmoe::{LoadOptions, Model, Progress, Result, Session, Status};
+use gemmoe::{LoadOptions, Model, Pooling, Progress, Result, Session, Status};
 
 use crate::common::{Directory, Random, load, load_options, session};
 use crate::on_device;
 use crate::shim::Shim;
 
-/// What a host does: load, a session, a prompt, four tokens. All of it is freed at the end.
+/// What a host does: load, a session, a prompt, an embedding in a fork, four tokens. All of it is freed at the end.
 fn life(directory: &Path) -> Result<Vec<u32>> {
     let model = Model::load(directory, &on_device(), &Progress::default())?;
-    let mut session = Session::new(model, &options())?;
+    let mut session = Session::new(Arc::clone(&model), &options())?;
     session.prefill(&Random::new(1).tokens(5, 97))?;
+    let mut embedding = vec![0f32; model.config().hidden_size];
+    session.fork()?.embed(&[1, 2, 3], Pooling::Mean, &mut embedding)?;
     (0..4).map(|_| session.step()).collect()
 }
 
@@ -49,7 +51,7 @@ fn whichever_driver_call_fails_it_is_an_error_and_everything_is_freed() {
     let calls = shim.calls();
     let live = || (shim.live_allocations(), shim.live_objects());
     assert_eq!(live(), (0, 0));
-    // A call of the last ones is one that frees, whose failure nobody needs to know.
+    // Nobody needs to know of a call that frees, or of one that makes a graph, which stages make up for.
     let (mut failed, mut unharmed) = (0, 0);
     for (index, (code, statuses)) in CODES.into_iter().enumerate() {
         // A context that somebody else holds frees nothing by itself.
@@ -77,7 +79,7 @@ fn whichever_driver_call_fails_it_is_an_error_and_everything_is_freed() {
         drop(other);
     }
     println!("{calls} calls: {failed} failures were errors, {unharmed} did no harm");
-    assert!(failed > 4 * unharmed, "{failed} failures were errors, {unharmed} did no harm");
+    assert!(failed > 2 * unharmed, "{failed} failures were errors, {unharmed} did no harm");
     // The processor knows nothing of it.
     let mut session = session(&processor);
     session.prefill(&Random::new(1).tokens(5, 97)).unwrap();

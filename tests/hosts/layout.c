@@ -64,6 +64,8 @@ int main(void) {
     FIELD(gemmoe_load_options, embedding_format);
     FIELD(gemmoe_load_options, device);
     FIELD(gemmoe_load_options, device_index);
+    FIELD(gemmoe_load_options, cuda_context);
+    FIELD(gemmoe_load_options, cuda_stream);
     FIELD(gemmoe_load_options, reserved);
     STRUCT(gemmoe_load_progress);
     FIELD(gemmoe_load_progress, struct_size);

@@ -886,6 +886,15 @@ static void load_values(void) {
         padded.load.device_index = devices[row][1];
         FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, pass_load_options(&error));
     }
+    /* What is lent for a GPU, without one, and a stream of no context. */
+    for (row = 0; row < 3; row++) {
+        memset(&padded, 0, sizeof padded);
+        padded.load.struct_size = sizeof(gemmoe_load_options);
+        padded.load.device = row == 0 ? GEMMOE_DEVICE_CUDA : row == 1 ? GEMMOE_DEVICE_CPU : GEMMOE_DEVICE_AUTO;
+        if (row > 0) padded.load.cuda_context = &padded;
+        padded.load.cuda_stream = &padded;
+        FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, pass_load_options(&error));
+    }
     /* A GPU that no machine has; a load that is begun finds that out later. */
     memset(&padded, 0, sizeof padded);
     padded.load.struct_size = sizeof(gemmoe_load_options);

@@ -4,30 +4,37 @@ use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
 
 use super::device::Device;
-use super::driver::{Address, DependentLaunch, Driver, Event, Fault, Function, Module, NOT_FOUND, Stream};
+use super::driver::{
+    Address, DependentLaunch, Driver, Event, Fault, Function, GraphExec, GraphHandle, Module, NOT_FOUND, StreamHandle,
+};
 use super::images::Image;
 use crate::error::{Error, Result, Status};
 
 /// Streams that do not wait for the host's default stream, nor it for them.
 const NON_BLOCKING_STREAM: u32 = 1;
+/// While a stream captures, calls of the capturing thread that would disturb it are refused, which shows mistakes of ours; those
+/// of other threads, the host's among them, go on as ever.
+const THREAD_LOCAL_CAPTURE: u32 = 1;
 /// Events that only say that something is done, not when.
 const EVENT_WITHOUT_TIME: u32 = 2;
 
-/// A device whose context is the current one of this thread, until this is dropped.
+/// A device whose context is the current one of this thread, until this is dropped, and the stream that work is enqueued on
+/// meanwhile.
 pub struct Current<'a> {
     device: &'a Device,
     driver: &'static Driver,
+    stream: StreamHandle,
     /// Being current is a thread's matter.
     thread: PhantomData<*mut ()>,
 }
 
 impl<'a> Current<'a> {
-    /// Makes the device's context the current one.
-    pub(super) fn new(device: &'a Device, driver: &'static Driver) -> Result<Current<'a>> {
+    /// Makes the device's context the current one. The stream is one of this context's.
+    pub(super) fn new(device: &'a Device, driver: &'static Driver, stream: StreamHandle) -> Result<Current<'a>> {
         // SAFETY: the device keeps its context alive.
         let code = unsafe { (driver.functions.cuCtxPushCurrent_v2)(device.context()) };
         driver.check("cuCtxPushCurrent_v2", code).map_err(|fault| device.fault(fault))?;
-        Ok(Current { device, driver, thread: PhantomData })
+        Ok(Current { device, driver, stream, thread: PhantomData })
     }
 
     fn check(&self, call: &'static str, code: u32) -> Result<()> {
@@ -101,9 +108,8 @@ impl<'a> Current<'a> {
     /// `from` may be read, and `to` written, for `bytes` bytes until the stream has come past the copy, and nobody else
     /// writes either meanwhile.
     pub(super) unsafe fn copy_to_device(&self, to: Address, from: *const u8, bytes: usize) -> Result<()> {
-        let stream = self.device.stream();
         // SAFETY: the caller's promise.
-        let code = unsafe { (self.driver.functions.cuMemcpyHtoDAsync_v2)(to, from.cast(), bytes, stream) };
+        let code = unsafe { (self.driver.functions.cuMemcpyHtoDAsync_v2)(to, from.cast(), bytes, self.stream) };
         self.check("cuMemcpyHtoDAsync_v2", code)
     }
 
@@ -112,9 +118,8 @@ impl<'a> Current<'a> {
     /// # Safety
     /// As `copy_to_device`.
     pub(super) unsafe fn copy_to_host(&self, to: *mut u8, from: Address, bytes: usize) -> Result<()> {
-        let stream = self.device.stream();
         // SAFETY: the caller's promise.
-        let code = unsafe { (self.driver.functions.cuMemcpyDtoHAsync_v2)(to.cast(), from, bytes, stream) };
+        let code = unsafe { (self.driver.functions.cuMemcpyDtoHAsync_v2)(to.cast(), from, bytes, self.stream) };
         self.check("cuMemcpyDtoHAsync_v2", code)
     }
 
@@ -124,7 +129,7 @@ impl<'a> Current<'a> {
     /// As `copy_to_device`.
     pub(super) unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
         // SAFETY: the caller's promise.
-        let code = unsafe { (self.driver.functions.cuMemcpyDtoDAsync_v2)(to, from, bytes, self.device.stream()) };
+        let code = unsafe { (self.driver.functions.cuMemcpyDtoDAsync_v2)(to, from, bytes, self.stream) };
         self.check("cuMemcpyDtoDAsync_v2", code)
     }
 
@@ -134,18 +139,21 @@ impl<'a> Current<'a> {
     /// As `copy_to_device`.
     pub(super) unsafe fn clear(&self, address: Address, bytes: usize) -> Result<()> {
         // SAFETY: the caller's promise.
-        let code = unsafe { (self.driver.functions.cuMemsetD8Async)(address, 0, bytes, self.device.stream()) };
+        let code = unsafe { (self.driver.functions.cuMemsetD8Async)(address, 0, bytes, self.stream) };
         self.check("cuMemsetD8Async", code)
     }
 
-    /// Waits until everything enqueued up to now is done.
+    /// Waits until everything enqueued on the stream up to now is done. Where that fails it is tried again before it is said:
+    /// callers go on to free what the work uses, and a device that is lost does nothing more.
     pub fn wait(&self) -> Result<()> {
-        // SAFETY: the device's own stream.
-        let code = unsafe { (self.driver.functions.cuStreamSynchronize)(self.device.stream()) };
-        self.check("cuStreamSynchronize", code)
+        // SAFETY: a stream of this context's.
+        let wait = || unsafe { (self.driver.functions.cuStreamSynchronize)(self.stream) };
+        self.check("cuStreamSynchronize", wait()).inspect_err(|_| {
+            wait();
+        })
     }
 
-    pub(super) fn create_stream(&self) -> Result<Stream> {
+    pub(super) fn create_stream(&self) -> Result<StreamHandle> {
         let mut stream = std::ptr::null_mut();
         // SAFETY: writes one handle.
         let code = unsafe { (self.driver.functions.cuStreamCreate)(&mut stream, NON_BLOCKING_STREAM) };
@@ -155,9 +163,69 @@ impl<'a> Current<'a> {
 
     /// # Safety
     /// Nobody uses the stream any more.
-    pub(super) unsafe fn destroy_stream(&self, stream: Stream) {
+    pub(super) unsafe fn destroy_stream(&self, stream: StreamHandle) {
         // SAFETY: the caller's promise.
         unsafe { (self.driver.functions.cuStreamDestroy_v2)(stream) };
+    }
+
+    /// From now on what is enqueued on the stream is written down instead of done, up to `end_capture` on the same thread.
+    pub(super) fn begin_capture(&self) -> Result<()> {
+        // SAFETY: a stream of this context's.
+        let code = unsafe { (self.driver.functions.cuStreamBeginCapture_v2)(self.stream, THREAD_LOCAL_CAPTURE) };
+        self.check("cuStreamBeginCapture_v2", code)
+    }
+
+    /// What was written down. Where that fails it is tried again before it is said, since the stream is to work again.
+    pub(super) fn end_capture(&self) -> Result<GraphHandle> {
+        let end = || {
+            let mut graph = std::ptr::null_mut();
+            // SAFETY: a stream of this context's; writes one handle.
+            let code = unsafe { (self.driver.functions.cuStreamEndCapture)(self.stream, &mut graph) };
+            self.check("cuStreamEndCapture", code).map(|()| graph)
+        };
+        end().inspect_err(|_| {
+            if let Ok(graph) = end() {
+                // SAFETY: nobody else has it.
+                unsafe { self.destroy_graph(graph) };
+            }
+        })
+    }
+
+    /// # Safety
+    /// The graph is one of this context's, and nobody uses it any more.
+    pub(super) unsafe fn destroy_graph(&self, graph: GraphHandle) {
+        // SAFETY: the caller's promise.
+        unsafe { (self.driver.functions.cuGraphDestroy)(graph) };
+    }
+
+    /// Makes something of a graph that can be launched, and needs the graph no more.
+    ///
+    /// # Safety
+    /// The graph is one of this context's.
+    pub(super) unsafe fn instantiate(&self, graph: GraphHandle) -> Result<GraphExec> {
+        let mut executable = std::ptr::null_mut();
+        // SAFETY: writes one handle; the graph by the caller's promise.
+        let code = unsafe { (self.driver.functions.cuGraphInstantiateWithFlags)(&mut executable, graph, 0) };
+        self.check("cuGraphInstantiateWithFlags", code)?;
+        Ok(executable)
+    }
+
+    /// Enqueues all work of a graph.
+    ///
+    /// # Safety
+    /// The graph is one of this context's, and all it reads and writes may be read and written until the stream has come past
+    /// it.
+    pub(super) unsafe fn launch_graph(&self, executable: GraphExec) -> Result<()> {
+        // SAFETY: the caller's promise.
+        let code = unsafe { (self.driver.functions.cuGraphLaunch)(executable, self.stream) };
+        self.check("cuGraphLaunch", code)
+    }
+
+    /// # Safety
+    /// The graph is one of this context's, and nobody uses it any more, on the device neither.
+    pub(super) unsafe fn destroy_executable(&self, executable: GraphExec) {
+        // SAFETY: the caller's promise.
+        unsafe { (self.driver.functions.cuGraphExecDestroy)(executable) };
     }
 
     pub(super) fn create_event(&self) -> Result<Event> {
@@ -181,7 +249,7 @@ impl<'a> Current<'a> {
     /// The event is one of this context's.
     pub(super) unsafe fn record(&self, event: Event) -> Result<()> {
         // SAFETY: the caller's promise.
-        let code = unsafe { (self.driver.functions.cuEventRecord)(event, self.device.stream()) };
+        let code = unsafe { (self.driver.functions.cuEventRecord)(event, self.stream) };
         self.check("cuEventRecord", code)
     }
 
@@ -245,7 +313,7 @@ impl<'a> Current<'a> {
     ) -> Result<()> {
         let mut parameters: [*mut c_void; 1] = [std::ptr::from_ref(arguments).cast_mut().cast()];
         if let Some(launch) = self.driver.launch_kernel_ex.filter(|_| is_dependent) {
-            let mut dependent = DependentLaunch::new(grid, threads, self.device.stream());
+            let mut dependent = DependentLaunch::new(grid, threads, self.stream);
             // SAFETY: the caller's promise; the driver copies all it is given before it returns.
             let code = unsafe { launch(&dependent.config(), function, parameters.as_mut_ptr(), std::ptr::null_mut()) };
             return self.check("cuLaunchKernelEx", code);
@@ -261,7 +329,7 @@ impl<'a> Current<'a> {
                 1,
                 1,
                 0,
-                self.device.stream(),
+                self.stream,
                 parameters.as_mut_ptr(),
                 std::ptr::null_mut(),
             )

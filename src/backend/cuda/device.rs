@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::context::Current;
-use super::driver::{Attribute, Context, DeviceHandle, Driver, Fault, Stream};
-use crate::backend::device::DeviceInfo;
+use super::driver::{Attribute, Context, DeviceHandle, Driver, Fault, StreamHandle};
+use super::lent;
+use super::stream::Stream;
+use crate::backend::device::{DeviceInfo, LentContext};
 use crate::error::{Error, Result, Status};
 use crate::memory::try_with_capacity;
 
@@ -64,13 +66,15 @@ pub fn devices() -> Result<Vec<DeviceInfo>> {
         memory_bytes: found.memory_bytes as u64,
         capability: found.capability,
         // A device that another process has for itself has nothing free for this one.
-        free_bytes: Device::begin(driver, index, found).and_then(|device| Ok(device.enter()?.memory()?.0)).unwrap_or(0)
-            as u64,
+        free_bytes: Device::begin(driver, index, found, None)
+            .and_then(|device| Ok(device.enter()?.memory()?.0))
+            .unwrap_or(0) as u64,
     };
     Ok(all.into_iter().enumerate().map(info).collect())
 }
 
-/// A device in use: its primary context, which the process shares, and a stream of our own. Usable from any thread.
+/// A device in use: its primary context, which the process shares, or one that the host lends, and a stream of our own, for what
+/// is waited for where it is asked for: weights, pages, small copies. Usable from any thread.
 ///
 /// After an error that ends everything on the device every call fails with `DeviceLost`; freeing goes on to work, in silence.
 pub struct Device {
@@ -78,7 +82,10 @@ pub struct Device {
     index: usize,
     found: Found,
     context: Context,
-    stream: Stream,
+    /// For a lent stream, that one.
+    stream: StreamHandle,
+    /// What of these two is the host's.
+    lent: Option<LentContext>,
     /// The code of the error that ended everything; 0 while there was none.
     lost: AtomicU32,
 }
@@ -90,30 +97,42 @@ unsafe impl Send for Device {}
 unsafe impl Sync for Device {}
 
 impl Device {
-    /// Opens the device of this index. Fails with `NoDevice`, `DriverTooOld`, and what a driver can answer.
-    pub fn open(index: usize) -> Result<Arc<Device>> {
+    /// Opens the device of this index, or that of a lent context, with which index 0 says nothing. Fails with `NoDevice`,
+    /// `DriverTooOld`, `InvalidArgument` where the two do not agree, and what a driver can answer.
+    pub fn open(index: usize, lent: Option<LentContext>) -> Result<Arc<Device>> {
         let driver = Driver::get()?;
         let (mut all, count) = Found::all(driver)?;
+        let index = match &lent {
+            Some(lent) => place_of(driver, &all, lent, index)?,
+            None => index,
+        };
         if index >= all.len() {
             return Err(no_device(index, all.len(), count));
         }
-        Device::begin(driver, index, all.swap_remove(index))
+        Device::begin(driver, index, all.swap_remove(index), lent)
     }
 
     /// Takes a device that was found into use.
-    fn begin(driver: &'static Driver, index: usize, found: Found) -> Result<Arc<Device>> {
-        let context = driver.retain(found.handle).map_err(|fault| match fault.is_out_of_memory() {
-            true => {
-                let text = format!("no memory on device {index} ({}) to begin with: other programs use it", found.name);
-                Error::new(Status::DeviceOutOfMemory, text)
-            }
-            false => driver.start_error(fault),
-        })?;
+    fn begin(driver: &'static Driver, index: usize, found: Found, lent: Option<LentContext>) -> Result<Arc<Device>> {
+        let retained = || {
+            driver.retain(found.handle).map_err(|fault| match fault.is_out_of_memory() {
+                true => {
+                    let text =
+                        format!("no memory on device {index} ({}) to begin with: other programs use it", found.name);
+                    Error::new(Status::DeviceOutOfMemory, text)
+                }
+                false => driver.start_error(fault),
+            })
+        };
+        let context = lent.as_ref().map_or_else(retained, |lent| Ok(lent::context_of(lent)))?;
+        let lent_stream = lent.as_ref().and_then(lent::stream_of);
         // From here on dropping it gives back what was taken.
-        let mut device =
-            Device { driver, index, found, context, stream: std::ptr::null_mut(), lost: AtomicU32::new(0) };
-        let stream = device.enter()?.create_stream()?;
-        device.stream = stream;
+        let stream = lent_stream.unwrap_or(std::ptr::null_mut());
+        let mut device = Device { driver, index, found, context, stream, lent, lost: AtomicU32::new(0) };
+        if lent_stream.is_none() {
+            let stream = device.enter()?.create_stream()?;
+            device.stream = stream;
+        }
         Ok(Arc::new(device))
     }
 
@@ -137,11 +156,29 @@ impl Device {
         format!("device {} ({})", self.index, self.found.name)
     }
 
-    /// Makes its context this thread's current one as long as the answer lives. Fails with `DeviceLost` after an error that
-    /// ended everything.
+    /// Makes its context this thread's current one as long as the answer lives; work goes onto the device's stream. Fails with
+    /// `DeviceLost` after an error that ended everything.
     pub fn enter(&self) -> Result<Current<'_>> {
+        self.enter_with(self.stream)
+    }
+
+    /// As `enter`; work goes onto a pass's own stream, which lives as long as the answer, or onto the host's where it lent one.
+    pub fn enter_on(&self, stream: &Stream) -> Result<Current<'_>> {
+        self.enter_with(self.lent_stream().unwrap_or(stream.handle()))
+    }
+
+    /// As `enter`, to record on a pass's own stream: nobody else can put work in between there.
+    pub fn enter_to_record(&self, stream: &Stream) -> Result<Current<'_>> {
+        self.enter_with(stream.handle())
+    }
+
+    fn lent_stream(&self) -> Option<StreamHandle> {
+        self.lent.as_ref().and_then(lent::stream_of)
+    }
+
+    fn enter_with(&self, stream: StreamHandle) -> Result<Current<'_>> {
         match self.lost.load(Ordering::Acquire) {
-            0 => Current::new(self, self.driver),
+            0 => Current::new(self, self.driver, stream),
             code => {
                 let text = format!(
                     "{} was lost by an earlier error, {} ({code}): destroy its sessions and models, and load anew",
@@ -156,7 +193,17 @@ impl Device {
     /// As `enter`, to give back what was taken: also from a lost device, of which the driver may then know nothing. Tried
     /// again where it fails, since what is not given back now never is.
     pub(super) fn enter_to_free(&self) -> Option<Current<'_>> {
-        Current::new(self, self.driver).or_else(|_| Current::new(self, self.driver)).ok()
+        self.enter_to_free_with(self.stream)
+    }
+
+    /// As `enter_to_free`, to end a recording.
+    pub(super) fn enter_to_stop(&self, stream: &Stream) -> Option<Current<'_>> {
+        self.enter_to_free_with(stream.handle())
+    }
+
+    fn enter_to_free_with(&self, stream: StreamHandle) -> Option<Current<'_>> {
+        let enter = || Current::new(self, self.driver, stream);
+        enter().or_else(|_| enter()).ok()
     }
 
     /// The error of a call on this device, which is lost from here on if the driver says so.
@@ -170,22 +217,43 @@ impl Device {
     pub(super) fn context(&self) -> Context {
         self.context
     }
-
-    pub(super) fn stream(&self) -> Stream {
-        self.stream
-    }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
         if !self.stream.is_null()
+            && self.lent_stream().is_none()
             && let Some(current) = self.enter_to_free()
         {
             // SAFETY: everything that uses the stream holds the device, so there is nothing any more.
             unsafe { current.destroy_stream(self.stream) };
         }
-        self.driver.release(self.found.handle);
+        if self.lent.is_none() {
+            self.driver.release(self.found.handle);
+        }
     }
+}
+
+/// The index of the device that a lent context is of.
+pub fn index_of(lent: &LentContext, index: usize) -> Result<usize> {
+    let driver = Driver::get()?;
+    place_of(driver, &Found::all(driver)?.0, lent, index)
+}
+
+/// The place among `all` of a lent context's device, which is at `index` if that is not 0.
+fn place_of(driver: &Driver, all: &[Found], lent: &LentContext, index: usize) -> Result<usize> {
+    let handle = lent::device_of(driver, lent)?;
+    let Some(place) = all.iter().position(|found| found.handle == handle) else {
+        let (oldest, _) = OLDEST_CAPABILITY;
+        let text =
+            format!("the device of cuda_context has not the compute capability {oldest}.0 that the kernels need");
+        return Err(Error::new(Status::NoDevice, text).at_key("cuda_context"));
+    };
+    if index != 0 && index != place {
+        let text = format!("device_index is {index}, the device of cuda_context is {place}");
+        return Err(Error::new(Status::InvalidArgument, text).at_key("device_index"));
+    }
+    Ok(place)
 }
 
 /// The error of an index past the devices that can be used, `usable` of the `count` that the driver shows.

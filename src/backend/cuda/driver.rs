@@ -4,7 +4,7 @@
 //! Functions are looked up by name, once, before the first of them is called: a driver that lacks one is an error and no
 //! panic. Codes are plain numbers, since a driver may be newer than any list of them.
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::sync::OnceLock;
 
 use cudarc::driver::sys;
@@ -16,7 +16,11 @@ pub type DeviceHandle = sys::CUdevice;
 /// What a process has on a device.
 pub type Context = sys::CUcontext;
 /// A queue of work on a device.
-pub type Stream = sys::CUstream;
+pub type StreamHandle = sys::CUstream;
+/// Work of a stream that was written down.
+pub type GraphHandle = sys::CUgraph;
+/// A graph that can be launched.
+pub type GraphExec = sys::CUgraphExec;
 /// A point in a stream.
 pub type Event = sys::CUevent;
 /// Code that was loaded onto a device.
@@ -49,6 +53,14 @@ const SUCCESS: u32 = 0;
 const OUT_OF_MEMORY: u32 = sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32;
 /// What a driver answers to a name or an event that is not there (yet).
 pub const NOT_FOUND: u32 = sys::CUresult::CUDA_ERROR_NOT_FOUND as u32;
+
+/// Codes of a context, or of a stream, that is none.
+pub const NO_HANDLE: [u32; 4] = [
+    sys::CUresult::CUDA_ERROR_INVALID_VALUE as u32,
+    sys::CUresult::CUDA_ERROR_INVALID_CONTEXT as u32,
+    sys::CUresult::CUDA_ERROR_INVALID_HANDLE as u32,
+    sys::CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED as u32,
+];
 
 /// Codes that say there is no such device, or none at all.
 const NO_DEVICE: [u32; 3] = [
@@ -168,6 +180,7 @@ functions! {
     cuDevicePrimaryCtxRelease_v2(DeviceHandle);
     cuCtxPushCurrent_v2(Context);
     cuCtxPopCurrent_v2(*mut Context);
+    cuCtxGetDevice(*mut DeviceHandle);
     cuModuleLoadData(*mut Module, *const c_void);
     cuModuleUnload(Module);
     cuModuleGetFunction(*mut Function, Module, *const c_char);
@@ -176,19 +189,26 @@ functions! {
     cuMemGetInfo_v2(*mut usize, *mut usize);
     cuMemAllocHost_v2(*mut *mut c_void, usize);
     cuMemFreeHost(*mut c_void);
-    cuMemcpyHtoDAsync_v2(Address, *const c_void, usize, Stream);
-    cuMemcpyDtoHAsync_v2(*mut c_void, Address, usize, Stream);
-    cuMemcpyDtoDAsync_v2(Address, Address, usize, Stream);
-    cuMemsetD8Async(Address, u8, usize, Stream);
-    cuStreamCreate(*mut Stream, c_uint);
-    cuStreamDestroy_v2(Stream);
-    cuStreamSynchronize(Stream);
+    cuMemcpyHtoDAsync_v2(Address, *const c_void, usize, StreamHandle);
+    cuMemcpyDtoHAsync_v2(*mut c_void, Address, usize, StreamHandle);
+    cuMemcpyDtoDAsync_v2(Address, Address, usize, StreamHandle);
+    cuMemsetD8Async(Address, u8, usize, StreamHandle);
+    cuStreamCreate(*mut StreamHandle, c_uint);
+    cuStreamDestroy_v2(StreamHandle);
+    cuStreamSynchronize(StreamHandle);
+    cuStreamGetCtx(StreamHandle, *mut Context);
+    cuStreamBeginCapture_v2(StreamHandle, c_uint);
+    cuStreamEndCapture(StreamHandle, *mut GraphHandle);
+    cuGraphInstantiateWithFlags(*mut GraphExec, GraphHandle, c_ulonglong);
+    cuGraphLaunch(GraphExec, StreamHandle);
+    cuGraphExecDestroy(GraphExec);
+    cuGraphDestroy(GraphHandle);
     cuEventCreate(*mut Event, c_uint);
     cuEventDestroy_v2(Event);
-    cuEventRecord(Event, Stream);
+    cuEventRecord(Event, StreamHandle);
     cuEventSynchronize(Event);
     cuLaunchKernel(
-        Function, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Stream, *mut *mut c_void, *mut *mut c_void
+        Function, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, StreamHandle, *mut *mut c_void, *mut *mut c_void
     );
 }
 
@@ -200,12 +220,12 @@ type LaunchKernelEx =
 pub(super) struct DependentLaunch {
     grid: [u32; 3],
     threads: u32,
-    stream: Stream,
+    stream: StreamHandle,
     attribute: sys::CUlaunchAttribute,
 }
 
 impl DependentLaunch {
-    pub fn new(grid: [u32; 3], threads: u32, stream: Stream) -> DependentLaunch {
+    pub fn new(grid: [u32; 3], threads: u32, stream: StreamHandle) -> DependentLaunch {
         let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
         value.programmaticStreamSerializationAllowed = 1;
         let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
@@ -356,6 +376,41 @@ impl Driver {
         let code = unsafe { (self.functions.cuDeviceGetAttribute)(&mut value, attribute as u32, device) };
         self.check("cuDeviceGetAttribute", code)?;
         Ok(u32::try_from(value).unwrap_or(0))
+    }
+
+    /// The device of a context.
+    pub fn device_of(&self, context: Context) -> std::result::Result<DeviceHandle, Fault> {
+        let mut device = 0;
+        self.within(context, || {
+            // SAFETY: writes one handle.
+            self.check("cuCtxGetDevice", unsafe { (self.functions.cuCtxGetDevice)(&mut device) })
+        })?;
+        Ok(device)
+    }
+
+    /// The context of a stream; of one that stands for a stream in each context, `context`.
+    pub fn context_of(&self, context: Context, stream: StreamHandle) -> std::result::Result<Context, Fault> {
+        let mut found = std::ptr::null_mut();
+        self.within(context, || {
+            // SAFETY: writes one handle; the stream is alive, as whoever lent it promised.
+            self.check("cuStreamGetCtx", unsafe { (self.functions.cuStreamGetCtx)(stream, &mut found) })
+        })?;
+        Ok(found)
+    }
+
+    /// Makes a call with a context as this thread's current one.
+    fn within(
+        &self,
+        context: Context,
+        call: impl FnOnce() -> std::result::Result<(), Fault>,
+    ) -> std::result::Result<(), Fault> {
+        // SAFETY: the context is alive, as whoever lent it promised.
+        self.check("cuCtxPushCurrent_v2", unsafe { (self.functions.cuCtxPushCurrent_v2)(context) })?;
+        let result = call();
+        let mut popped = std::ptr::null_mut();
+        // SAFETY: writes one handle; takes back the push above.
+        unsafe { (self.functions.cuCtxPopCurrent_v2)(&mut popped) };
+        result
     }
 
     /// What this process has, or will have, on a device, shared with everybody else in it; it lives until it was released

@@ -14,7 +14,7 @@ pub const PART_ALIGNMENT: usize = 256;
 
 /// A block of memory on a device, freed when it is dropped.
 ///
-/// Nothing keeps the stream's work from outliving it: whoever enqueues work on a block waits before it lets go.
+/// Nothing keeps work of the device from outliving it: whoever enqueues work on a block waits before it lets go.
 pub struct DeviceBlock {
     device: Arc<Device>,
     address: Address,
@@ -59,7 +59,7 @@ impl DeviceBlock {
         self.address + range.start as Address
     }
 
-    /// Fills its first bytes, and waits until that is done, and everything enqueued before.
+    /// Fills its first bytes, and waits until that is done. Nothing else of the device uses them meanwhile.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let to = self.part(0..bytes.len());
         let current = self.device.enter()?;
@@ -68,7 +68,7 @@ impl DeviceBlock {
         current.wait()
     }
 
-    /// Reads its first bytes, after everything enqueued before.
+    /// Reads its first bytes. Nothing else of the device writes them meanwhile.
     pub fn read(&self, bytes: &mut [u8]) -> Result<()> {
         let from = self.part(0..bytes.len());
         let current = self.device.enter()?;
@@ -77,7 +77,7 @@ impl DeviceBlock {
         current.wait()
     }
 
-    /// Becomes a copy of as many bytes from `address` on, which are on the same device, after everything enqueued before.
+    /// Becomes a copy of as many bytes from `address` on, which are on the same device and not written meanwhile.
     pub fn copy_from(&mut self, address: Address) -> Result<()> {
         let current = self.device.enter()?;
         // SAFETY: this is borrowed until the wait is over; of the other the caller knows, and a wrong address fails on the
@@ -209,7 +209,7 @@ impl Drop for PinnedBlock {
     }
 }
 
-/// A point in a device's stream that can be waited for.
+/// A point in a stream that can be waited for.
 pub struct Mark {
     device: Arc<Device>,
     event: Event,
@@ -227,7 +227,7 @@ impl Mark {
         Ok(Mark { device: Arc::clone(device), event })
     }
 
-    /// Moves it behind everything enqueued up to now.
+    /// Moves it behind everything enqueued on the stream up to now.
     pub fn set(&mut self, current: &Current) -> Result<()> {
         // SAFETY: an event of this device's context.
         unsafe { current.record(self.event) }

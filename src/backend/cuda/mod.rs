@@ -1,8 +1,8 @@
 //! The CUDA backend: weights on an NVIDIA device, kernels of our own, and nothing but the driver to run them.
 //!
-//! `driver` finds it, `context` calls it, `device` is one device in use, `memory` what is allocated there; `kernels` loads the
-//! code of `images`, whose arguments are in `arguments`. On top of these stand `weights`, `page`, and `pass` with its `workspace` and
-//! `batch`.
+//! `driver` finds it, `context` calls it, `device` is one device in use, perhaps by what the host lends (`lent`), `stream` its
+//! queues, `memory` what is allocated there; `kernels` loads the code of `images`, whose arguments are in `arguments`. On top of these stand
+//! `weights`, `page`, and `pass` with its `workspace` and `batch`.
 
 pub mod arguments;
 mod batch;
@@ -11,14 +11,17 @@ mod device;
 mod driver;
 mod images;
 mod kernels;
+mod lent;
 mod memory;
 mod page;
 mod pass;
+mod stream;
 mod weights;
 mod workspace;
 
 use std::sync::Arc;
 
+use crate::backend::device::LentContext;
 use crate::backend::kv::{KvDtype, KvGeometry, KvPage};
 use crate::backend::numerics::{Numerics, Variants};
 use crate::backend::observer::Observer;
@@ -26,7 +29,7 @@ use crate::backend::ops::{Backend, Pass, PassLimits};
 use crate::error::{Error, Result, Status};
 use crate::model::{Checkpoint, Config, Description, Progress};
 use device::Device;
-pub use device::devices;
+pub use device::{devices, index_of};
 use kernels::Kernels;
 use pass::CudaPass;
 use weights::DeviceWeights;
@@ -35,7 +38,7 @@ pub use workspace::planned_bytes as planned_pass_bytes;
 
 /// What a backend on the device of this index calls it. Fails with `NoDevice`, and as drivers do.
 pub fn device_name(index: usize) -> Result<String> {
-    Ok(Device::open(index)?.name().to_owned())
+    Ok(Device::open(index, None)?.name().to_owned())
 }
 
 /// How a model runs on a device, and how it gets there.
@@ -43,6 +46,8 @@ pub fn device_name(index: usize) -> Result<String> {
 pub struct CudaOptions {
     /// Index of the device.
     pub device: usize,
+    /// What the host lends to use there, its device being the one of the index, or any where that is 0.
+    pub lent: Option<LentContext>,
     pub variants: Variants,
     /// A sequence's bits do not depend on what else is in the batch or how a prompt was cut; batches of more than a few
     /// tokens (`kernels::fewest_on_tensor_cores`), prefill above all, then use the f32 and dp4a kernels instead of tensor cores.
@@ -80,8 +85,8 @@ impl CudaBackend {
         checkpoint: &Checkpoint,
         progress: &Progress,
     ) -> Result<CudaBackend> {
-        let CudaOptions { device, variants, exact, dependent_launch, threads, map } = *options;
-        let device = Device::open(device)?;
+        let CudaOptions { device, lent, variants, exact, dependent_launch, threads, map } = *options;
+        let device = Device::open(device, lent)?;
         let config = description.config.clone();
         let numerics = Numerics::new(&config, description.embedding_dtype, variants)?;
         let kernels = Kernels::load(&device, dependent_launch)?;

@@ -62,7 +62,9 @@ impl CudaPass {
         let (heads, layout) = (config.num_attention_heads, &self.workspace.layout);
         let (tiles, apart) = (&self.shape.tiles, self.shape.apart);
         let multiprocessors = shared.device.multiprocessors();
-        let splits = splits_of(apart, heads, self.shape.longest, multiprocessors);
+        // A graph is for all contexts to come.
+        let longest = if self.graphs.is_recording() { self.limits.max_context } else { self.shape.longest };
+        let splits = splits_of(apart, heads, longest, multiprocessors);
         let is_split = splits > 1;
         let arguments = AttentionArguments {
             query: at(parts.query),

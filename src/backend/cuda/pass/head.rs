@@ -39,7 +39,7 @@ impl CudaPass {
         Ok(())
     }
 
-    /// Logits where they are wanted, and everything that the host reads, fetched and waited for.
+    /// Logits where they are wanted, and copies of everything that the host reads.
     pub(super) fn fetch_results(&mut self, current: &Current) -> Result<()> {
         let (scored, wanted, choices) = (self.shape.scored.len(), self.shape.wanted, self.choices());
         if wanted > 0 {
@@ -55,9 +55,14 @@ impl CudaPass {
             (routes_at, routes, choices * (size_of::<u32>() + size_of::<f32>())),
         ];
         for (offset, from, bytes) in copies.into_iter().filter(|(.., bytes)| *bytes > 0) {
-            // SAFETY: results are read after the wait below, or another of `settle`; the buffers are this pass's.
+            // SAFETY: results are read after `wait_for_results`; the buffers are this pass's.
             unsafe { results.fetch(current, offset, from, bytes) }?;
         }
+        Ok(())
+    }
+
+    /// Waits for everything, results above all.
+    pub(super) fn wait_for_results(&mut self, current: &Current) -> Result<()> {
         current.wait()?;
         self.in_progress = false;
         Ok(())
@@ -67,13 +72,16 @@ impl CudaPass {
     pub(super) fn fetch_hidden(&self) -> Result<Buffer<f32>> {
         let (tokens, normed) = (self.shape.tokens, &self.workspace.parts.normed);
         let mut hidden = Buffer::zeroed("hidden states", tokens * normed.stride)?;
-        let current = self.shared.device.enter()?;
-        self.norm(&current, &self.shared.weights.final_norm, 0, tokens, Wanted::default())?;
+        let current = self.shared.device.enter_on(&self.stream)?;
         let bytes = as_bytes_mut(&mut hidden);
-        // SAFETY: both are as long; `hidden` is kept until the wait is over, also where that fails: then the device does
-        // nothing more.
-        unsafe { current.copy_to_host(bytes.as_mut_ptr(), normed.numbers, bytes.len()) }?;
-        current.wait()?;
+        let enqueued =
+            self.norm(&current, &self.shared.weights.final_norm, 0, tokens, Wanted::default()).and_then(|()| {
+                // SAFETY: both are as long; `hidden` is kept until the wait below is over.
+                unsafe { current.copy_to_host(bytes.as_mut_ptr(), normed.numbers, bytes.len()) }
+            });
+        // Also for what was enqueued before something failed.
+        let waited = current.wait();
+        enqueued.and(waited)?;
         Ok(hidden)
     }
 }

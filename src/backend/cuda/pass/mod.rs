@@ -1,11 +1,13 @@
-//! The stages of a forward pass on a device: kernels, one after the other on the device's stream. Only at the end of a layer
-//! does the host wait, for the layer two before, or for this one where time is short; and at the end for the results.
+//! The stages of a forward pass on a device: kernels, one after the other on the pass's own stream. Only at the end of a layer
+//! does the host wait, for the layer two before, or for this one where time is short; and at the end for the results. Batches of
+//! few tokens that nobody wants to stop are launched as one graph (`graph`).
 //!
 //! Outside of calls nothing of a pass is in progress on the device: whatever leaves one early waits first. So pages and
 //! buffers can be freed at any time in between.
 
 mod attention;
 mod experts;
+mod graph;
 mod head;
 mod products;
 
@@ -20,10 +22,12 @@ use super::context::Current;
 use super::driver::Address;
 use super::kernels::kind_of;
 use super::memory::Mark;
+use super::stream::Stream;
 use super::workspace::{Workspace, at};
 use crate::backend::ops::{Batch, Limit, Pass, PassLimits, Routes, count_touched};
 use crate::error::Result;
 use crate::memory::Buffer;
+use graph::Graphs;
 
 /// Blocks of a kernel that are enough for each multiprocessor.
 const BLOCKS_PER_MULTIPROCESSOR: usize = 4;
@@ -44,6 +48,10 @@ pub struct CudaPass {
     in_progress: bool,
     /// `[tokens, stride]`: hidden states of the last batch, once they were asked for.
     hidden: OnceCell<Buffer<f32>>,
+    /// Work of earlier batches, to be launched again.
+    graphs: Graphs,
+    /// All its work is enqueued here, so that passes do not wait for each other.
+    stream: Stream,
 }
 
 impl CudaPass {
@@ -58,15 +66,20 @@ impl CudaPass {
             scored: 0,
             in_progress: false,
             hidden: OnceCell::new(),
+            graphs: Graphs::new()?,
+            stream: Stream::new(&shared.device)?,
             limits,
             shared,
         })
     }
 
     /// Does a stage's work, after which the device may go on alone; where it fails, what was begun is waited for.
-    fn stage(&mut self, work: impl FnOnce(&mut Self, &Current) -> Result<()>) -> Result<()> {
+    fn stage<T>(&mut self, work: impl FnOnce(&mut Self, &Current) -> Result<T>) -> Result<T> {
         let shared = Arc::clone(&self.shared);
-        let current = shared.device.enter()?;
+        let current = match self.graphs.is_recording() {
+            true => shared.device.enter_to_record(&self.stream),
+            false => shared.device.enter_on(&self.stream),
+        }?;
         self.in_progress = true;
         let result = work(self, &current);
         drop(current);
@@ -79,17 +92,18 @@ impl CudaPass {
 
     /// Waits until the device has done all that this pass asked for.
     fn settle(&mut self) -> Result<()> {
+        self.stop_recording();
         if !self.in_progress {
             return Ok(());
         }
         // Also after an error: a device that is lost does nothing more.
         self.in_progress = false;
-        self.shared.device.enter()?.wait()
+        self.shared.device.enter_on(&self.stream)?.wait()
     }
 
     /// Answers for a stage that may not begin because its limit is reached.
     fn stopped(&mut self, limit: &Limit) -> Option<Poll<Result<()>>> {
-        if !limit.is_reached() {
+        if !limit.is_reached() || self.graphs.is_recording() {
             return None;
         }
         let result = self.settle().and_then(|()| limit.check_cancel());
@@ -98,6 +112,9 @@ impl CudaPass {
 
     /// Keeps the host from running ahead: a cancel is to be heard, and time to be kept.
     fn pace(&mut self, current: &Current, limit: &Limit) -> Result<()> {
+        if self.graphs.is_recording() {
+            return Ok(());
+        }
         let this = self.marked % self.marks.len();
         self.marks[this].set(current)?;
         // The one after this in the round was set two layers before, or never.
@@ -137,17 +154,16 @@ impl CudaPass {
 impl Pass for CudaPass {
     fn begin(&mut self, batch: &Batch) -> Result<()> {
         self.settle()?;
-        let config = &self.shared.config;
-        batch.check(config, &self.limits)?;
-        let Workspace { layout, sent, .. } = &mut self.workspace;
-        self.shape.fill(batch, config, layout, sent.as_mut_slice())?;
+        batch.check(&self.shared.config, &self.limits)?;
         self.marked = 0;
         self.scored = 0;
         self.hidden.take();
         self.stage(|pass, current| {
-            let workspace = &pass.workspace;
+            let CudaPass { shared, workspace: Workspace { layout, sent, parts, .. }, shape, .. } = pass;
+            // In the context, since pinned memory ends with one that a host lends.
+            shape.fill(batch, &shared.config, layout, sent.as_mut_slice())?;
             // SAFETY: the block is filled again in `begin` alone, after a wait; the part is as large.
-            unsafe { workspace.sent.send(current, pass.shape.bytes, workspace.parts.batch) }
+            unsafe { sent.send(current, shape.bytes, parts.batch) }
         })
     }
 
@@ -199,9 +215,28 @@ impl Pass for CudaPass {
         if let Some(stopped) = self.stopped(limit) {
             return stopped;
         }
-        self.stage(|pass, current| pass.fetch_results(current))?;
-        limit.note_work();
+        self.stage(|pass, current| {
+            pass.fetch_results(current)?;
+            if pass.graphs.is_recording() {
+                return Ok(());
+            }
+            pass.wait_for_results(current)?;
+            limit.note_work();
+            Ok(())
+        })?;
         Poll::Ready(Ok(()))
+    }
+
+    fn begin_recording(&mut self, limit: &Limit) -> Result<bool> {
+        self.start_recording(limit)
+    }
+
+    fn end_recording(&mut self, recorded: Result<()>) -> Result<()> {
+        self.finish_recording(recorded)
+    }
+
+    fn replay(&mut self, batch: &mut Batch, limit: &Limit) -> Result<bool> {
+        self.launch_graph(batch, limit)
     }
 
     fn logits(&self, sequence: usize) -> Option<&[f32]> {
