@@ -24,6 +24,8 @@ MOVES = {
     "down_tensor": ("down of each touched expert once per 64 of its slots, activations per 128 rows", "once"),
     "combine": ("4 a slot and column, 8 a column of x", "the same"),
     "log_softmax_at": ("4 a logit twice", "4 a logit"),
+    "select_candidates": ("4 read and 5 written a logit", "the same"),
+    "merge_candidates": ("5 a logit, 8 written a candidate", "the same"),
 }
 
 HEAD = """# Kernels
