@@ -20,8 +20,9 @@ macro_rules! generated {
 }
 
 /// The kernels' code by the name of its file.
-const FILES: [(&str, &str); 11] = [
+const FILES: [(&str, &str); 12] = [
     generated!("attention"),
+    generated!("candidates"),
     generated!("embed"),
     generated!("experts"),
     generated!("experts_tensor"),
@@ -112,6 +113,8 @@ pub struct Kernels {
     pub down: Products<ExpertArguments>,
     pub combine: Kernel<CombineArguments>,
     pub log_softmax_at: Kernel<LogSoftmaxArguments>,
+    pub select_candidates: Kernel<CandidateArguments>,
+    pub merge_candidates: Kernel<CandidateArguments>,
     /// Last, so that it is there as long as what was found in it.
     _modules: Modules,
 }
@@ -140,6 +143,8 @@ impl Kernels {
             down: finder.find_products("experts", "down", 128)?,
             combine: finder.find("experts", "combine", 256)?,
             log_softmax_at: finder.find("head", "log_softmax_at", 256)?,
+            select_candidates: finder.find("candidates", "select_candidates", 256)?,
+            merge_candidates: finder.find("candidates", "merge_candidates", 1024)?,
             _modules: modules,
         })
     }

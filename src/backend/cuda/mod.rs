@@ -1,7 +1,7 @@
 //! The CUDA backend: weights on an NVIDIA device, kernels of our own, and nothing but the driver to run them.
 //!
 //! `driver` finds it, `context` calls it, `device` is one device in use, `memory` what is allocated there; `kernels` loads the
-//! code, whose arguments are in `arguments`. On top of these stand `weights`, `page`, and `pass` with its `workspace` and
+//! code, whose arguments are in `arguments`. On top of these stand `weights`, `page`, `logits`, and `pass` with its `workspace` and
 //! `batch`.
 
 pub mod arguments;
@@ -10,6 +10,7 @@ mod context;
 mod device;
 mod driver;
 mod kernels;
+mod logits;
 mod memory;
 mod page;
 mod pass;
@@ -19,6 +20,7 @@ mod workspace;
 use std::sync::Arc;
 
 use crate::backend::kv::{KvDtype, KvGeometry, KvPage};
+use crate::backend::logits::Logits;
 use crate::backend::numerics::{Numerics, Variants};
 use crate::backend::observer::Observer;
 use crate::backend::ops::{Backend, Pass, PassLimits};
@@ -27,6 +29,7 @@ use crate::model::{Checkpoint, Config, Description, Progress};
 use device::Device;
 pub use device::devices;
 use kernels::Kernels;
+pub use logits::planned_bytes as planned_logit_bytes;
 use pass::CudaPass;
 use weights::DeviceWeights;
 pub use weights::planned_bytes as planned_weight_bytes;
@@ -117,6 +120,10 @@ impl Backend for CudaBackend {
 
     fn new_kv_page(&self, dtype: KvDtype) -> Result<KvPage> {
         page::new_page(&self.shared.device, &KvGeometry::of(&self.shared.config, dtype))
+    }
+
+    fn new_logits(&self) -> Result<Logits> {
+        logits::new_logits(&self.shared.device, &self.shared.config)
     }
 
     fn new_pass(&self, limits: PassLimits) -> Result<Box<dyn Pass>> {

@@ -11,6 +11,7 @@
 
 mod bias;
 mod boundary;
+mod candidates;
 mod draw;
 mod log_probability;
 mod maxima;
