@@ -9,6 +9,8 @@ mod common;
 mod devices;
 #[path = "cuda/faults.rs"]
 mod faults;
+#[path = "cuda/sampling.rs"]
+mod sampling;
 #[path = "common/shim.rs"]
 mod shim;
 

@@ -120,6 +120,7 @@ struct Controls {
     size_t total_memory = size_t(4) << 30;
     uint64_t calls = 0;
     uint64_t launches = 0;
+    uint64_t bytes_to_host = 0;
 };
 
 struct Driver {

@@ -59,6 +59,7 @@ struct Rows {
     /// The current ones in host memory, once they were asked for; else there is room for them.
     fetched: OnceCell<Buffer<f32>>,
     room: Cell<Option<Buffer<f32>>>,
+    row_bytes: usize,
     /// Candidates of the current ones, where a pass computed those.
     tokens: Vec<u32>,
     logits: Vec<f32>,
@@ -79,6 +80,7 @@ impl Logits {
             current,
             next,
             fetched: OnceCell::new(),
+            row_bytes: vocab_size * size_of::<f32>(),
             room: Cell::new(Some(Buffer::zeroed("logits", vocab_size)?)),
             tokens: try_with_capacity("candidates", MAX_CANDIDATES)?,
             logits: try_with_capacity("candidates", MAX_CANDIDATES)?,
@@ -86,6 +88,14 @@ impl Logits {
             are_all: false,
             are_known: false,
         })))
+    }
+
+    /// Bytes they take on a device.
+    pub fn device_bytes(&self) -> usize {
+        match &self.0 {
+            Memory::Host(_) => 0,
+            Memory::Device(rows) => 2 * rows.row_bytes,
+        }
     }
 
     /// Where a pass is to leave the next ones.

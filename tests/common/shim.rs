@@ -114,6 +114,12 @@ impl Shim {
         unsafe { (self.loaded.launches)() }
     }
 
+    /// Bytes copied from devices since the shim was taken.
+    pub fn bytes_to_host(&self) -> u64 {
+        // SAFETY: as in `fail`.
+        unsafe { (self.loaded.bytes_to_host)() }
+    }
+
     /// Device memory and pinned memory.
     pub fn live_allocations(&self) -> u64 {
         // SAFETY: as in `fail`.
@@ -171,6 +177,7 @@ controls! {
     total_memory: fn(usize);
     calls: fn() -> u64;
     launches: fn() -> u64;
+    bytes_to_host: fn() -> u64;
     live_allocations: fn() -> u64;
     live_objects: fn() -> u64;
     last_error_text: fn() -> *const c_char;

@@ -3,6 +3,7 @@
 use crate::Effort;
 use crate::arguments::{CANDIDATE_PART, CANDIDATES, CandidateArguments};
 use crate::device::{Array, Device};
+use crate::math;
 use crate::random::Random;
 
 const KEPT: usize = CANDIDATES as usize;
@@ -65,13 +66,18 @@ fn check_row(logits: &[f32], found: &Found) {
     assert!(order.iter().zip(kept).all(|(token, kept)| logit(*token) == *kept));
     assert!(past.iter().all(|logit| *logit == f32::NEG_INFINITY));
     for (part, sum) in logits.chunks(PART).zip(&found.sums) {
-        let known = part.iter().filter(|logit| !logit.is_nan());
-        let expected: f64 = match largest.is_finite() {
-            true => known.map(|logit| (f64::from(*logit) - f64::from(largest)).exp()).sum(),
-            false => 0.0,
+        let known = || part.iter().filter(|logit| !logit.is_nan());
+        let (expected, exact): (f64, f64) = match largest.is_finite() {
+            // The weights of the processor's sampler, to the bit.
+            true => (
+                known().map(|logit| f64::from(math::exp(logit - largest))).sum(),
+                known().map(|logit| (f64::from(*logit) - f64::from(largest)).exp()).sum(),
+            ),
+            false => (0.0, 0.0),
         };
+        assert!((sum - expected).abs() <= 1e-13 * expected, "{} logits: {sum} for {expected}", logits.len());
         // Differences are rounded to f32 before the exponential, which vanishes below -87.3.
-        assert!((sum - expected).abs() <= 1e-5 * expected + 1e-33, "{} logits: {sum} for {expected}", logits.len());
+        assert!((sum - exact).abs() <= 1e-5 * exact + 1e-33, "{} logits: {sum} for {exact}", logits.len());
     }
 }
 

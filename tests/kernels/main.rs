@@ -7,6 +7,9 @@ mod attention;
 mod candidates;
 mod device;
 mod experts;
+#[allow(dead_code)] // The weights of a draw need the exponential.
+#[path = "../../src/backend/cpu/kernels/math.rs"]
+mod math;
 mod products;
 #[path = "../common/random.rs"]
 mod random;
