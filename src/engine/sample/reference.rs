@@ -354,6 +354,9 @@ fn a_decision_that_rounding_may_change_is_left_to_all_logits() {
     let sampling = |top_p| Sampling { temperature: 1.0, top_p, ..Default::default() };
     assert_eq!(sampler.draw_among(&sampling(0.5), &found.candidates(), &draw), None);
     assert!(sampler.draw_among(&sampling(0.6), &found.candidates(), &draw).is_some());
+    // The fourth is as good as the last of three.
+    let equals = Sampling { min_p: 1.0, ..sampling(1.0) };
+    assert_eq!(sampler.draw_among(&equals, &found.candidates(), &draw), None);
     let mut shortlist = Shortlist::new().unwrap();
     let mut drawn = |number| {
         shortlist.fill(&found.candidates());
