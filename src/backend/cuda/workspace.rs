@@ -214,13 +214,18 @@ pub fn planned_bytes(config: &Config, limits: PassLimits) -> Result<usize> {
     Ok(device_bytes(config, &limits, &layout)? + host)
 }
 
-/// Fails with `InvalidArgument` where the grids of kernels have no room for so many tokens.
+/// Fails with `InvalidArgument` where the grids of kernels have no room for so many tokens or sequences.
 fn check(config: &Config, limits: &PassLimits) -> Result<()> {
     let most = MAX_TILES * WIDTHS[WIDTHS.len() - 1] / config.num_experts_per_tok;
     let rows = limits.max_tokens.max(limits.logit_rows);
     if rows > most {
         let text = format!("a batch of up to {rows} tokens is wanted, the device's kernels take {most} at once");
         return Err(Error::new(Status::InvalidArgument, text).at_key("max_tokens"));
+    }
+    if limits.max_sequences > MAX_TILES {
+        let sequences = limits.max_sequences;
+        let text = format!("a batch of up to {sequences} sequences is wanted, the device's kernels take {MAX_TILES}");
+        return Err(Error::new(Status::InvalidArgument, text).at_key("max_sequences"));
     }
     Ok(())
 }
@@ -331,6 +336,9 @@ mod tests {
         let limits = PassLimits { max_tokens: 1, max_sequences: 1, max_context: usize::MAX, logit_rows: 1 };
         assert_eq!(planned_bytes(&config(), limits).unwrap_err().status(), Status::OutOfMemory);
         let limits = PassLimits { max_tokens: 1 << 20, max_context: 1 << 20, ..limits };
-        assert_eq!(planned_bytes(&config(), limits).unwrap_err().status(), Status::InvalidArgument);
+        assert_eq!(planned_bytes(&config(), limits).unwrap_err().key(), Some("max_tokens"));
+        let limits = PassLimits { max_tokens: 70_000, max_sequences: 70_000, max_context: 16, logit_rows: 1 };
+        let error = planned_bytes(&config(), limits).unwrap_err();
+        assert_eq!((error.status(), error.key()), (Status::InvalidArgument, Some("max_sequences")));
     }
 }
