@@ -1031,7 +1031,7 @@ typedef struct gemmoe_session_info {
      */
     uint64_t kv_bytes;
     /**
-     * Bytes of workspace.
+     * Bytes of workspace; on a GPU of its logits too, which a session for batches only has as well.
      */
     uint64_t workspace_bytes;
     /**
@@ -1751,8 +1751,9 @@ gemmoe_status gemmoe_session_embed(struct gemmoe_session *session,
 
 /**
  * Gives the logits after the last token that was run: after a step, those its token was drawn from. `count_out`
- * receives vocab_size. Borrowed until the next call that changes the session.
- * Errors: handle errors, NULL_ARGUMENT, NO_LOGITS, BUSY. One thread at a time. Since 0.1.
+ * receives vocab_size. Borrowed until the next call that changes the session. Logits stay on a GPU until they are asked for: the
+ * first call after each token copies them from there.
+ * Errors: handle errors, NULL_ARGUMENT, NO_LOGITS, DEVICE_FAILED, DEVICE_LOST, BUSY. One thread at a time. Since 0.1.
  */
 gemmoe_status gemmoe_session_logits(const struct gemmoe_session *session,
                                     const float **logits_out,
@@ -1762,7 +1763,7 @@ gemmoe_status gemmoe_session_logits(const struct gemmoe_session *session,
 /**
  * Writes the `capacity` most probable next tokens and the natural logarithms of their probabilities, most probable
  * first. `count_out` receives how many were written: `capacity` or vocab_size, whichever is less.
- * Errors: handle errors, NULL_ARGUMENT, NO_LOGITS, NOT_A_NUMBER, OUT_OF_MEMORY, BUSY. One thread at a time. Since 0.1.
+ * Errors: handle errors, NULL_ARGUMENT, NO_LOGITS, NOT_A_NUMBER, OUT_OF_MEMORY, DEVICE_FAILED, DEVICE_LOST, BUSY. One thread at a time. Since 0.1.
  */
 gemmoe_status gemmoe_session_top_log_probabilities(const struct gemmoe_session *session,
                                                    uint32_t *tokens,

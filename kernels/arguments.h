@@ -3,6 +3,12 @@
 
 #pragma once
 
+// Candidates of a row of logits, if it has so many.
+#define CANDIDATES 256
+
+// Tokens of a part of the vocabulary: what a block looks for candidates in.
+#define CANDIDATE_PART 2048
+
 // A weight matrix `[rows, columns]` in the layout of `quant/panels.rs`, with pairs of columns in f16 as in bf16: panel p
 // has `columns / columns of a line` lines of 64 bytes, each `[16 rows]` words of four bytes: one f32, two bf16 or f16, four
 // int8 plus 128, or eight int4 plus 8 (low halves first, columns 0 to 3, then 4 to 7). Scales are `[panels][groups][16 rows]`.
@@ -282,5 +288,22 @@ struct LogSoftmaxArguments {
     const uint32_t *targets;
     // `[rows]`
     float *out;
+    uint32_t vocab_size;
+};
+
+// `select_candidates` and `merge_candidates`: of each row of logits the largest, CANDIDATES of them, in the order of the sampler:
+// higher logits first, lower ids among equals; a logit that is not a number or minus infinity is none. And of each part of the
+// vocabulary the sum of `e^(logit - the row's largest)`, in f64. The first also copies the rows. Grids (parts, rows) and
+// (1 + parts, rows): there the first block of a row has its candidates, each other one a part's sum.
+struct CandidateArguments {
+    // `[rows, vocab_size]`
+    const float *logits;
+    // `[rows]`: where each row is copied to, `[vocab_size]`.
+    float *const *copies;
+    // `[rows, parts, CANDIDATES]`: candidates of a part, each as one number; 0 where it has fewer.
+    uint64_t *of_parts;
+    // `[rows, parts + CANDIDATES]`: a row's sums, `[parts]` f64, its tokens, `[CANDIDATES]` u32, 0xffffffff past the last, and
+    // their logits, `[CANDIDATES]` f32. Sums are 0 where the largest logit is not finite.
+    uint64_t *results;
     uint32_t vocab_size;
 };

@@ -19,6 +19,8 @@ mod lent;
 mod native;
 #[path = "cuda/perplexity.rs"]
 mod perplexity;
+#[path = "cuda/sampling.rs"]
+mod sampling;
 #[path = "common/shim.rs"]
 mod shim;
 

@@ -354,14 +354,8 @@ fn a_pass_refuses_pages_of_mixed_dtypes_and_of_another_model() {
     let mut pass = model.backend().new_pass(limits).unwrap();
     let mut begin = |first: (&Model, KvDtype), second: (&Model, KvDtype)| {
         let mut pages = [first, second].map(|(model, dtype)| Arc::new(model.backend().new_kv_page(dtype).unwrap()));
-        let slice = SequenceSlice {
-            tokens: &[2],
-            start: 0,
-            pages: &mut pages,
-            wants_logits: false,
-            targets: &[],
-            router: None,
-        };
+        let slice =
+            SequenceSlice { tokens: &[2], start: 0, pages: &mut pages, logits: None, targets: &[], router: None };
         let batch = Batch { sequences: &mut [slice] };
         pass.begin(&batch).map_err(|error| error.status())
     };

@@ -39,6 +39,7 @@ fn the_kernels_are_given_what_rust_hands_over() {
         "ExpertArguments",
         "CombineArguments",
         "LogSoftmaxArguments",
+        "CandidateArguments",
     ];
     check_or_write(
         "kernels/arguments.h",

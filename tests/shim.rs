@@ -522,6 +522,18 @@ fn copies_outside_of_live_memory_are_refused() {
 }
 
 #[test]
+fn bytes_that_come_back_are_counted_once_they_did() {
+    let Some(shim) = Shim::take() else { return };
+    let gpu = Gpu::new(&shim);
+    let (memory, mut bytes) = (gpu.alloc(100), [0u8; 60]);
+    gpu.copy_to(memory, &bytes).unwrap();
+    gpu.copy_from(&mut bytes, memory).unwrap();
+    assert_eq!(shim.bytes_to_host(), 0);
+    gpu.synchronize().unwrap();
+    assert_eq!(shim.bytes_to_host(), 60);
+}
+
+#[test]
 fn launches_have_the_size_that_the_kernel_is_written_for() {
     let Some(shim) = Shim::take() else { return };
     let gpu = Gpu::new(&shim);

@@ -81,6 +81,11 @@ API uint64_t gemmoe_shim_native_modules() {
     return locked([](Controls &controls) { return controls.native_modules; });
 }
 
+// Copied from the device, once the copies were done.
+API uint64_t gemmoe_shim_bytes_to_host() {
+    return locked([](Controls &controls) { return controls.bytes_to_host; });
+}
+
 // Of the device and pinned ones.
 API uint64_t gemmoe_shim_live_allocations() {
     return locked([](Controls &) { return uint64_t(driver().memory.size() + driver().pinned.size()); });

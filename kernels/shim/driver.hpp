@@ -136,6 +136,7 @@ struct Controls {
     uint64_t launches = 0;
     uint64_t dependent_launches = 0;
     uint64_t native_modules = 0;
+    uint64_t bytes_to_host = 0;
 };
 
 struct Driver {

@@ -150,7 +150,10 @@ API CUresult cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t bytes, CUst
     return call_in_context(__func__, [&](Context &context) {
         if (to == nullptr && bytes > 0) return refuse(INVALID_VALUE, "null");
         if (CUresult status = check_range(context, from, bytes)) return status;
-        return enqueue_work(context, stream, [=] { memcpy(to, pointer(from), bytes); });
+        return enqueue_work(context, stream, [=] {
+            memcpy(to, pointer(from), bytes);
+            driver().controls.bytes_to_host += bytes;
+        });
     });
 }
 

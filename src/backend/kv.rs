@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
+use super::device_bytes::DeviceBytes;
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, Plain, view, view_mut};
 use crate::model::Config;
@@ -196,24 +197,7 @@ pub struct KvPage {
 /// Where a page's bytes are: on the device of the backend that made it.
 enum Memory {
     Host(Buffer<u8>),
-    Device(Box<dyn DevicePage>),
-}
-
-/// The memory of one page on a device that the host does not compute on, as many bytes as its geometry says.
-///
-/// All calls wait for the work on the device that came before them. They fail as the device does.
-pub trait DevicePage: Send + Sync {
-    /// Where it is, for the device's own kernels.
-    fn address(&self) -> u64;
-
-    /// Copies all its bytes to `out`.
-    fn read(&self, out: &mut [u8]) -> Result<()>;
-
-    /// Replaces all its bytes.
-    fn write(&mut self, bytes: &[u8]) -> Result<()>;
-
-    /// Becomes a copy of the page at an address of the same device.
-    fn copy_from(&mut self, address: u64) -> Result<()>;
+    Device(Box<dyn DeviceBytes>),
 }
 
 impl KvPage {
@@ -224,7 +208,7 @@ impl KvPage {
     }
 
     /// A page in the memory of a device.
-    pub fn on_device(geometry: &KvGeometry, page: Box<dyn DevicePage>) -> Self {
+    pub fn on_device(geometry: &KvGeometry, page: Box<dyn DeviceBytes>) -> Self {
         KvPage { geometry: *geometry, memory: Memory::Device(page) }
     }
 
@@ -269,7 +253,7 @@ impl KvPage {
     }
 
     /// A copy of a device's page in host memory.
-    fn fetched(&self, page: &dyn DevicePage) -> Result<Buffer<u8>> {
+    fn fetched(&self, page: &dyn DeviceBytes) -> Result<Buffer<u8>> {
         let mut bytes = Buffer::zeroed("a page of keys and values", self.geometry.page_bytes())?;
         page.read(&mut bytes)?;
         Ok(bytes)

@@ -10,6 +10,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use super::kv::{KvDtype, KvGeometry, KvPage, PAGE_TOKENS};
+use super::logits::{Logits, LogitsPlace, PassLogits};
 use super::observer::Observer;
 use crate::error::{Error, Result, Status};
 use crate::model::Config;
@@ -141,8 +142,8 @@ pub struct SequenceSlice<'a> {
     /// The sequence's pages, all of one dtype, enough for `start + tokens.len()` positions; those that hold positions
     /// from `start` on belong to this sequence alone.
     pub pages: &'a mut [Arc<KvPage>],
-    /// Whether the logits after the last token are wanted.
-    pub wants_logits: bool,
+    /// Where the logits after the last token are wanted, if they are: a `Logits::place`.
+    pub logits: Option<LogitsPlace>,
     /// Empty, or for each token the one whose log-probability after it is wanted, or NO_TARGET.
     pub targets: &'a [u32],
     /// What the host changed about the router.
@@ -227,6 +228,9 @@ pub trait Backend: Send + Sync {
     /// Memory for one more page of keys and values.
     fn new_kv_page(&self, dtype: KvDtype) -> Result<KvPage>;
 
+    /// Memory for the logits of a sequence.
+    fn new_logits(&self) -> Result<Logits>;
+
     /// A workspace; everything a pass within `limits` needs is allocated here.
     fn new_pass(&self, limits: PassLimits) -> Result<Box<dyn Pass>>;
 
@@ -288,8 +292,8 @@ pub trait Pass: Send {
         Ok(false)
     }
 
-    /// Logits `[vocab_size]` of sequence `sequence` of the last batch, if it wanted them.
-    fn logits(&self, sequence: usize) -> Option<&[f32]>;
+    /// What there is of the logits of sequence `sequence` of the last batch, if it wanted them.
+    fn logits(&self, sequence: usize) -> Option<PassLogits<'_>>;
 
     /// The log-probability of token `token`'s target (tokens counted over all sequences of the last batch), in nats.
     fn log_probability(&self, token: usize) -> f32;

@@ -67,13 +67,20 @@ impl Placement {
         }
     }
 
-    /// Bytes of the workspace of a session there.
+    /// Bytes of the workspace of a session there, if it has one, and of its logits on a device.
     pub(super) fn workspace_bytes(self, config: &Config, session: &SessionOptions) -> Result<usize> {
-        match self {
-            Placement::Cpu => cpu::planned_pass_bytes(config, pass_limits(session)),
+        let pass = match self {
+            _ if session.batch_only => 0,
+            Placement::Cpu => cpu::planned_pass_bytes(config, pass_limits(session))?,
             #[cfg(feature = "cuda")]
-            Placement::Cuda(_) => cuda::planned_pass_bytes(config, pass_limits(session)),
-        }
+            Placement::Cuda(_) => cuda::planned_pass_bytes(config, pass_limits(session))?,
+        };
+        let logits = match self {
+            Placement::Cpu => 0,
+            #[cfg(feature = "cuda")]
+            Placement::Cuda(_) => cuda::planned_logit_bytes(config),
+        };
+        Ok(pass.saturating_add(logits))
     }
 }
 
@@ -86,6 +93,6 @@ fn bytes_with_a_session(description: &Description) -> Result<u64> {
     let session = SessionOptions::default().resolve(config, dtype)?;
     let page_bytes = KvGeometry::of(config, dtype).page_bytes();
     let keys_and_values = KvGeometry::pages_for(session.context_size).saturating_mul(page_bytes);
-    let workspace = cuda::planned_pass_bytes(config, pass_limits(&session))?;
+    let workspace = Placement::Cuda(0).workspace_bytes(config, &session)?;
     Ok(cuda::planned_weight_bytes(description).saturating_add(workspace).saturating_add(keys_and_values) as u64)
 }

@@ -30,12 +30,13 @@ pub struct MemoryPlan {
     pub kv_bytes_per_token: u64,
     /// Keys and values of one session, in whole pages, as `Session::kv_bytes`.
     pub kv_bytes: u64,
-    /// The workspace of one session, as `Session::bytes` less the keys and values.
+    /// The workspace of one session, and its logits where they are on a device: as `Session::bytes` less the keys and values.
     pub workspace_bytes: u64,
 }
 
 impl MemoryPlan {
-    /// The model and `sessions` sessions. Tokens, logits and other small things of a session come on top.
+    /// The model and `sessions` sessions. Tokens, logits in host memory and other small things of a session come on
+    /// top.
     pub fn total_bytes(&self, sessions: u64) -> u64 {
         let session = self.kv_bytes.saturating_add(self.workspace_bytes);
         self.weight_bytes.saturating_add(self.tokenizer_bytes).saturating_add(session.saturating_mul(sessions))
@@ -56,10 +57,7 @@ impl Model {
         let geometry = KvGeometry::of(config, kv_dtype);
         let kv_bytes = KvGeometry::pages_for(session.context_size).saturating_mul(geometry.page_bytes());
         load.kv_account().take(kv_bytes)?;
-        let workspace_bytes = match session.batch_only {
-            true => 0,
-            false => placement.workspace_bytes(config, &session)?,
-        };
+        let workspace_bytes = placement.workspace_bytes(config, &session)?;
         let (weight_bytes, expert_bytes) = description.loaded_bytes;
         Ok(MemoryPlan {
             device_name: placement.device_name(&load.cpu)?,

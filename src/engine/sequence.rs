@@ -10,7 +10,7 @@ use super::metrics::Metrics;
 use super::model::Model;
 use super::options::{Overflow, SessionOptions};
 use super::sample::{Draw, LogitBias, Sampler, Sampling, top_log_probabilities};
-use crate::backend::{KvDtype, Pass, SequenceSlice, ops::Routes};
+use crate::backend::{KvDtype, Logits, Pass, SequenceSlice, ops::Routes};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, try_with_capacity};
 use crate::text::grammar::{Grammar, GrammarState};
@@ -36,8 +36,7 @@ pub struct Sequence {
     pub(super) ready: bool,
     /// Whether the last token was drawn from the logits.
     pub(super) drawn: bool,
-    /// `[vocab_size]`
-    pub(super) logits: Buffer<f32>,
+    pub(super) logits: Logits,
     /// `[num_hidden_layers, num_experts_per_tok]` each: the last position's routes.
     pub(super) route_experts: Buffer<u32>,
     pub(super) route_weights: Buffer<f32>,
@@ -84,7 +83,7 @@ impl Sequence {
             processed: 0,
             ready: false,
             drawn: false,
-            logits: Buffer::zeroed("logits", config.vocab_size)?,
+            logits: model.backend().new_logits()?,
             route_experts: Buffer::zeroed("routes", routes)?,
             route_weights: Buffer::zeroed("routes", routes)?,
             sampling: Sampling::default(),
@@ -108,7 +107,9 @@ impl Sequence {
         fork.processed = self.processed;
         fork.ready = self.ready;
         fork.drawn = self.drawn;
-        fork.logits.copy_from_slice(&self.logits);
+        if self.ready {
+            fork.logits.copy_from(&self.logits)?;
+        }
         fork.route_experts.copy_from_slice(&self.route_experts);
         fork.route_weights.copy_from_slice(&self.route_weights);
         fork.sampling = self.sampling;
@@ -359,10 +360,11 @@ impl Sequence {
         self.epoch += 1;
     }
 
-    /// Logits `[vocab_size]` after the last token that was run.
+    /// Logits `[vocab_size]` after the last token that was run. Fails with `NoLogits`, and, where they are on a device, as the
+    /// first call fetches them, as that does.
     pub fn logits(&self) -> Result<&[f32]> {
         self.check_ready()?;
-        Ok(&self.logits)
+        self.logits.numbers()
     }
 
     /// The most probable next tokens and their log-probabilities; fills both slices as far as the vocabulary goes.
@@ -470,7 +472,7 @@ impl Sequence {
             tokens: &self.tokens[self.processed..self.processed + count],
             start: self.processed,
             pages: self.pages.pages_mut(),
-            wants_logits: wants.logits,
+            logits: wants.logits.then(|| self.logits.place()),
             targets: wants.targets,
             router: self.control.as_ref().map(ExpertControl::as_router_control),
         }
@@ -490,7 +492,7 @@ impl Sequence {
         self.metrics.note_pass(count, time, is_last && self.drawn && count == 1);
         // Tokens may have been appended while the pass was suspended: then these logits are not the last.
         let Some(logits) = pass.logits(sequence).filter(|_| is_last) else { return };
-        self.logits.copy_from_slice(logits);
+        self.logits.take(logits);
         let top_k = self.model.config().num_experts_per_tok;
         let rows = self.route_experts.chunks_exact_mut(top_k).zip(self.route_weights.chunks_exact_mut(top_k));
         for (layer, (experts, weights)) in rows.enumerate() {
@@ -515,13 +517,18 @@ impl Sequence {
         let started = Instant::now();
         let allowed = self.grammar.as_mut().map(GrammarState::mask).transpose()?;
         let draw = Draw {
-            logits: &self.logits,
+            logits: &[],
             tokens: &self.tokens,
             counter: self.dropped + self.tokens.len() as u64,
             bias: &self.bias,
             allowed,
         };
-        let token = self.sampler.draw(&self.sampling, draw)?;
+        let candidates = self.logits.candidates();
+        let token = match candidates.and_then(|candidates| self.sampler.draw_among(&self.sampling, &candidates, &draw))
+        {
+            Some(token) => token,
+            None => self.sampler.draw(&self.sampling, Draw { logits: self.logits.numbers()?, ..draw })?,
+        };
         if let Some(state) = &mut self.grammar {
             state.accept(token)?;
         }

@@ -71,9 +71,11 @@ impl Session {
         Ok(Session::from_parts(self.sequence.fork()?, pass))
     }
 
-    /// Bytes of its own: keys and values, and workspace.
+    /// Bytes of its own: keys and values, workspace, and logits that are on a device.
     pub fn bytes(&self) -> usize {
-        self.sequence.kv_bytes() + self.pass.as_ref().map_or(0, |pass| pass.bytes())
+        self.sequence.kv_bytes()
+            + self.sequence.logits.device_bytes()
+            + self.pass.as_ref().map_or(0, |pass| pass.bytes())
     }
 
     /// Stops the call in progress, from any thread.

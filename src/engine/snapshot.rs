@@ -140,7 +140,10 @@ fn write(sequence: &Sequence, length: u64, sink: &mut Sink) -> Result<()> {
     sink.u32(sequence.ready as u32 | (sequence.drawn as u32) << 1);
     sink.bytes(as_bytes(&sequence.tokens));
     if sequence.ready {
-        sink.bytes(as_bytes(&sequence.logits));
+        sink.fill(sequence.model.config().vocab_size * size_of::<f32>(), |to| {
+            to.copy_from_slice(as_bytes(sequence.logits.numbers()?));
+            Ok(())
+        })?;
         sink.bytes(as_bytes(&sequence.route_experts));
         sink.bytes(as_bytes(&sequence.route_weights));
     }
@@ -326,7 +329,7 @@ fn read(source: &mut Source, sequence: &mut Sequence) -> Result<()> {
     }
     sequence.tokens.extend_from_slice(&source.tokens(count, vocab_size)?);
     if sequence.ready {
-        source.fill(&mut sequence.logits)?;
+        sequence.logits.replace(|logits| source.fill(logits))?;
         source.fill(&mut sequence.route_experts)?;
         source.fill(&mut sequence.route_weights)?;
         let is_expert = |expert: &u32| *expert == NO_EXPERT || (*expert as usize) < model.config().num_local_experts;

@@ -309,8 +309,9 @@ pub unsafe extern "C" fn gemmoe_session_embed(
 }
 
 /// Gives the logits after the last token that was run: after a step, those its token was drawn from. `count_out`
-/// receives vocab_size. Borrowed until the next call that changes the session.
-/// Errors: handle errors, NULL_ARGUMENT, NO_LOGITS, BUSY. One thread at a time. Since 0.1.
+/// receives vocab_size. Borrowed until the next call that changes the session. Logits stay on a GPU until they are asked for: the
+/// first call after each token copies them from there.
+/// Errors: handle errors, NULL_ARGUMENT, NO_LOGITS, DEVICE_FAILED, DEVICE_LOST, BUSY. One thread at a time. Since 0.1.
 ///
 /// # Safety
 /// Pointers are NULL or good for what is said above.
@@ -338,7 +339,7 @@ pub unsafe extern "C" fn gemmoe_session_logits(
 
 /// Writes the `capacity` most probable next tokens and the natural logarithms of their probabilities, most probable
 /// first. `count_out` receives how many were written: `capacity` or vocab_size, whichever is less.
-/// Errors: handle errors, NULL_ARGUMENT, NO_LOGITS, NOT_A_NUMBER, OUT_OF_MEMORY, BUSY. One thread at a time. Since 0.1.
+/// Errors: handle errors, NULL_ARGUMENT, NO_LOGITS, NOT_A_NUMBER, OUT_OF_MEMORY, DEVICE_FAILED, DEVICE_LOST, BUSY. One thread at a time. Since 0.1.
 ///
 /// # Safety
 /// Pointers are NULL or good for what is said above.

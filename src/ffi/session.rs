@@ -136,7 +136,7 @@ pub struct GemmoeSessionInfo {
     pub dropped_count: u64,
     /// Bytes of keys and values reserved, those shared with forks included.
     pub kv_bytes: u64,
-    /// Bytes of workspace.
+    /// Bytes of workspace; on a GPU of its logits too, which a session for batches only has as well.
     pub workspace_bytes: u64,
     /// Must not be relied on.
     pub reserved: [u64; 4],

@@ -132,6 +132,12 @@ impl Shim {
         unsafe { (self.loaded.native_modules)() }
     }
 
+    /// Bytes copied from devices since the shim was taken.
+    pub fn bytes_to_host(&self) -> u64 {
+        // SAFETY: as in `fail`.
+        unsafe { (self.loaded.bytes_to_host)() }
+    }
+
     /// Device memory and pinned memory.
     pub fn live_allocations(&self) -> u64 {
         // SAFETY: as in `fail`.
@@ -198,6 +204,7 @@ controls! {
     launches: fn() -> u64;
     dependent_launches: fn() -> u64;
     native_modules: fn() -> u64;
+    bytes_to_host: fn() -> u64;
     live_allocations: fn() -> u64;
     live_objects: fn() -> u64;
     computing_streams: fn() -> u64;

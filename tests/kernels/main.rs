@@ -5,8 +5,12 @@
 mod arguments;
 mod attention;
 mod attention_tensor;
+mod candidates;
 mod device;
 mod experts;
+#[allow(dead_code)] // The weights of a draw need the exponential.
+#[path = "../../src/backend/cpu/kernels/math.rs"]
+mod math;
 mod products;
 #[path = "../common/random.rs"]
 mod random;
@@ -32,11 +36,12 @@ enum Effort {
 
 type Kernel = fn(&Device, &mut Random, Effort);
 
-const CHECKS: [(&str, Kernel); 21] = [
+const CHECKS: [(&str, Kernel); 22] = [
     ("embed", rows::check_embed),
     ("norm", rows::check_norm),
     ("round_activations", rows::check_round),
     ("log_softmax_at", rows::check_log_softmax),
+    ("candidates", candidates::check_candidates),
     ("matmul", products::check_matmul),
     ("matmul, bits", products::check_bits),
     ("experts", experts::check_experts),
@@ -90,6 +95,11 @@ fn activations_are_rounded_by_the_rules_of_the_cpu_bit_for_bit() {
 #[test]
 fn log_probabilities_agree_with_f64_and_know_what_is_not_a_number() {
     run("log_softmax_at");
+}
+
+#[test]
+fn candidates_are_the_first_of_all_logits_and_sums_agree_with_f64() {
+    run("candidates");
 }
 
 #[test]
@@ -221,7 +231,7 @@ fn the_committed_ptx_has_every_kernel_of_the_sources() {
     for name in ["embed", "norm", "round_activations", "rotate_and_store", "attention", "attention_merge", "route"] {
         assert!(device.has(name), "{name}");
     }
-    for name in ["group", "combine", "log_softmax_at"] {
+    for name in ["group", "combine", "log_softmax_at", "select_candidates", "merge_candidates"] {
         assert!(device.has(name), "{name}");
     }
     for dtype in ["bf16", "f16", "int8"] {

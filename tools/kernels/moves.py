@@ -136,6 +136,15 @@ def log_softmax_at(g):
     return 8 * g.vocabulary, 4 * g.vocabulary
 
 
+def select_candidates(g):
+    # A copy, and of each 2,048 tokens the 256 largest with their ids.
+    return same(9 * g.vocabulary)
+
+
+def merge_candidates(g):
+    return same(5 * g.vocabulary + 8 * 256)
+
+
 @dataclass(frozen=True)
 class Moves:
     """In words, for any number of tokens, and (moved, least) in bytes for one: of the geometry, and of the bytes of a weight
@@ -185,6 +194,8 @@ MOVES = {
     "gate_up_narrow": Moves(f"gate and up {ONCE_OF_EXPERTS}, {NARROW}", LEAST_OF_EXPERTS, gate_up, 32),
     "down_narrow": Moves(f"down {ONCE_OF_EXPERTS}, {NARROW}", LEAST_OF_EXPERTS, down, 32),
     "combine": Moves("4 a slot and column, 8 a column of x", "the same", combine),
+    "select_candidates": Moves("4 read and 5 written a logit", "the same", select_candidates),
+    "merge_candidates": Moves("5 a logit, 8 written a candidate", "the same", merge_candidates),
     "log_softmax_at": Moves("4 a logit twice", "4 a logit", log_softmax_at),
 }
 

@@ -14,6 +14,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use crate::backend::kv::{KvDtype, KvGeometry, KvPage};
+use crate::backend::logits::Logits;
 use crate::backend::numerics::{Numerics, Variants};
 use crate::backend::observer::Observer;
 use crate::backend::ops::{Backend, Pass, PassLimits};
@@ -102,6 +103,10 @@ impl Backend for CpuBackend {
 
     fn new_kv_page(&self, dtype: KvDtype) -> Result<KvPage> {
         KvPage::host(&KvGeometry::of(&self.shared.config, dtype))
+    }
+
+    fn new_logits(&self) -> Result<Logits> {
+        Logits::host(self.shared.config.vocab_size)
     }
 
     fn new_pass(&self, limits: PassLimits) -> Result<Box<dyn Pass>> {

@@ -14,6 +14,7 @@ use super::kernels::math::{log_softmax_at, rms_norm, rotate};
 use super::kernels::matmul::{Output, TokenRows};
 use super::routing::Routing;
 use crate::backend::kv::{KvBlock, KvDtype, KvGeometry, KvHalf, PAGE_TOKENS, shared_page};
+use crate::backend::logits::PassLogits;
 use crate::backend::observer::{Input, Observer};
 use crate::backend::ops::{Batch, Limit, NO_TARGET, Pass, PassLimits, Routes};
 use crate::error::{Error, Result};
@@ -732,7 +733,7 @@ impl Pass for CpuPass {
         let (mut next_token, mut rows) = (0, 0);
         for (index, sequence) in batch.sequences.iter().enumerate() {
             next_token += sequence.tokens.len();
-            if !sequence.wants_logits {
+            if sequence.logits.is_none() {
                 continue;
             }
             let (x, normed) = (&self.x, &mut self.normed);
@@ -750,10 +751,10 @@ impl Pass for CpuPass {
         self.jobs.done()
     }
 
-    fn logits(&self, sequence: usize) -> Option<&[f32]> {
+    fn logits(&self, sequence: usize) -> Option<PassLogits<'_>> {
         let vocab_size = self.shared.config.vocab_size;
         let row = (*self.logit_rows.get(sequence)?)? as usize;
-        Some(&self.logits[row * vocab_size..(row + 1) * vocab_size])
+        Some(PassLogits::Numbers(&self.logits[row * vocab_size..(row + 1) * vocab_size]))
     }
 
     fn log_probability(&self, token: usize) -> f32 {

@@ -320,3 +320,28 @@ pub struct LogSoftmaxArguments {
     pub out: *mut f32,
     pub vocab_size: u32,
 }
+
+/// Candidates of a row of logits, if it has so many.
+pub const CANDIDATES: u32 = 256;
+
+/// Tokens of a part of the vocabulary: what a block looks for candidates in.
+pub const CANDIDATE_PART: u32 = 2048;
+
+/// `select_candidates` and `merge_candidates`: of each row of logits the largest, CANDIDATES of them, in the order of the sampler:
+/// higher logits first, lower ids among equals; a logit that is not a number or minus infinity is none. And of each part of the
+/// vocabulary the sum of `e^(logit - the row's largest)`, in f64. The first also copies the rows. Grids (parts, rows) and
+/// (1 + parts, rows): there the first block of a row has its candidates, each other one a part's sum.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct CandidateArguments {
+    /// `[rows, vocab_size]`
+    pub logits: *const f32,
+    /// `[rows]`: where each row is copied to, `[vocab_size]`.
+    pub copies: *const *mut f32,
+    /// `[rows, parts, CANDIDATES]`: candidates of a part, each as one number; 0 where it has fewer.
+    pub of_parts: *mut u64,
+    /// `[rows, parts + CANDIDATES]`: a row's sums, `[parts]` f64, its tokens, `[CANDIDATES]` u32, 0xffffffff past the last, and
+    /// their logits, `[CANDIDATES]` f32. Sums are 0 where the largest logit is not finite.
+    pub results: *mut u64,
+    pub vocab_size: u32,
+}

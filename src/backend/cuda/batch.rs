@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::arguments::{PlaceArguments, TileArguments};
 use super::kernels::{ATTENTION_TILE, FEWEST_TILED_TOKENS, MAX_TENSOR_HEAD_DIM};
 use crate::backend::kv::{KvDtype, KvGeometry, PAGE_TOKENS, shared_page};
+use crate::backend::logits::LogitsPlace;
 use crate::backend::ops::{Batch, NO_TARGET, PassLimits, every_expert};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Plain, try_with_capacity, view_mut};
@@ -31,6 +32,8 @@ pub struct BatchLayout {
     pub tiles: Range<usize>,
     /// `[max_tokens]` u32: the tokens of other slices, where there are tiles.
     pub apart: Range<usize>,
+    /// `[max_sequences]` u64: where logits that are wanted go.
+    pub logits: Range<usize>,
     /// `[max_sequences, layers]` u64.
     pub allowed: Range<usize>,
     /// `[max_sequences, layers, experts]` f32.
@@ -60,6 +63,7 @@ impl BatchLayout {
             targets: part(&[max_tokens], 4)?,
             tiles: part(&[most_tiles(max_tokens)], size_of::<TileArguments>())?,
             apart: part(&[max_tokens], 4)?,
+            logits: part(&[max_sequences], 8)?,
             allowed: part(&[max_sequences, layers], 8)?,
             bias: part(&[max_sequences, layers, experts], 4)?,
             pages: part(&[max_sequences, KvGeometry::pages_for(max_context)], 8)?,
@@ -179,13 +183,17 @@ impl BatchShape {
             self.tokens += count;
             self.longest = self.longest.max(end);
         }
-        // Behind the rows of tokens with targets.
-        let (rows, mut last) = (elements::<u32>(block, &layout.rows), 0);
+        let mut last = 0;
         for sequence in batch.sequences.iter() {
             last += sequence.tokens.len() as u32;
-            self.logit_rows.push(sequence.wants_logits.then_some(self.wanted as u32));
-            if sequence.wants_logits {
-                rows[self.scored.len() + self.wanted] = last - 1;
+            self.logit_rows.push(sequence.logits.map(|_| self.wanted as u32));
+            if let Some(place) = sequence.logits {
+                let LogitsPlace::Device(address) = place else {
+                    return Err(Error::new(Status::Internal, "logits are wanted outside of the device's memory"));
+                };
+                // Behind the rows of tokens with targets.
+                elements::<u32>(block, &layout.rows)[self.scored.len() + self.wanted] = last - 1;
+                elements::<u64>(block, &layout.logits)[self.wanted] = address;
                 self.wanted += 1;
             }
         }
@@ -252,13 +260,14 @@ pub fn check_pages_are_own(batch: &mut Batch) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::kv::{DevicePage, KvPage};
+    use crate::backend::device_bytes::DeviceBytes;
+    use crate::backend::kv::KvPage;
     use crate::backend::ops::{RouterControl, SequenceSlice};
 
     /// A page that is nowhere but has an address.
     struct Address(u64);
 
-    impl DevicePage for Address {
+    impl DeviceBytes for Address {
         fn address(&self) -> u64 {
             self.0
         }
@@ -302,11 +311,12 @@ mod tests {
             &layout.targets,
             &layout.tiles,
             &layout.apart,
+            &layout.logits,
             &layout.allowed,
             &layout.bias,
             &layout.pages,
         ];
-        let sizes = [7 * 4, 7 * 16, 10 * 4, 7 * 4, 0, 7 * 4, 3 * 3 * 8, 3 * 3 * 4 * 4, 3 * 7 * 8];
+        let sizes = [7 * 4, 7 * 16, 10 * 4, 7 * 4, 0, 7 * 4, 3 * 8, 3 * 3 * 8, 3 * 3 * 4 * 4, 3 * 7 * 8];
         assert!(parts.iter().zip(sizes).all(|(part, size)| part.len() == size && part.start % ALIGNMENT == 0));
         assert!(parts.windows(2).all(|pair| pair[0].end <= pair[1].start));
         let huge = PassLimits { max_tokens: usize::MAX / 2, ..limits };
@@ -326,7 +336,7 @@ mod tests {
                 tokens: &[5, 6, 7],
                 start: 15,
                 pages: &mut first,
-                wants_logits: false,
+                logits: None,
                 targets: &[NO_TARGET, 9, 8],
                 router: None,
             },
@@ -334,7 +344,7 @@ mod tests {
                 tokens: &[11],
                 start: 0,
                 pages: &mut second,
-                wants_logits: true,
+                logits: Some(LogitsPlace::Device(300)),
                 targets: &[],
                 router: Some(RouterControl { allowed: &allowed, bias: &bias }),
             },
@@ -351,6 +361,7 @@ mod tests {
         assert_eq!(numbers::<u32>(&block, &layout.places)[..16], places);
         assert_eq!(numbers::<u32>(&block, &layout.rows)[..3], [1, 2, 3]);
         assert_eq!(numbers::<u32>(&block, &layout.targets)[..2], [9, 8]);
+        assert_eq!(numbers::<u64>(&block, &layout.logits)[..1], [300]);
         assert_eq!(numbers::<u64>(&block, &layout.allowed)[..6], [15, 15, 15, 1, 2, 3]);
         assert_eq!(numbers::<f32>(&block, &layout.bias)[..24], [[0.0; 12], bias].concat());
         assert_eq!(numbers::<u64>(&block, &layout.pages)[..3], [100, 101, 200]);
@@ -360,14 +371,8 @@ mod tests {
         // Of a page that is full nobody needs to be the only owner; of one that is written somebody does.
         let shared = Arc::clone(&first[0]);
         let mut slice = |start| {
-            let mut sequences = [SequenceSlice {
-                tokens: &[1],
-                start,
-                pages: &mut first,
-                wants_logits: false,
-                targets: &[],
-                router: None,
-            }];
+            let mut sequences =
+                [SequenceSlice { tokens: &[1], start, pages: &mut first, logits: None, targets: &[], router: None }];
             check_pages_are_own(&mut Batch { sequences: &mut sequences })
         };
         assert!(slice(PAGE_TOKENS).is_ok());
@@ -435,14 +440,8 @@ mod tests {
         let layout = BatchLayout::new(&config, &limits).unwrap();
         let mut block = crate::memory::Buffer::<u8>::zeroed("a test", layout.bytes()).unwrap();
         let mut pages = [Arc::new(KvPage::host(&KvGeometry::of(&config, KvDtype::F32)).unwrap())];
-        let mut sequences = [SequenceSlice {
-            tokens: &[1],
-            start: 0,
-            pages: &mut pages,
-            wants_logits: false,
-            targets: &[],
-            router: None,
-        }];
+        let mut sequences =
+            [SequenceSlice { tokens: &[1], start: 0, pages: &mut pages, logits: None, targets: &[], router: None }];
         let batch = Batch { sequences: &mut sequences };
         let refused = BatchShape::default().fill(&batch, &config, &layout, &mut block);
         assert_eq!(refused.unwrap_err().status(), Status::Internal);

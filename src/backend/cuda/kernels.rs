@@ -14,9 +14,10 @@ use crate::memory::try_with_capacity;
 use crate::quant::Format;
 
 /// The kernels' code.
-static FILES: [Code; 14] = [
+static FILES: [Code; 15] = [
     generated!("attention"),
     generated!("attention_tensor"),
+    generated!("candidates"),
     generated!("embed"),
     generated!("experts"),
     generated!("experts_narrow"),
@@ -134,6 +135,8 @@ pub struct Kernels {
     pub down: Products<ExpertArguments>,
     pub combine: Kernel<CombineArguments>,
     pub log_softmax_at: Kernel<LogSoftmaxArguments>,
+    pub select_candidates: Kernel<CandidateArguments>,
+    pub merge_candidates: Kernel<CandidateArguments>,
     /// Last, so that it is there as long as what was found in it.
     _modules: Modules,
 }
@@ -170,6 +173,8 @@ impl Kernels {
             down: finder.find_products("experts", "down", 128)?,
             combine: finder.find("experts", "combine", 256)?,
             log_softmax_at: finder.find("head", "log_softmax_at", 256)?,
+            select_candidates: finder.find("candidates", "select_candidates", 256)?,
+            merge_candidates: finder.find("candidates", "merge_candidates", 1024)?,
             _modules: modules,
         })
     }

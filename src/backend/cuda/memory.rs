@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::context::Current;
 use super::device::Device;
 use super::driver::{Address, Event};
+use crate::backend::device_bytes::DeviceBytes;
 use crate::error::{Error, Result, Status};
 
 /// Parts of an arena begin at a multiple of this: what the driver promises of every allocation.
@@ -41,11 +42,6 @@ impl DeviceBlock {
     /// The device it is on.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
-    }
-
-    /// Its address on the device.
-    pub fn address(&self) -> Address {
-        self.address
     }
 
     /// Its size.
@@ -84,6 +80,24 @@ impl DeviceBlock {
         // device alone.
         unsafe { current.copy(self.address, address, self.bytes) }?;
         current.wait()
+    }
+}
+
+impl DeviceBytes for DeviceBlock {
+    fn address(&self) -> u64 {
+        self.address
+    }
+
+    fn read(&self, out: &mut [u8]) -> Result<()> {
+        DeviceBlock::read(self, out)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        DeviceBlock::write(self, bytes)
+    }
+
+    fn copy_from(&mut self, address: u64) -> Result<()> {
+        DeviceBlock::copy_from(self, address)
     }
 }
 

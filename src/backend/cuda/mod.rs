@@ -2,7 +2,7 @@
 //!
 //! `driver` finds it, `context` calls it, `device` is one device in use, perhaps by what the host lends (`lent`), `stream` its
 //! queues, `memory` what is allocated there; `kernels` loads the code of `images`, whose arguments are in `arguments`. On top of these stand
-//! `weights`, `page`, and `pass` with its `workspace` and `batch`.
+//! `weights`, `page`, `logits`, and `pass` with its `workspace` and `batch`.
 
 pub mod arguments;
 mod batch;
@@ -12,6 +12,7 @@ mod driver;
 mod images;
 mod kernels;
 mod lent;
+mod logits;
 mod memory;
 mod page;
 mod pass;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 
 use crate::backend::device::LentContext;
 use crate::backend::kv::{KvDtype, KvGeometry, KvPage};
+use crate::backend::logits::Logits;
 use crate::backend::numerics::{Numerics, Variants};
 use crate::backend::observer::Observer;
 use crate::backend::ops::{Backend, Pass, PassLimits};
@@ -31,6 +33,7 @@ use crate::model::{Checkpoint, Config, Description, Progress};
 use device::Device;
 pub use device::{devices, index_of};
 use kernels::Kernels;
+pub use logits::planned_bytes as planned_logit_bytes;
 use pass::CudaPass;
 use weights::DeviceWeights;
 pub use weights::planned_bytes as planned_weight_bytes;
@@ -126,6 +129,10 @@ impl Backend for CudaBackend {
 
     fn new_kv_page(&self, dtype: KvDtype) -> Result<KvPage> {
         page::new_page(&self.shared.device, &KvGeometry::of(&self.shared.config, dtype))
+    }
+
+    fn new_logits(&self) -> Result<Logits> {
+        logits::new_logits(&self.shared.device, &self.shared.config)
     }
 
     fn new_pass(&self, limits: PassLimits) -> Result<Box<dyn Pass>> {

@@ -7,7 +7,9 @@ use super::batch::BatchLayout;
 use super::device::Device;
 use super::driver::Address;
 use super::kernels::WIDTHS;
+use super::logits::{parts_of, result_bytes};
 use super::memory::{Arena, PinnedBlock};
+use crate::backend::logits::MAX_CANDIDATES;
 use crate::backend::ops::PassLimits;
 use crate::error::{Error, Result, Status};
 use crate::model::Config;
@@ -95,6 +97,10 @@ pub struct Parts {
     pub logits: Address,
     /// `[max_tokens]` f32: of the tokens with targets.
     pub log_probabilities: Address,
+    /// `[max_sequences, parts of the vocabulary, CANDIDATES]` u64
+    pub candidates_of_parts: Address,
+    /// As `CandidateArguments::results`, of max_sequences.
+    pub candidates: Address,
 }
 
 /// Products of sizes that a host may have chosen.
@@ -149,6 +155,13 @@ impl Parts {
             projected: take(product(&[slots, config.hidden_size, f32s])?)?,
             logits: take(product(&[limits.logit_rows, config.vocab_size, f32s])?)?,
             log_probabilities: take(product(&[tokens, f32s])?)?,
+            candidates_of_parts: take(product(&[
+                limits.max_sequences,
+                parts_of(config.vocab_size),
+                MAX_CANDIDATES,
+                size_of::<u64>(),
+            ])?)?,
+            candidates: take(product(&[limits.max_sequences, result_bytes(config.vocab_size)])?)?,
         })
     }
 }
@@ -158,8 +171,10 @@ fn route_bytes(config: &Config, tokens: usize) -> Result<usize> {
     product(&[config.num_hidden_layers, tokens, config.num_experts_per_tok, size_of::<u32>() + size_of::<f32>()])
 }
 
-/// Where the results are in the host's end, in bytes: logits first.
+/// Where the results are in the host's end, in bytes: candidates first.
 struct ResultLayout {
+    /// Of the candidates of one sequence.
+    candidates: usize,
     log_probabilities: usize,
     routes: usize,
     bytes: usize,
@@ -168,9 +183,15 @@ struct ResultLayout {
 impl ResultLayout {
     fn new(config: &Config, limits: &PassLimits) -> Result<ResultLayout> {
         let sum = |a: usize, b: usize| a.checked_add(b).ok_or_else(|| Error::out_of_memory(WHAT, usize::MAX));
-        let log_probabilities = product(&[limits.max_sequences, config.vocab_size, size_of::<f32>()])?;
+        let candidates = result_bytes(config.vocab_size);
+        let log_probabilities = product(&[limits.max_sequences, candidates])?;
         let routes = sum(log_probabilities, product(&[limits.max_tokens, size_of::<f32>()])?)?;
-        Ok(ResultLayout { log_probabilities, routes, bytes: sum(routes, route_bytes(config, limits.max_tokens)?)? })
+        Ok(ResultLayout {
+            candidates,
+            log_probabilities,
+            routes,
+            bytes: sum(routes, route_bytes(config, limits.max_tokens)?)?,
+        })
     }
 }
 
@@ -193,13 +214,18 @@ pub fn planned_bytes(config: &Config, limits: PassLimits) -> Result<usize> {
     Ok(device_bytes(config, &limits, &layout)? + host)
 }
 
-/// Fails with `InvalidArgument` where the grids of kernels have no room for so many tokens.
+/// Fails with `InvalidArgument` where the grids of kernels have no room for so many tokens or sequences.
 fn check(config: &Config, limits: &PassLimits) -> Result<()> {
     let most = MAX_TILES * WIDTHS[WIDTHS.len() - 1] / config.num_experts_per_tok;
     let rows = limits.max_tokens.max(limits.logit_rows);
     if rows > most {
         let text = format!("a batch of up to {rows} tokens is wanted, the device's kernels take {most} at once");
         return Err(Error::new(Status::InvalidArgument, text).at_key("max_tokens"));
+    }
+    if limits.max_sequences > MAX_TILES {
+        let sequences = limits.max_sequences;
+        let text = format!("a batch of up to {sequences} sequences is wanted, the device's kernels take {MAX_TILES}");
+        return Err(Error::new(Status::InvalidArgument, text).at_key("max_sequences"));
     }
     Ok(())
 }
@@ -239,12 +265,12 @@ impl Workspace {
         self.arena.bytes() + self.sent.bytes() + self.results.bytes()
     }
 
-    /// Bytes `range` of the results; see `fetch_logits` and its like for what they are.
+    /// What came back of the last batch.
     pub fn results(&self) -> Results<'_> {
         Results { bytes: self.results.as_slice(), layout: &self.result_layout }
     }
 
-    /// The host's end of results, and where in it logits, log-probabilities and routes come.
+    /// The host's end of results, and where in it candidates, log-probabilities and routes come.
     pub fn results_mut(&mut self) -> (&mut PinnedBlock, [usize; 3]) {
         let ResultLayout { log_probabilities, routes, .. } = self.result_layout;
         (&mut self.results, [0, log_probabilities, routes])
@@ -258,9 +284,9 @@ pub struct Results<'a> {
 }
 
 impl<'a> Results<'a> {
-    /// `[max_sequences, vocab_size]`
-    pub fn logits(&self) -> &'a [f32] {
-        crate::memory::view(&self.bytes[..self.layout.log_probabilities])
+    /// Of the sequence that has this row of logits, as `CandidateArguments::results`.
+    pub fn candidates(&self, row: usize) -> &'a [u8] {
+        &self.bytes[row * self.layout.candidates..(row + 1) * self.layout.candidates]
     }
 
     /// `[max_tokens]`: of the tokens with targets.
@@ -310,6 +336,9 @@ mod tests {
         let limits = PassLimits { max_tokens: 1, max_sequences: 1, max_context: usize::MAX, logit_rows: 1 };
         assert_eq!(planned_bytes(&config(), limits).unwrap_err().status(), Status::OutOfMemory);
         let limits = PassLimits { max_tokens: 1 << 20, max_context: 1 << 20, ..limits };
-        assert_eq!(planned_bytes(&config(), limits).unwrap_err().status(), Status::InvalidArgument);
+        assert_eq!(planned_bytes(&config(), limits).unwrap_err().key(), Some("max_tokens"));
+        let limits = PassLimits { max_tokens: 70_000, max_sequences: 70_000, max_context: 16, logit_rows: 1 };
+        let error = planned_bytes(&config(), limits).unwrap_err();
+        assert_eq!((error.status(), error.key()), (Status::InvalidArgument, Some("max_sequences")));
     }
 }

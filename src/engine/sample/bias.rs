@@ -61,6 +61,12 @@ impl LogitBias {
         self.pairs.is_empty()
     }
 
+    /// What is added to the logit of a token; none where nothing is.
+    pub(super) fn of(&self, token: u32) -> Option<f32> {
+        let at = self.pairs.binary_search_by_key(&token, |(token, _)| *token).ok()?;
+        Some(self.pairs[at].1)
+    }
+
     /// Adds the numbers to `logits: [vocab_size]`.
     pub(super) fn apply(&self, logits: &mut [f32]) {
         for (token, bias) in &self.pairs {

@@ -1,17 +1,19 @@
 //! One draw.
 
 use super::boundary::{Boundary, BoundarySearch};
+use super::candidates::Shortlist;
 use super::maxima::{Maxima, largest};
-use super::penalties::Penalties;
+use super::penalties::{Penalties, window};
 use super::weights::Weights;
 use super::{LogitBias, Sampling};
+use crate::backend::logits::Candidates;
 use crate::error::{Error, Result, Status};
 use crate::memory::Buffer;
 
 /// What a token is drawn from.
 #[derive(Clone, Copy)]
 pub struct Draw<'a> {
-    /// `[vocab_size]`
+    /// `[vocab_size]`; `draw_among` looks at none of them.
     pub logits: &'a [f32],
     /// The tokens held so far, the last of which the penalties look at.
     pub tokens: &'a [u32],
@@ -32,6 +34,7 @@ pub struct Sampler {
     weights: Weights,
     penalties: Penalties,
     search: BoundarySearch,
+    shortlist: Shortlist,
 }
 
 impl Sampler {
@@ -43,6 +46,7 @@ impl Sampler {
             weights: Weights::new(vocab_size)?,
             penalties: Penalties::new(vocab_size)?,
             search: BoundarySearch::new(vocab_size)?,
+            shortlist: Shortlist::new()?,
         })
     }
 
@@ -97,6 +101,23 @@ impl Sampler {
         let total = self.weights.fill(logits, self.maxima.each(), kept, best.logit, sampling.temperature);
         let drawn = self.weights.find(uniform(sampling.seed, draw.counter) * total);
         Ok(drawn.map_or(best.token, |token| token as u32))
+    }
+
+    /// As `draw`, from the largest of the logits alone: the token that `draw` would give, or none where that takes all logits,
+    /// an error of `draw` included.
+    pub fn draw_among(&mut self, sampling: &Sampling, candidates: &Candidates, draw: &Draw) -> Option<u32> {
+        self.shortlist.fill(candidates);
+        let penalizes = sampling.penalizes() && !draw.tokens.is_empty();
+        if penalizes || !draw.bias.is_empty() || draw.allowed.is_some() {
+            if draw.allowed.is_some_and(|allowed| allowed.len() != self.changed.len().div_ceil(32)) {
+                return None;
+            }
+            let window = if penalizes { window(draw.tokens, sampling) } else { &[] };
+            self.penalties.count(window);
+            self.shortlist.change(sampling, draw, window, &self.penalties);
+            self.penalties.forget(window);
+        }
+        self.shortlist.draw(sampling, self.changed.len(), || uniform(sampling.seed, draw.counter))
     }
 
     fn check(&self, draw: &Draw) -> Result<()> {

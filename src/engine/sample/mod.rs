@@ -8,9 +8,12 @@
 //! 4. `top_k`, `top_p`, `min_p`, in this order, on the untempered distribution;
 //! 5. the temperature;
 //! 6. one random number, which belongs to the seed and the position.
+//!
+//! Where logits are on a device, a draw is made among the largest of them if these decide (`candidates.rs`): the same token.
 
 mod bias;
 mod boundary;
+mod candidates;
 mod draw;
 mod log_probability;
 mod maxima;

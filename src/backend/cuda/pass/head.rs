@@ -1,10 +1,11 @@
-//! Logits and log-probabilities, and what of a batch comes back to the host.
+//! Logits, their candidates and log-probabilities, and what of a batch comes back to the host.
 
 use super::CudaPass;
 use super::products::Wanted;
-use crate::backend::cuda::arguments::LogSoftmaxArguments;
+use crate::backend::cuda::arguments::{CandidateArguments, LogSoftmaxArguments};
 use crate::backend::cuda::context::Current;
 use crate::backend::cuda::driver::Address;
+use crate::backend::cuda::logits::{parts_of, result_bytes};
 use crate::backend::cuda::workspace::at;
 use crate::error::Result;
 use crate::memory::{Buffer, as_bytes_mut};
@@ -39,18 +40,37 @@ impl CudaPass {
         Ok(())
     }
 
+    /// Of the first `rows` rows of logits: copies to where they are wanted, and candidates.
+    fn select_candidates(&self, current: &Current, rows: usize) -> Result<()> {
+        let (parts, shared) = (&self.workspace.parts, &self.shared);
+        let vocab_size = shared.config.vocab_size;
+        let arguments = CandidateArguments {
+            logits: at(parts.logits),
+            copies: at(self.batch_part(&self.workspace.layout.logits)),
+            of_parts: at(parts.candidates_of_parts),
+            results: at(parts.candidates),
+            vocab_size: vocab_size as u32,
+        };
+        let of_vocabulary = parts_of(vocab_size);
+        // SAFETY: as in `norm`; the copies go to rows that sequences of the batch have for this pass.
+        unsafe { shared.kernels.select_candidates.launch(current, [of_vocabulary, rows, 1], &arguments) }?;
+        // SAFETY: as in `norm`.
+        unsafe { shared.kernels.merge_candidates.launch(current, [1 + of_vocabulary, rows, 1], &arguments) }
+    }
+
     /// Logits where they are wanted, and copies of everything that the host reads.
     pub(super) fn fetch_results(&mut self, current: &Current) -> Result<()> {
         let (scored, wanted, choices) = (self.shape.scored.len(), self.shape.wanted, self.choices());
         if wanted > 0 {
             self.project_head(current, scored, wanted)?;
+            self.select_candidates(current, wanted)?;
         }
-        let (logits, log_probabilities) = (self.workspace.parts.logits, self.workspace.parts.log_probabilities);
+        let (candidates, log_probabilities) = (self.workspace.parts.candidates, self.workspace.parts.log_probabilities);
         let routes = self.workspace.parts.routes;
-        let logit_bytes = wanted * self.shared.config.vocab_size * size_of::<f32>();
-        let (results, [logits_at, log_probabilities_at, routes_at]) = self.workspace.results_mut();
+        let candidate_bytes = wanted * result_bytes(self.shared.config.vocab_size);
+        let (results, [candidates_at, log_probabilities_at, routes_at]) = self.workspace.results_mut();
         let copies = [
-            (logits_at, logits, logit_bytes),
+            (candidates_at, candidates, candidate_bytes),
             (log_probabilities_at, log_probabilities, scored * size_of::<f32>()),
             (routes_at, routes, choices * (size_of::<u32>() + size_of::<f32>())),
         ];

@@ -21,9 +21,11 @@ use super::batch::{BatchShape, check_pages_are_own};
 use super::context::Current;
 use super::driver::Address;
 use super::kernels::kind_of;
+use super::logits::read_results;
 use super::memory::Mark;
 use super::stream::Stream;
 use super::workspace::{Workspace, at};
+use crate::backend::logits::PassLogits;
 use crate::backend::ops::{Batch, Limit, Pass, PassLimits, Routes, count_touched};
 use crate::error::Result;
 use crate::memory::Buffer;
@@ -239,10 +241,10 @@ impl Pass for CudaPass {
         self.launch_graph(batch, limit)
     }
 
-    fn logits(&self, sequence: usize) -> Option<&[f32]> {
-        let vocab_size = self.shared.config.vocab_size;
+    fn logits(&self, sequence: usize) -> Option<PassLogits<'_>> {
         let row = (*self.shape.logit_rows.get(sequence)?)? as usize;
-        Some(&self.workspace.results().logits()[row * vocab_size..(row + 1) * vocab_size])
+        let results = self.workspace.results().candidates(row);
+        Some(PassLogits::Candidates(read_results(results, self.shared.config.vocab_size)))
     }
 
     fn log_probability(&self, token: usize) -> f32 {
