@@ -65,6 +65,11 @@ impl<'a> Limit<'a> {
         Limit::new(cancel, None, None)
     }
 
+    /// The same without time and layers: only a cancel ends the work.
+    pub fn without_budget(&self) -> Limit<'a> {
+        Limit::none(self.cancel)
+    }
+
     /// Whether no further piece of work may begin.
     pub fn is_reached(&self) -> bool {
         self.cancel.is_requested() || self.is_spent()

@@ -5,6 +5,9 @@ pub mod pool;
 pub mod threads;
 
 mod attention_split;
+mod experts;
+#[cfg(feature = "cuda")]
+mod host_experts;
 mod jobs;
 mod pass;
 mod routing;
@@ -20,6 +23,12 @@ use crate::backend::ops::{Backend, Pass, PassLimits};
 use crate::error::Result;
 use crate::model::{Config, Weights};
 use kernels::{Instructions, Kernels};
+#[cfg(feature = "cuda")]
+pub(super) use {
+    experts::Slots,
+    host_experts::{HostExperts, HostWorkspace},
+    kernels::matmul::TokenRows,
+};
 use pass::CpuPass;
 use pool::Pool;
 pub use threads::{ParallelFor, Priority, ThreadOptions};
