@@ -8,8 +8,10 @@ pub mod kv;
 pub mod numerics;
 pub mod observer;
 pub mod ops;
+pub mod residency;
 
 pub use device::{Device, DeviceInfo, devices};
 pub use kv::{KvDtype, KvGeometry, KvPage};
 pub use numerics::Variants;
 pub use ops::{Backend, Batch, Cancel, Limit, Pass, PassLimits, SequenceSlice};
+pub use residency::{OffloadCounts, WeightResidency};

@@ -8,7 +8,7 @@ use super::placement::Placement;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{CudaBackend, CudaOptions};
-use crate::backend::{Backend, Device, Variants};
+use crate::backend::{Backend, Device, OffloadCounts, Variants, WeightResidency};
 use crate::error::{Error, Result, Status};
 use crate::model::{Checkpoint, Config, Description, Formats, Progress, Weights, config, names::Layout};
 use crate::text::grammar::GrammarVocabulary;
@@ -41,6 +41,10 @@ pub struct LoadOptions {
     pub map: bool,
     /// Most bytes of keys and values that all sessions of the model hold together; 0 is no limit.
     pub kv_limit_bytes: usize,
+    /// On a GPU, most bytes of its memory that weights take; 0 is no limit. Experts that do not fit stay in host memory: few
+    /// tokens have them computed on the processor, for more than 16, and in exact mode, they are copied to the GPU each
+    /// time, through buffers that the limit counts. What sessions take is not counted.
+    pub device_memory_limit: u64,
 }
 
 impl LoadOptions {
@@ -74,15 +78,15 @@ impl Model {
             Some(tokenizer) => read_chat_template(&checkpoint, &description.config, tokenizer),
             None => Err(no_tokenizer()),
         };
-        let threads = options.cpu.threads.resolved_count();
-        let backend: Box<dyn Backend> = match Placement::choose(options.device, &description)? {
+        let backend: Box<dyn Backend> = match Placement::choose(options, &description)? {
             #[cfg(feature = "cuda")]
             Placement::Cuda(device) => {
-                let LoadOptions { variants, exact, map, .. } = *options;
-                let options = CudaOptions { device, variants, exact, threads, map };
+                let LoadOptions { variants, exact, cpu, map, device_memory_limit: memory_limit, .. } = *options;
+                let options = CudaOptions { device, variants, exact, cpu, map, memory_limit };
                 Box::new(CudaBackend::load(&options, &description, &checkpoint, progress)?)
             }
             Placement::Cpu => {
+                let threads = options.cpu.threads.resolved_count();
                 let weights = Weights::load(&description, &checkpoint, threads, options.map, progress)?;
                 Box::new(CpuBackend::new(description.config.clone(), weights, &options.cpu, options.variants)?)
             }
@@ -148,6 +152,24 @@ impl Model {
     /// The device that holds the weights.
     pub fn backend(&self) -> &dyn Backend {
         &*self.backend
+    }
+
+    /// Where its weights are.
+    pub fn residency(&self) -> WeightResidency {
+        self.backend.residency()
+    }
+
+    /// What experts in host memory have cost all its sessions, where it runs on a GPU.
+    pub fn offload_counts(&self) -> OffloadCounts {
+        self.backend.offload_counts()
+    }
+
+    /// Changes [`LoadOptions::device_memory_limit`] while sessions go on: experts move to host memory, and their memory on the
+    /// GPU is freed, or they come back. On the CPU any limit holds. Fails with `InvalidArgument` for a limit below the least,
+    /// which the error names, `OutOfMemory`, `DeviceOutOfMemory` and as devices do; the model then works with some of them
+    /// moved.
+    pub fn set_device_memory_limit(&self, bytes: u64) -> Result<()> {
+        self.backend.set_device_memory_limit(bytes)
     }
 
     /// Keys and values of all its sessions.

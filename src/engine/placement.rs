@@ -1,5 +1,6 @@
 //! Where a model goes: onto the device that was asked for, or the one that suits it.
 
+use super::model::LoadOptions;
 use super::options::SessionOptions;
 use super::session::pass_limits;
 use crate::backend::cpu::{self, CpuOptions};
@@ -8,6 +9,7 @@ use crate::backend::cuda;
 use crate::backend::device::Device;
 #[cfg(feature = "cuda")]
 use crate::backend::device::devices;
+use crate::backend::residency::WeightResidency;
 use crate::error::Result;
 #[cfg(not(feature = "cuda"))]
 use crate::error::{Error, Status};
@@ -25,15 +27,15 @@ pub(super) enum Placement {
 impl Placement {
     /// Chooses where the choice is free.
     #[cfg(feature = "cuda")]
-    pub(super) fn choose(device: Device, description: &Description) -> Result<Placement> {
-        match device {
+    pub(super) fn choose(options: &LoadOptions, description: &Description) -> Result<Placement> {
+        match options.device {
             Device::Cpu => Ok(Placement::Cpu),
             Device::Cuda(index) => Ok(Placement::Cuda(index)),
             Device::Auto => {
                 // A driver that fails is as good as none.
                 let freest = devices().unwrap_or_default().into_iter().max_by_key(|device| device.free_bytes);
                 match freest {
-                    Some(device) if bytes_with_a_session(description)? <= device.free_bytes => {
+                    Some(device) if fits_with_a_session(options, description, device.free_bytes)? => {
                         Ok(Placement::Cuda(device.index))
                     }
                     _ => Ok(Placement::Cpu),
@@ -44,8 +46,8 @@ impl Placement {
 
     /// There is no choice.
     #[cfg(not(feature = "cuda"))]
-    pub(super) fn choose(device: Device, _description: &Description) -> Result<Placement> {
-        match device {
+    pub(super) fn choose(options: &LoadOptions, _description: &Description) -> Result<Placement> {
+        match options.device {
             Device::Cpu | Device::Auto => Ok(Placement::Cpu),
             Device::Cuda(_) => {
                 let text = "this library was built without the feature cuda: use the CPU";
@@ -63,25 +65,54 @@ impl Placement {
         }
     }
 
-    /// Bytes of the workspace of a session there.
-    pub(super) fn workspace_bytes(self, config: &Config, session: &SessionOptions) -> Result<usize> {
+    /// Where weights would be there.
+    pub(super) fn residency(self, options: &LoadOptions, description: &Description) -> Result<WeightResidency> {
+        match self {
+            Placement::Cpu => Ok(WeightResidency {
+                host_bytes: description.loaded_bytes.0,
+                host_experts: description.expert_shapes.iter().map(|layer| layer.len() as u64).sum(),
+                ..Default::default()
+            }),
+            #[cfg(feature = "cuda")]
+            Placement::Cuda(_) => cuda::planned_residency(description, options.device_memory_limit),
+        }
+    }
+
+    /// Bytes of the workspace of a session there, `host_experts` being experts that are not on the device.
+    pub(super) fn workspace_bytes(
+        self,
+        options: &LoadOptions,
+        config: &Config,
+        session: &SessionOptions,
+        host_experts: u64,
+    ) -> Result<usize> {
         match self {
             Placement::Cpu => cpu::planned_pass_bytes(config, pass_limits(session)),
             #[cfg(feature = "cuda")]
-            Placement::Cuda(_) => cuda::planned_pass_bytes(config, pass_limits(session)),
+            Placement::Cuda(_) => {
+                let limits = pass_limits(session);
+                let offload = match host_experts {
+                    0 => 0,
+                    _ => cuda::planned_offload_bytes(config, limits, options.exact)?,
+                };
+                Ok(cuda::planned_pass_bytes(config, limits)? + offload)
+            }
         }
     }
 }
 
-/// Bytes of a model on a GPU, with one session of default options.
+/// Whether a model fits into so many bytes of a GPU, with one session of default options. One whose least is above the limit
+/// does not.
 #[cfg(feature = "cuda")]
-fn bytes_with_a_session(description: &Description) -> Result<u64> {
+fn fits_with_a_session(options: &LoadOptions, description: &Description, free_bytes: u64) -> Result<bool> {
     use crate::backend::kv::{KvDtype, KvGeometry};
+    let Ok(weights) = cuda::planned_residency(description, options.device_memory_limit) else { return Ok(false) };
     let config = &description.config;
     let dtype = KvDtype::of_weights(description.embedding_dtype);
     let session = SessionOptions::default().resolve(config, dtype)?;
     let page_bytes = KvGeometry::of(config, dtype).page_bytes();
     let keys_and_values = KvGeometry::pages_for(session.context_size).saturating_mul(page_bytes);
     let workspace = cuda::planned_pass_bytes(config, pass_limits(&session))?;
-    Ok(cuda::planned_weight_bytes(description).saturating_add(workspace).saturating_add(keys_and_values) as u64)
+    let of_session = workspace.saturating_add(keys_and_values) as u64;
+    Ok((weights.device_bytes + weights.staging_bytes).saturating_add(of_session) <= free_bytes)
 }

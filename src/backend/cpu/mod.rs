@@ -20,6 +20,7 @@ use crate::backend::kv::{KvDtype, KvGeometry, KvPage};
 use crate::backend::numerics::{Numerics, Variants};
 use crate::backend::observer::Observer;
 use crate::backend::ops::{Backend, Pass, PassLimits};
+use crate::backend::residency::WeightResidency;
 use crate::error::Result;
 use crate::model::{Config, Weights};
 use kernels::{Instructions, Kernels};
@@ -103,6 +104,14 @@ impl Backend for CpuBackend {
 
     fn weight_bytes(&self) -> (usize, usize) {
         self.shared.weights.bytes()
+    }
+
+    fn residency(&self) -> WeightResidency {
+        WeightResidency {
+            host_bytes: self.shared.weights.bytes().0 as u64,
+            host_experts: self.shared.weights.layers.iter().map(|layer| layer.experts.len() as u64).sum(),
+            ..Default::default()
+        }
     }
 
     fn default_kv_dtype(&self) -> KvDtype {

@@ -7,6 +7,7 @@
 mod attention;
 mod experts;
 mod head;
+mod offload;
 mod products;
 
 use std::cell::OnceCell;
@@ -20,6 +21,7 @@ use super::context::Current;
 use super::driver::Address;
 use super::kernels::kind_of;
 use super::memory::Mark;
+use super::offload::Offload;
 use super::workspace::{Workspace, at};
 use crate::backend::ops::{Batch, Limit, Pass, PassLimits, Routes, count_touched};
 use crate::error::Result;
@@ -44,12 +46,16 @@ pub struct CudaPass {
     in_progress: bool,
     /// `[tokens, stride]`: hidden states of the last batch, once they were asked for.
     hidden: OnceCell<Buffer<f32>>,
+    /// For experts in host memory; none where there were none so far.
+    offload: Option<Offload>,
 }
 
 impl CudaPass {
     pub fn new(shared: Arc<Shared>, limits: PassLimits) -> Result<Self> {
         let workspace = Workspace::new(&shared.device, &shared.config, &limits)?;
         let mark = || Mark::new(&shared.device);
+        let offload = shared.experts.lock().needs_host();
+        let offload = offload.then(|| Offload::new(&shared.device, &shared.config, &limits, shared.exact));
         Ok(CudaPass {
             workspace,
             shape: BatchShape::new(&limits)?,
@@ -58,6 +64,7 @@ impl CudaPass {
             scored: 0,
             in_progress: false,
             hidden: OnceCell::new(),
+            offload: offload.transpose()?,
             limits,
             shared,
         })
@@ -180,7 +187,7 @@ impl Pass for CudaPass {
 
     fn experts(&mut self, layer: usize, _batch: &Batch, limit: &Limit) -> Poll<Result<()>> {
         Poll::Ready(self.stage(|pass, current| {
-            pass.run_experts(current, layer)?;
+            pass.run_experts(current, layer, limit)?;
             pass.pace(current, limit)
         }))
     }
@@ -241,7 +248,7 @@ impl Pass for CudaPass {
     }
 
     fn bytes(&self) -> usize {
-        self.workspace.bytes()
+        self.workspace.bytes() + self.offload.as_ref().map_or(0, Offload::bytes)
     }
 }
 

@@ -7,23 +7,14 @@ use crate::backend::cuda::driver::Address;
 use crate::backend::cuda::kernels::{
     MAX_TILED_TOKENS, Products, TENSOR_PANELS, TENSOR_TOKENS, WIDTHS, kind_of, width_of,
 };
-use crate::backend::cuda::weights::{DeviceMatrix, DeviceVector, ExpertGroup};
+use crate::backend::cuda::experts::ExpertGroup;
+use crate::backend::cuda::weights::{DeviceMatrix, DeviceVector, NO_MATRIX};
 use crate::backend::cuda::workspace::{ActivationBuffer, at};
 use crate::error::Result;
-use crate::quant::Format;
+use crate::quant::{Format, Shape};
 
 /// Columns of a block of `round_activations`.
 const ROUND_COLUMNS: usize = 256;
-
-/// No matrix: where a kernel takes fewer.
-pub(super) const NO_MATRIX: MatrixArguments = MatrixArguments {
-    lines: std::ptr::null(),
-    scales: std::ptr::null(),
-    rows: 0,
-    columns: 0,
-    group_shift: 0,
-    half_scales: 0,
-};
 
 /// What the activations of a stage are wanted in beside f32, for the weights they meet there.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -66,8 +57,13 @@ pub(super) type Product<'a> = (&'a DeviceMatrix, Address, usize);
 impl CudaPass {
     /// What a stage of so many tokens with these weights wants of their activations.
     pub(super) fn wanted<'a>(&self, weights: impl Iterator<Item = &'a DeviceMatrix> + Clone, tokens: usize) -> Wanted {
+        self.wanted_for(weights.map(DeviceMatrix::shape), tokens)
+    }
+
+    /// The same of shapes alone.
+    pub(super) fn wanted_for<'a>(&self, weights: impl Iterator<Item = &'a Shape> + Clone, tokens: usize) -> Wanted {
         let tensor = tokens > MAX_TILED_TOKENS && !self.shared.exact;
-        Wanted::new(weights.map(|matrix| matrix.shape().format), tensor)
+        Wanted::new(weights.map(|shape| shape.format), tensor)
     }
 
     /// `normed[row] = rms_norm(x[index[row]])`, in f32 and what else is wanted.
