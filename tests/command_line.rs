@@ -251,6 +251,11 @@ fn plan_prints_what_the_library_plans() {
         "device": plan.device_name,
         "weight_bytes": plan.weight_bytes,
         "expert_bytes": plan.expert_bytes,
+        "device_bytes": 0,
+        "staging_bytes": 0,
+        "host_bytes": plan.weight_bytes,
+        "device_experts": 0,
+        "host_experts": 8,
         "formats": {
             "experts": {"format": "bf16", "group_size": null, "scales": null},
             "attention": {"format": "bf16", "group_size": null, "scales": null},

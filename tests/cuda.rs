@@ -4,6 +4,8 @@
 
 #[path = "cuda/bits.rs"]
 mod bits;
+#[path = "cuda/budget.rs"]
+mod budget;
 mod common;
 #[path = "cuda/devices.rs"]
 mod devices;
