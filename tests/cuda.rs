@@ -7,6 +7,8 @@ mod bits;
 #[path = "cuda/budget.rs"]
 mod budget;
 mod common;
+#[path = "common/counting.rs"]
+mod counting;
 #[path = "cuda/devices.rs"]
 mod devices;
 #[path = "cuda/faults.rs"]

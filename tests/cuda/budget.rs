@@ -12,20 +12,18 @@ use gemmoe::backend::ops::{NO_EXPERT, PassLimits};
 use gemmoe::backend::{Device, KvDtype, WeightResidency};
 use gemmoe::engine::experts::RouteArrays;
 use gemmoe::quant::Format;
-use gemmoe::{Budget, Formats, LoadOptions, Model, Progress, Sampling, Session, SessionOptions, Status};
+use gemmoe::{Budget, Error, Formats, LoadOptions, Model, Progress, Sampling, Session, SessionOptions, Status};
 use safetensors::Dtype;
 use serde_json::json;
 
 use crate::common::{Directory, Random, batch, checkpoints, draw_each, golden, load_options, session_with};
+use crate::counting::failing_after;
 use crate::shim::Shim;
 use crate::{TOLERANCE, difference, on_device, on_tensor_cores};
 
 /// Not exact, so that few tokens are computed on the processor; there with activations in f32, as on the device.
 fn on_both() -> LoadOptions {
-    LoadOptions {
-        cpu: CpuOptions { threads: 2.into(), instructions: Instructions::Portable },
-        ..on_tensor_cores()
-    }
+    LoadOptions { cpu: CpuOptions { threads: 2.into(), instructions: Instructions::Portable }, ..on_tensor_cores() }
 }
 
 /// Limits of a model under which none, some, one less than all, and all of its experts are on the device.
@@ -146,7 +144,11 @@ fn every_format_gives_the_same_under_every_limit_and_the_same_bits_where_experts
             assert_eq!(model.fingerprint(), exact.fingerprint());
             let model = load(on_both(), limit);
             let (logits, tokens) = continuation(&model, &prompt, 64);
-            assert_eq!(bits(&logits[..1]), bits(&once.0[..1]), "{name}, {limit} bytes: experts are copied for 40 tokens");
+            assert_eq!(
+                bits(&logits[..1]),
+                bits(&once.0[..1]),
+                "{name}, {limit} bytes: experts are copied for 40 tokens"
+            );
             assert_eq!(tokens, once.1, "{name}, {limit} bytes");
             let (logits, tokens) = continuation(&model, &prompt, 16);
             assert_eq!(tokens, few.1, "{name}, {limit} bytes, chunks of 16");
@@ -202,12 +204,8 @@ fn missing(session: &mut Session, sizes: &[usize], residency: &WeightResidency) 
     let count = sizes.iter().sum::<usize>();
     let (mut positions, mut tokens) = (vec![0; count], vec![0; count]);
     let (mut experts, mut weights) = (vec![0; count * layers * top_k], vec![0.0; count * layers * top_k]);
-    let mut arrays = RouteArrays {
-        positions: &mut positions,
-        tokens: &mut tokens,
-        experts: &mut experts,
-        weights: &mut weights,
-    };
+    let mut arrays =
+        RouteArrays { positions: &mut positions, tokens: &mut tokens, experts: &mut experts, weights: &mut weights };
     assert_eq!(session.fetch_routes(&mut arrays), (count, 0));
     let (mut first, mut missing) = (0, 0);
     for size in sizes {
@@ -215,9 +213,8 @@ fn missing(session: &mut Session, sizes: &[usize], residency: &WeightResidency) 
             let of = |token: usize| (token * layers + layer) * top_k..(token * layers + layer + 1) * top_k;
             let chosen: std::collections::BTreeSet<u32> =
                 (first..first + size).flat_map(|token| experts[of(token)].iter().copied()).collect();
-            let is_missing = |expert: &&u32| {
-                **expert != NO_EXPERT && !is_on_device(residency, layers, layer, **expert as usize)
-            };
+            let is_missing =
+                |expert: &&u32| **expert != NO_EXPERT && !is_on_device(residency, layers, layer, **expert as usize);
             missing += chosen.iter().filter(is_missing).count() as u64;
         }
         first += size;
@@ -488,6 +485,37 @@ fn a_change_of_the_limit_that_fails_at_any_call_leaves_a_model_that_works() {
     }
     // Half of the calls free something, and leave what was the current context.
     assert!(failed > 2 * unharmed, "{failed} failures were errors, {unharmed} did no harm");
+    drop((session, model));
+    assert_eq!((shim.live_allocations(), shim.live_objects()), (0, 0));
+}
+
+#[test]
+fn a_change_of_the_limit_that_finds_no_host_memory_leaves_a_model_that_works() {
+    let Some(shim) = Shim::take() else { return };
+    let directory = Directory::random_with(18, json!({"num_hidden_layers": 3})).to_temporary();
+    let [none, .., whole] = limits(directory.path(), &on_device());
+    let model = load_options(directory.path(), &on_device());
+    let tokens = Random::new(18).tokens(6, 97);
+    let mut session = session_with(&model, None);
+    session.prefill(&tokens).unwrap();
+    let expected = bits(&[session.logits().unwrap().to_vec()]);
+    for (from, to) in [(whole, none), (none, whole)] {
+        let mut refused = 0;
+        loop {
+            model.set_device_memory_limit(from).unwrap();
+            let (result, failed) = failing_after(refused, || model.set_device_memory_limit(to));
+            assert_eq!(result.as_ref().err().map(Error::status), failed.then_some(Status::OutOfMemory));
+            session.rewind(0).unwrap();
+            session.prefill(&tokens).unwrap();
+            assert_eq!(bits(&[session.logits().unwrap().to_vec()]), expected, "after {refused} allocations");
+            if !failed {
+                break;
+            }
+            refused += 1;
+        }
+        // Lines of three matrices for each of twelve experts, in memory of their own.
+        assert_eq!(refused, if to == none { 36 } else { 0 });
+    }
     drop((session, model));
     assert_eq!((shim.live_allocations(), shim.live_objects()), (0, 0));
 }

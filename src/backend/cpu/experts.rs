@@ -90,8 +90,7 @@ impl<'a> ExpertJobs<'a> {
 
         // projected[slot] = down activated[slot]
         let precision = |expert: usize| self.precision(&(self.weights)(expert).down);
-        let x =
-            TokenRows { data: activated, columns: intermediate_size, index: None, count: self.slots.tokens.len() };
+        let x = TokenRows { data: activated, columns: intermediate_size, index: None, count: self.slots.tokens.len() };
         ready!(self.observe(jobs, limit, x, &|expert| Input::Down(self.layer, expert)))?;
         ready!(self.pack(jobs, limit, packed, x, &precision))?;
         let split = Split::new(first.down.shape(), 1, most);

@@ -24,15 +24,15 @@ use crate::backend::residency::WeightResidency;
 use crate::error::Result;
 use crate::model::{Config, Weights};
 use kernels::{Instructions, Kernels};
+use pass::CpuPass;
+use pool::Pool;
+pub use threads::{ParallelFor, Priority, ThreadOptions};
 #[cfg(feature = "cuda")]
 pub(super) use {
     experts::Slots,
     host_experts::{HostExperts, HostWorkspace},
     kernels::matmul::TokenRows,
 };
-use pass::CpuPass;
-use pool::Pool;
-pub use threads::{ParallelFor, Priority, ThreadOptions};
 
 /// What a host may choose about the CPU.
 #[derive(Clone, Copy, Debug, Default)]

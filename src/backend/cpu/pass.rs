@@ -563,11 +563,8 @@ impl Pass for CpuPass {
             observer: &self.observer,
         };
         let rows = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: self.tokens };
-        let buffers = ExpertBuffers {
-            packed: &mut self.packed,
-            activated: &mut self.activated,
-            projected: &mut self.projected,
-        };
+        let buffers =
+            ExpertBuffers { packed: &mut self.packed, activated: &mut self.activated, projected: &mut self.projected };
         ready!(run.run(&mut self.jobs, limit, rows, buffers))?;
 
         // x += sum of weight * projected over the token's slots, in the order of the weights, rounded once.

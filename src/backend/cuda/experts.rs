@@ -105,8 +105,7 @@ impl Experts {
             });
         }
         let cpu = (!options.exact).then_some((options.cpu, options.variants.exact_gelu));
-        let mut experts =
-            Experts { sizes, homes, tables, numbers, staging: None, cpu, threads: None, device };
+        let mut experts = Experts { sizes, homes, tables, numbers, staging: None, cpu, threads: None, device };
         let device = Arc::clone(&experts.device);
         let current = device.enter()?;
         let mut list = try_with_capacity("tables of experts", most)?;
@@ -209,41 +208,61 @@ impl Experts {
         if !wanted.is_whole() {
             self.start_threads()?;
         }
-        let places = || (0..).zip(&self.sizes.experts).flat_map(|(l, layer)| (0..layer.len()).map(move |e| (l, e)));
-        let places: Vec<(usize, usize)> = places().collect();
         // Those that leave go first, and make room for buffers and for those that come.
-        for (layer, expert) in places.iter().copied().filter(|(layer, expert)| !wanted.has(*layer, *expert)) {
-            if let Home::Device(block) = &self.homes[layer][expert] {
-                let weights = fetch_expert(current, block.address(), &self.sizes.experts[layer][expert])?;
-                self.tables[layer].is_current = false;
-                self.homes[layer][expert] = Home::Host(Arc::new(weights));
+        for layer in 0..self.homes.len() {
+            for expert in 0..self.homes[layer].len() {
+                if !wanted.has(layer, expert) {
+                    self.take_off(current, layer, expert)?;
+                }
             }
         }
-        if wanted.is_whole() {
-            self.drop_staging();
-        } else {
-            self.prepare_staging()?;
+        match wanted.is_whole() {
+            true => self.drop_staging(),
+            false => self.prepare_staging()?,
         }
-        let coming = places.into_iter().filter(|(layer, expert)| wanted.has(*layer, *expert));
-        let coming: Vec<_> = coming.filter(|(layer, expert)| self.host_expert(*layer, *expert).is_some()).collect();
-        if coming.is_empty() {
-            return Ok(());
+        let mut upload = None;
+        for layer in 0..self.homes.len() {
+            for expert in 0..self.homes[layer].len() {
+                if wanted.has(layer, expert) {
+                    self.bring_back(current, &mut upload, layer, expert)?;
+                }
+            }
         }
-        let mut upload = Upload::new(&self.device, self.sizes.largest())?;
-        let result = coming.into_iter().try_for_each(|(layer, expert)| {
-            let layout = &self.sizes.experts[layer][expert];
-            let Home::Host(weights) = &self.homes[layer][expert] else { return Ok(()) };
-            let block = DeviceBlock::new(&self.device, "the weights of an expert", layout.bytes)?;
-            // SAFETY: the block is new and laid out for this; it is waited for before anybody uses or frees it.
-            let sent = unsafe { upload.send_expert(current, weights, layout, block.address()) };
-            let arrived = finish(current);
-            sent.and(arrived)?;
+        Ok(())
+    }
+
+    /// An expert to host memory.
+    fn take_off(&mut self, current: &Current, layer: usize, expert: usize) -> Result<()> {
+        if let Home::Device(block) = &self.homes[layer][expert] {
+            let weights = fetch_expert(current, block.address(), &self.sizes.experts[layer][expert])?;
             self.tables[layer].is_current = false;
-            self.homes[layer][expert] = Home::Device(block);
-            Ok(())
-        });
-        drop(upload);
-        result
+            self.homes[layer][expert] = Home::Host(Arc::new(weights));
+        }
+        Ok(())
+    }
+
+    /// An expert to the device, through `upload`, which is made where it is first needed.
+    fn bring_back(
+        &mut self,
+        current: &Current,
+        upload: &mut Option<Upload>,
+        layer: usize,
+        expert: usize,
+    ) -> Result<()> {
+        let Home::Host(weights) = &self.homes[layer][expert] else { return Ok(()) };
+        let upload = match upload {
+            Some(upload) => upload,
+            None => upload.insert(Upload::new(&self.device, self.sizes.largest())?),
+        };
+        let layout = &self.sizes.experts[layer][expert];
+        let block = DeviceBlock::new(&self.device, "the weights of an expert", layout.bytes)?;
+        // SAFETY: the block is new and laid out for this; it is waited for before anybody uses or frees it.
+        let sent = unsafe { upload.send_expert(current, weights, layout, block.address()) };
+        let arrived = finish(current);
+        sent.and(arrived)?;
+        self.tables[layer].is_current = false;
+        self.homes[layer][expert] = Home::Device(block);
+        Ok(())
     }
 
     fn start_threads(&mut self) -> Result<()> {
@@ -299,9 +318,9 @@ impl Experts {
                     // Nobody looks at it.
                     (Home::Host(_), None) => None,
                 };
-                bytes.extend_from_slice(&matrix_bytes(block.map_or(NO_MATRIX, |block| {
-                    matrix_at(block, layout, part).arguments()
-                })));
+                bytes.extend_from_slice(&matrix_bytes(
+                    block.map_or(NO_MATRIX, |block| matrix_at(block, layout, part).arguments()),
+                ));
             }
         }
         let mut groups = [ExpertPart::Gate, ExpertPart::Down].map(|part| {

@@ -136,11 +136,8 @@ impl Residency {
     /// What it comes to.
     pub fn total(&self, sizes: &Sizes) -> WeightResidency {
         let staging = if self.is_whole { 0 } else { STAGING_BUFFERS * sizes.largest() };
-        let mut total = WeightResidency {
-            device_bytes: sizes.dense as u64,
-            staging_bytes: staging as u64,
-            ..Default::default()
-        };
+        let mut total =
+            WeightResidency { device_bytes: sizes.dense as u64, staging_bytes: staging as u64, ..Default::default() };
         for (layer, experts) in sizes.experts.iter().enumerate() {
             for (expert, layout) in experts.iter().enumerate() {
                 add(&mut total, layout, self.has(layer, expert));
@@ -242,11 +239,8 @@ mod tests {
         let (sizes, bytes) = sizes();
         let residency = Residency::choose(&sizes, 0).unwrap();
         assert_eq!(residency, Residency::choose(&sizes, u64::MAX).unwrap());
-        let expected = WeightResidency {
-            device_bytes: (1000 + 12 * bytes) as u64,
-            device_experts: 12,
-            ..Default::default()
-        };
+        let expected =
+            WeightResidency { device_bytes: (1000 + 12 * bytes) as u64, device_experts: 12, ..Default::default() };
         assert_eq!(residency.total(&sizes), expected);
     }
 

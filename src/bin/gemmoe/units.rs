@@ -29,9 +29,10 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     let units = [("gib", gib), ("mib", mib), ("gb", 1e9), ("mb", 1e6), ("kb", 1e3), ("", 1.0)];
     let found = units.into_iter().find_map(|(unit, bytes)| Some((lower.strip_suffix(unit)?.trim(), bytes)));
     let number = found.and_then(|(number, bytes)| Some(number.parse::<f64>().ok()? * bytes));
-    number.filter(|bytes| (0.0..1e18).contains(bytes)).map(|bytes| bytes as u64).ok_or_else(|| {
-        "it is no size: a number of bytes, or one with kB, MB, GB, MiB or GiB, as in 24GB".to_owned()
-    })
+    number
+        .filter(|bytes| (0.0..1e18).contains(bytes))
+        .map(|bytes| bytes as u64)
+        .ok_or_else(|| "it is no size: a number of bytes, or one with kB, MB, GB, MiB or GiB, as in 24GB".to_owned())
 }
 
 /// `27.6 GB`, `11.0 MB`, `1.5 kB`

@@ -4,10 +4,10 @@ use super::CudaPass;
 use crate::backend::cuda::arguments::*;
 use crate::backend::cuda::context::Current;
 use crate::backend::cuda::driver::Address;
+use crate::backend::cuda::experts::ExpertGroup;
 use crate::backend::cuda::kernels::{
     MAX_TILED_TOKENS, Products, TENSOR_PANELS, TENSOR_TOKENS, WIDTHS, kind_of, width_of,
 };
-use crate::backend::cuda::experts::ExpertGroup;
 use crate::backend::cuda::weights::{DeviceMatrix, DeviceVector, NO_MATRIX};
 use crate::backend::cuda::workspace::{ActivationBuffer, at};
 use crate::error::Result;
