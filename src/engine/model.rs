@@ -80,8 +80,8 @@ impl Model {
         };
         let backend: Box<dyn Backend> = match Placement::choose(options, &description)? {
             #[cfg(feature = "cuda")]
-            Placement::Cuda(device) => {
-                let LoadOptions { variants, exact, cpu, map, device_memory_limit: memory_limit, .. } = *options;
+            Placement::Cuda { device, memory_limit, exact } => {
+                let LoadOptions { variants, cpu, map, .. } = *options;
                 let options = CudaOptions { device, variants, exact, cpu, map, memory_limit };
                 Box::new(CudaBackend::load(&options, &description, &checkpoint, progress)?)
             }

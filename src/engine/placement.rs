@@ -13,30 +13,36 @@ use crate::backend::residency::WeightResidency;
 use crate::error::Result;
 #[cfg(not(feature = "cuda"))]
 use crate::error::{Error, Status};
-use crate::model::{Config, Description};
+use crate::model::Description;
 
 /// The device that a model goes onto.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Placement {
     Cpu,
-    /// By its index.
     #[cfg(feature = "cuda")]
-    Cuda(usize),
+    Cuda {
+        /// By its index.
+        device: usize,
+        /// As [`LoadOptions`] has them.
+        memory_limit: u64,
+        exact: bool,
+    },
 }
 
 impl Placement {
     /// Chooses where the choice is free.
     #[cfg(feature = "cuda")]
     pub(super) fn choose(options: &LoadOptions, description: &Description) -> Result<Placement> {
+        let LoadOptions { exact, device_memory_limit: memory_limit, .. } = *options;
         match options.device {
             Device::Cpu => Ok(Placement::Cpu),
-            Device::Cuda(index) => Ok(Placement::Cuda(index)),
+            Device::Cuda(device) => Ok(Placement::Cuda { device, memory_limit, exact }),
             Device::Auto => {
                 // A driver that fails is as good as none.
                 let freest = devices().unwrap_or_default().into_iter().max_by_key(|device| device.free_bytes);
                 match freest {
                     Some(device) if fits_with_a_session(options, description, device.free_bytes)? => {
-                        Ok(Placement::Cuda(device.index))
+                        Ok(Placement::Cuda { device: device.index, memory_limit, exact })
                     }
                     _ => Ok(Placement::Cpu),
                 }
@@ -61,12 +67,12 @@ impl Placement {
         match self {
             Placement::Cpu => cpu::planned_device_name(options),
             #[cfg(feature = "cuda")]
-            Placement::Cuda(index) => cuda::device_name(index),
+            Placement::Cuda { device, .. } => cuda::device_name(device),
         }
     }
 
     /// Where weights would be there.
-    pub(super) fn residency(self, options: &LoadOptions, description: &Description) -> Result<WeightResidency> {
+    pub(super) fn residency(self, description: &Description) -> Result<WeightResidency> {
         match self {
             Placement::Cpu => Ok(WeightResidency {
                 host_bytes: description.loaded_bytes.0,
@@ -74,26 +80,20 @@ impl Placement {
                 ..Default::default()
             }),
             #[cfg(feature = "cuda")]
-            Placement::Cuda(_) => cuda::planned_residency(description, options.device_memory_limit),
+            Placement::Cuda { memory_limit, .. } => cuda::planned_residency(description, memory_limit),
         }
     }
 
-    /// Bytes of the workspace of a session there, `host_experts` being experts that are not on the device.
-    pub(super) fn workspace_bytes(
-        self,
-        options: &LoadOptions,
-        config: &Config,
-        session: &SessionOptions,
-        host_experts: u64,
-    ) -> Result<usize> {
+    /// Bytes of the workspace of a session there.
+    pub(super) fn workspace_bytes(self, description: &Description, session: &SessionOptions) -> Result<usize> {
+        let (config, limits) = (&description.config, pass_limits(session));
         match self {
-            Placement::Cpu => cpu::planned_pass_bytes(config, pass_limits(session)),
+            Placement::Cpu => cpu::planned_pass_bytes(config, limits),
             #[cfg(feature = "cuda")]
-            Placement::Cuda(_) => {
-                let limits = pass_limits(session);
-                let offload = match host_experts {
+            Placement::Cuda { memory_limit, exact, .. } => {
+                let offload = match cuda::planned_residency(description, memory_limit)?.host_experts {
                     0 => 0,
-                    _ => cuda::planned_offload_bytes(config, limits, options.exact)?,
+                    _ => cuda::planned_offload_bytes(config, limits, exact)?,
                 };
                 Ok(cuda::planned_pass_bytes(config, limits)? + offload)
             }

@@ -53,7 +53,7 @@ impl Model {
         load.cpu.check()?;
         let (description, tokenizer) = Model::inspect(directory, load)?;
         let placement = Placement::choose(load, &description)?;
-        let residency = placement.residency(load, &description)?;
+        let residency = placement.residency(&description)?;
         let config = &description.config;
         let default_dtype = KvDtype::of_weights(description.embedding_dtype);
         let kv_dtype = session.kv_dtype.unwrap_or(default_dtype);
@@ -63,7 +63,7 @@ impl Model {
         load.kv_account().take(kv_bytes)?;
         let workspace_bytes = match session.batch_only {
             true => 0,
-            false => placement.workspace_bytes(load, config, &session, residency.host_experts)?,
+            false => placement.workspace_bytes(&description, &session)?,
         };
         let (weight_bytes, expert_bytes) = description.loaded_bytes;
         Ok(MemoryPlan {

@@ -1,12 +1,14 @@
 //! Device memory as a budget: weights that do not fit are in host memory, and results are what they are.
 
+use std::ffi::c_void;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
-use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::backend::cpu::kernels::Instructions;
+use gemmoe::backend::cpu::threads::Task;
+use gemmoe::backend::cpu::{CpuOptions, ParallelFor, ThreadOptions};
 use gemmoe::backend::cuda::{planned_offload_bytes, planned_pass_bytes, planned_residency};
 use gemmoe::backend::ops::{NO_EXPERT, PassLimits};
 use gemmoe::backend::{Device, KvDtype, WeightResidency};
@@ -414,6 +416,53 @@ fn work_left_after_any_layer_goes_on_under_another_limit() {
         session.prefill(&tokens).unwrap();
         assert_eq!(bits(&[session.logits().unwrap().to_vec()]), expected, "{count} tokens");
     }
+}
+
+/// `cuCtxGetCurrent`, and what it found while the host's threads were asked for.
+static CURRENT: OnceLock<unsafe extern "C" fn(*mut *mut c_void) -> u32> = OnceLock::new();
+static ASKED: AtomicUsize = AtomicUsize::new(0);
+static FOREIGN: AtomicUsize = AtomicUsize::new(0);
+
+unsafe extern "C" fn in_turn(_context: *mut c_void, count: u32, task: Task, task_context: *mut c_void) {
+    let mut found = std::ptr::null_mut();
+    // SAFETY: writes one handle.
+    assert_eq!(unsafe { CURRENT.get().unwrap()(&mut found) }, 0);
+    ASKED.fetch_add(1, Ordering::Relaxed);
+    FOREIGN.fetch_add(!found.is_null() as usize, Ordering::Relaxed);
+    for index in 0..count {
+        // SAFETY: as this function was promised to call it.
+        unsafe { task(task_context, index) };
+    }
+}
+
+#[test]
+fn the_hosts_threads_compute_experts_and_find_no_context_of_ours() {
+    let Some(shim) = Shim::take() else { return };
+    // SAFETY: the driver's function of that name has this signature.
+    let current = unsafe {
+        std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut *mut c_void) -> u32>(
+            shim.symbol("cuCtxGetCurrent"),
+        )
+    };
+    CURRENT.get_or_init(|| current);
+    // Wide enough for several items.
+    let changes = json!({"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 1});
+    let directory = Directory::random_with(19, changes).to_temporary();
+    let [none, ..] = limits(directory.path(), &on_both());
+    // SAFETY: the function calls each task once, and unwinds only where the test fails.
+    let parallel_for = unsafe { ParallelFor::new(in_turn, std::ptr::null_mut()) };
+    let of = |parallel_for, device_memory_limit| {
+        let threads = ThreadOptions { count: 3, parallel_for, ..Default::default() };
+        let cpu = CpuOptions { threads, instructions: Instructions::Portable };
+        let model = load_options(directory.path(), &LoadOptions { cpu, device_memory_limit, ..on_both() });
+        continuation(&model, &[5, 6, 7], 16).1
+    };
+    let expected = of(None, 0);
+    assert_eq!(of(None, none), expected);
+    assert_eq!(ASKED.load(Ordering::Relaxed), 0);
+    assert_eq!(of(Some(parallel_for), none), expected);
+    assert!(ASKED.load(Ordering::Relaxed) > 0);
+    assert_eq!(FOREIGN.load(Ordering::Relaxed), 0);
 }
 
 #[test]

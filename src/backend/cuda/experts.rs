@@ -325,9 +325,9 @@ impl Experts {
         }
         let mut groups = [ExpertPart::Gate, ExpertPart::Down].map(|part| {
             let first = table + bytes.len() as Address;
-            let on_device = homes.iter().zip(layouts).enumerate().filter_map(|(expert, (home, layout))| {
-                matches!(home, Home::Device(_)).then(|| (expert, kind_of(layout.of(part).shape.format)))
-            });
+            let on_device = homes.iter().zip(layouts).enumerate();
+            let on_device = on_device.filter(|(_, (home, _))| matches!(home, Home::Device(_)));
+            let on_device = on_device.map(|(expert, (_, layout))| (expert, kind_of(layout.of(part).shape.format)));
             let (groups, list) = groups_of(on_device, homes.len(), first);
             bytes.extend_from_slice(as_bytes(&list));
             bytes.resize(bytes.len() + (homes.len() - list.len()) * size_of::<u32>(), 0);

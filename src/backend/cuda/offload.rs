@@ -8,7 +8,7 @@ use super::device::Device;
 use super::kernels::MAX_TILED_TOKENS;
 use super::memory::{Mark, PinnedBlock};
 use super::workspace::stride_of;
-use crate::backend::cpu::HostWorkspace;
+use crate::backend::cpu::{HostExperts, HostWorkspace};
 use crate::backend::ops::PassLimits;
 use crate::backend::residency::OffloadCounts;
 use crate::error::Result;
@@ -57,7 +57,8 @@ pub struct Offload {
     /// `[slots, hidden_size]` f32, on its way to the device.
     pub projected: PinnedBlock,
     pub workspace: HostWorkspace,
-    /// The layer's experts in host memory, held while they may be computed.
+    /// The layer's experts in host memory, and who computes them, held while they may be.
+    pub threads: Option<Arc<HostExperts>>,
     pub weights: Vec<(u32, Arc<ExpertWeights>)>,
     /// Those that tokens were sent to.
     pub touched: Vec<u32>,
@@ -72,6 +73,7 @@ impl Offload {
             arrived: Mark::new(device)?,
             projected: PinnedBlock::new(device, WHAT, layout.projected)?,
             workspace: HostWorkspace::new(config, layout.tokens * config.num_experts_per_tok)?,
+            threads: None,
             touched: try_with_capacity(WHAT, config.num_local_experts)?,
             weights: try_with_capacity(WHAT, config.num_local_experts)?,
             layout,

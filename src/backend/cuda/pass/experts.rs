@@ -66,15 +66,18 @@ impl CudaPass {
         unsafe { shared.kernels.group.launch(current, [1, 1, 1], &arguments) }
     }
 
-    pub(super) fn run_experts(&mut self, current: &Current, layer: usize, limit: &Limit) -> Result<()> {
+    /// All of a layer's experts; whether some are left to `compute_on_host`, which then ends the layer.
+    pub(super) fn run_experts(&mut self, current: &Current, layer: usize, limit: &Limit) -> Result<bool> {
         let shared = Arc::clone(&self.shared);
         let mut experts = shared.experts.lock();
-        if experts.has_host(layer) {
-            self.run_split_experts(current, layer, limit, experts)?;
-        } else {
+        if !experts.has_host(layer) {
             self.run_resident_experts(current, layer, experts.tables(current, layer)?)?;
+        } else if self.run_split_experts(current, layer, limit, experts)? {
+            return Ok(true);
         }
-        self.combine(current, layer)
+        self.combine(current, layer)?;
+        self.pace(current, limit)?;
+        Ok(false)
     }
 
     /// `projected` of the slots of the experts that are on the device.
@@ -145,7 +148,7 @@ impl CudaPass {
     }
 
     /// x += sum of weight * projected over the token's slots, in the order of the weights, rounded once.
-    fn combine(&self, current: &Current, layer: usize) -> Result<()> {
+    pub(super) fn combine(&self, current: &Current, layer: usize) -> Result<()> {
         let (parts, config) = (&self.workspace.parts, &self.shared.config);
         let arguments = CombineArguments {
             projected: at(parts.projected),

@@ -71,7 +71,7 @@ impl CudaPass {
     }
 
     /// Does a stage's work, after which the device may go on alone; where it fails, what was begun is waited for.
-    fn stage(&mut self, work: impl FnOnce(&mut Self, &Current) -> Result<()>) -> Result<()> {
+    fn stage<T>(&mut self, work: impl FnOnce(&mut Self, &Current) -> Result<T>) -> Result<T> {
         let shared = Arc::clone(&self.shared);
         let current = shared.device.enter()?;
         self.in_progress = true;
@@ -186,10 +186,8 @@ impl Pass for CudaPass {
     }
 
     fn experts(&mut self, layer: usize, _batch: &Batch, limit: &Limit) -> Poll<Result<()>> {
-        Poll::Ready(self.stage(|pass, current| {
-            pass.run_experts(current, layer, limit)?;
-            pass.pace(current, limit)
-        }))
+        let left = self.stage(|pass, current| pass.run_experts(current, layer, limit));
+        Poll::Ready(left.and_then(|left| if left { self.compute_on_host(layer, limit) } else { Ok(()) }))
     }
 
     fn head(&mut self, _batch: &Batch, limit: &Limit) -> Poll<Result<()>> {

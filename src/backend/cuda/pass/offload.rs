@@ -26,18 +26,19 @@ impl CudaPass {
         self.offload.as_mut().ok_or_else(|| Error::new(Status::Internal, "a workspace went away"))
     }
 
-    /// `projected` of all experts of a layer some of which are in host memory.
+    /// Begins `projected` of a layer some of whose experts are in host memory; whether some of it is left to be computed on the
+    /// processor, by `compute_on_host`.
     pub(super) fn run_split_experts(
         &mut self,
         current: &Current,
         layer: usize,
         limit: &Limit,
         experts: MutexGuard<Experts>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let tokens = self.shape.tokens;
         match self.offload()?.computes(tokens) {
-            true => self.run_on_host(current, layer, limit, experts),
-            false => self.run_with_copies(current, layer, limit, experts),
+            true => self.prepare_on_host(current, layer, experts),
+            false => self.run_with_copies(current, layer, limit, experts).map(|()| false),
         }
     }
 
@@ -51,34 +52,28 @@ impl CudaPass {
         offload.arrived.set(current)
     }
 
-    fn run_on_host(
-        &mut self,
-        current: &Current,
-        layer: usize,
-        limit: &Limit,
-        mut experts: MutexGuard<Experts>,
-    ) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
-        let (config, tokens, hidden_size) = (&shared.config, self.shape.tokens, shared.config.hidden_size);
-        let (slots, stride) = (tokens * config.num_experts_per_tok, self.workspace.parts.normed.stride);
+    /// Enqueues the experts on the device, and finds out which of the others have tokens.
+    fn prepare_on_host(&mut self, current: &Current, layer: usize, mut experts: MutexGuard<Experts>) -> Result<bool> {
+        let (all, top_k) = (self.shared.config.num_local_experts, self.shared.config.num_experts_per_tok);
+        let (tokens, stride) = (self.shape.tokens, self.workspace.parts.normed.stride);
         let [starts, slot_tokens, rows] = self.offload()?.offsets();
         let parts = &self.workspace.parts;
         let fetched = [
-            (starts, parts.starts, (config.num_local_experts + 1) * size_of::<u32>()),
-            (slot_tokens, parts.slot_tokens, slots * size_of::<u32>()),
+            (starts, parts.starts, (all + 1) * size_of::<u32>()),
+            (slot_tokens, parts.slot_tokens, tokens * top_k * size_of::<u32>()),
             (rows, parts.normed.numbers, tokens * stride * size_of::<f32>()),
         ];
-        let projected = parts.projected;
         self.fetch(current, &fetched)?;
         self.run_resident_experts(current, layer, experts.tables(current, layer)?)?;
         let threads = experts.threads()?;
         let offload = self.offload()?;
+        offload.threads = Some(threads);
         offload.weights.clear();
-        for expert in 0..config.num_local_experts {
+        for expert in 0..all {
             let weights = experts.host_expert(layer, expert);
             offload.weights.extend(weights.map(|weights| (expert as u32, Arc::clone(weights))));
         }
-        // What is computed here is held, wherever experts move meanwhile: nobody waits for the processor, which may be the host's.
+        // What is computed on the processor is held, wherever experts move meanwhile.
         drop(experts);
 
         offload.arrived.wait(current)?;
@@ -89,13 +84,32 @@ impl CudaPass {
                 offload.touched.push(expert);
             }
         }
-        if offload.touched.is_empty() {
-            return Ok(());
+        Ok(!offload.touched.is_empty())
+    }
+
+    /// Computes what `run_split_experts` has left, and ends the layer. Nothing is borrowed and no context is current while the
+    /// processor computes: its threads may be the host's, which may do anything else on them.
+    pub(super) fn compute_on_host(&mut self, layer: usize, limit: &Limit) -> Result<()> {
+        if let Err(error) = self.multiply_on_host(limit) {
+            // The first error is the one to tell.
+            let _ = self.settle();
+            return Err(error);
         }
+        self.stage(|pass, current| {
+            pass.send_projected(current)?;
+            pass.combine(current, layer)?;
+            pass.pace(current, limit)
+        })
+    }
+
+    fn multiply_on_host(&mut self, limit: &Limit) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let (tokens, stride) = (self.shape.tokens, self.workspace.parts.normed.stride);
         let started = Instant::now();
-        let Parts { starts, tokens: slot_tokens, normed, projected: results, workspace, touched, weights } =
-            offload.parts();
-        let slot_count = starts[config.num_local_experts] as usize;
+        let offload = self.offload()?;
+        let threads = offload.threads.take().ok_or_else(|| Error::new(Status::Internal, "threads went away"))?;
+        let Parts { starts, tokens: slot_tokens, normed, projected, workspace, touched, weights } = offload.parts();
+        let slot_count = starts[shared.config.num_local_experts] as usize;
         let place = |expert: usize| weights.iter().position(|(held, _)| *held as usize == expert).unwrap_or(0);
         let result = threads.run(
             limit,
@@ -103,14 +117,21 @@ impl CudaPass {
             &|expert| &*weights[place(expert)].1,
             TokenRows { data: normed, columns: stride, index: None, count: tokens },
             workspace,
-            results,
+            projected,
         );
         shared.counters.note_runs(touched.len(), started);
         offload.weights.clear();
-        result?;
+        result
+    }
+
+    /// Enqueues copies of what was computed on the processor to its slots.
+    fn send_projected(&mut self, current: &Current) -> Result<()> {
+        let (projected, row_bytes) =
+            (self.workspace.parts.projected, self.shared.config.hidden_size * size_of::<f32>());
+        let offload = self.offload()?;
         for expert in &offload.touched {
             let (first, count) = offload.slots_of(*expert as usize);
-            let [offset, bytes] = [first, count].map(|rows| rows * hidden_size * size_of::<f32>());
+            let [offset, bytes] = [first, count].map(|rows| rows * row_bytes);
             // SAFETY: the rows are written again after a wait for the next layer's mark, or in the next batch; the expert's
             // slots are nobody else's.
             unsafe { offload.projected.send_part(current, offset..offset + bytes, projected + offset as Address) }?;
