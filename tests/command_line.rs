@@ -238,7 +238,20 @@ fn generate_keeps_to_a_grammar_from_the_first_new_token_on() {
 fn plan_prints_what_the_library_plans() {
     let directory = Directory::random(33).to_temporary();
     let path = directory.path().to_str().unwrap();
-    let options = ["--context", "40", "--chunk", "9", "--kv", "f16", "--sessions", "3", "--threads", "2"];
+    let options = [
+        "--context",
+        "40",
+        "--chunk",
+        "9",
+        "--kv",
+        "f16",
+        "--sessions",
+        "3",
+        "--threads",
+        "2",
+        "--device-memory-limit",
+        "1.5MB",
+    ];
     let arguments = [&["plan", path][..], &options].concat();
     let load = LoadOptions { cpu: CpuOptions { threads: 2.into(), ..Default::default() }, ..Default::default() };
     let session =

@@ -24,7 +24,7 @@ const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 pub struct LoadOptions {
     /// Where the model runs.
     pub device: Device,
-    /// Threads and instruction set of the processor; on a GPU, of loading.
+    /// Threads and instruction set of the processor; on a GPU, of loading, and of experts in host memory.
     pub cpu: CpuOptions,
     /// Where published GemMoEs differ in their arithmetic.
     pub variants: Variants,

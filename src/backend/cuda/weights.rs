@@ -115,9 +115,10 @@ impl DeviceWeights {
         let threads = options.cpu.threads.resolved_count();
         let loaded = Weights::load_to(&mut uploader, description, checkpoint, threads, options.map, progress)?;
         let hash = uploader.hasher.digest();
-        let homes = std::mem::take(&mut uploader.homes);
         let rotary_frequencies = uploader.bytes(as_bytes(rotary_frequencies))?;
         uploader.finish()?;
+        // Not before: an error frees them only after what is on its way to them has arrived.
+        let homes = std::mem::take(&mut uploader.homes);
         drop(uploader);
         let experts = Experts::new(&mut arena, sizes, homes, options)?;
         let (all, of_experts) = description.loaded_bytes;

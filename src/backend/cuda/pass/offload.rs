@@ -84,6 +84,9 @@ impl CudaPass {
                 offload.touched.push(expert);
             }
         }
+        if offload.touched.is_empty() {
+            offload.weights.clear();
+        }
         Ok(!offload.touched.is_empty())
     }
 
