@@ -468,22 +468,23 @@ fn the_hosts_threads_compute_experts_and_find_no_context_of_ours() {
 #[test]
 fn sessions_go_on_in_other_threads_while_experts_move() {
     let Some(_shim) = Shim::take() else { return };
-    let directory = Directory::random(15).to_temporary();
-    let limits = limits(directory.path(), &on_both());
-    for options in [on_device(), on_both()] {
+    let directory = Directory::random_with(15, json!({"num_hidden_layers": 4})).to_temporary();
+    let [none, some, one_less, whole] = limits(directory.path(), &on_both());
+    // Buffers come and go with each change; then experts alone.
+    for (options, limits) in [(on_device(), [none, whole, none, 0]), (on_both(), [none, some, one_less, whole])] {
         let model = load_options(directory.path(), &options);
         let generate = |seed: u64| {
             let mut session = session_with(&model, KvDtype::F32);
             session.set_sampling(Sampling::default()).unwrap();
             session.prefill(&Random::new(seed).tokens(if seed == 0 { 40 } else { 9 }, 97)).unwrap();
-            (0..6).map(|_| session.step().unwrap()).collect::<Vec<_>>()
+            (0..8).map(|_| session.step().unwrap()).collect::<Vec<_>>()
         };
         let alone: Vec<_> = (0..3).map(generate).collect();
         let is_over = AtomicBool::new(false);
         let together: Vec<_> = std::thread::scope(|scope| {
             let (model, is_over, generate) = (&model, &is_over, &generate);
             scope.spawn(move || {
-                for limit in limits.into_iter().chain([0]).cycle().take_while(|_| !is_over.load(Ordering::Relaxed)) {
+                for limit in limits.into_iter().cycle().take_while(|_| !is_over.load(Ordering::Relaxed)) {
                     model.set_device_memory_limit(limit).unwrap();
                 }
             });
