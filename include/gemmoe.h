@@ -32,20 +32,23 @@
 #include <stdint.h>
 /* Initialisers: all defaults. */
 #define GEMMOE_LOAD_OPTIONS_INIT \
-    { sizeof(gemmoe_load_options), 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0, 0, 0, 0, 0, NULL, NULL, { 0, 0, 0, 0 } }
+    { sizeof(gemmoe_load_options), 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, { 0, 0, 0, 0 } }
 #define GEMMOE_DEVICE_INFO_INIT { sizeof(gemmoe_device_info), 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_LOAD_PROGRESS_INIT { sizeof(gemmoe_load_progress), 0, 0, 0 }
 #define GEMMOE_MODEL_INFO_INIT \
     { sizeof(gemmoe_model_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_RESIDENCY_INIT { sizeof(gemmoe_residency), 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_MESSAGE_INIT { sizeof(gemmoe_message), 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_SESSION_OPTIONS_INIT { sizeof(gemmoe_session_options), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_SESSION_INFO_INIT { sizeof(gemmoe_session_info), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
-#define GEMMOE_MEMORY_PLAN_INIT { sizeof(gemmoe_memory_plan), 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_MEMORY_PLAN_INIT \
+    { sizeof(gemmoe_memory_plan), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_BUDGET_INIT { sizeof(gemmoe_budget), 0, 0, { 0, 0 } }
 #define GEMMOE_SAMPLING_INIT \
     { sizeof(gemmoe_sampling), 0.0f, 0, 1.0f, 0.0f, 1.0f, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_ROUTE_ARRAYS_INIT { sizeof(gemmoe_route_arrays), 0, 0, 0, 0, 0 }
-#define GEMMOE_SESSION_METRICS_INIT { sizeof(gemmoe_session_metrics), 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 }, { 0, 0, 0, 0 } }
+#define GEMMOE_SESSION_METRICS_INIT \
+    { sizeof(gemmoe_session_metrics), 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 }, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_BATCH_OPTIONS_INIT { sizeof(gemmoe_batch_options), 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_BATCH_INFO_INIT { sizeof(gemmoe_batch_info), 0, 0, 0.0, { 0, 0, 0, 0 } }
 
@@ -88,7 +91,7 @@
 /**
  * gemmoe_load_options.flags: on a GPU, give a sequence the same bits whatever else is in its batch and however its prompt is cut.
  * Batches of more than 8 tokens, 3 with int8 or int4 weights, prompts above all, then do without tensor cores, which round
- * activations to the dtype of the weights. On the CPU it is always so.
+ * activations to the dtype of the weights, and in attention to that of keys and values. On the CPU it is always so.
  */
 #define GEMMOE_LOAD_EXACT 32
 
@@ -777,6 +780,15 @@ typedef struct gemmoe_load_options {
      */
     uint32_t device_index;
     /**
+     * On a GPU, most bytes of its memory that weights take; 0 is no limit. Experts that do not fit stay in host memory: for up
+     * to 16 tokens at a time they are computed by `threads` on the CPU, for more, and with GEMMOE_LOAD_EXACT always, they are
+     * copied to the GPU each time they are needed, through buffers that the limit counts. Keys, values and workspaces of
+     * sessions are not counted: gemmoe_plan_memory tells them, and what goes where. Below the least that the model
+     * takes, which the error names, INVALID_ARGUMENT, or with GEMMOE_DEVICE_AUTO the CPU. gemmoe_model_set_device_memory_limit
+     * changes it later.
+     */
+    uint64_t device_memory_limit;
+    /**
      * A CUcontext of the host's for the model to use on a GPU instead of the device's primary context; NULL is that one.
      * device must be GEMMOE_DEVICE_CUDA, and device_index that of the context's device, or 0. The host keeps the context,
      * which is neither retained nor destroyed here, until the model and its sessions and batches are destroyed. Where it
@@ -916,6 +928,46 @@ typedef struct gemmoe_model_info {
      */
     uint64_t reserved[4];
 } gemmoe_model_info;
+
+/**
+ * How a model's weights are shared out between a GPU and host memory; on the CPU all of it is in host memory. Initialise with
+ * GEMMOE_RESIDENCY_INIT.
+ */
+typedef struct gemmoe_residency {
+    /**
+     * sizeof(gemmoe_residency)
+     */
+    uint32_t struct_size;
+    /**
+     * Must not be relied on.
+     */
+    uint32_t reserved0;
+    /**
+     * Bytes of weights on the GPU, with what lies between them.
+     */
+    uint64_t device_bytes;
+    /**
+     * Bytes on the GPU beside them that experts are copied through; 0 where all are there. With device_bytes it is what
+     * gemmoe_load_options.device_memory_limit counts.
+     */
+    uint64_t staging_bytes;
+    /**
+     * Bytes of weights in host memory.
+     */
+    uint64_t host_bytes;
+    /**
+     * Experts on the GPU, those of all layers together.
+     */
+    uint64_t device_experts;
+    /**
+     * Experts in host memory.
+     */
+    uint64_t host_experts;
+    /**
+     * Must not be relied on.
+     */
+    uint64_t reserved[4];
+} gemmoe_residency;
 
 /**
  * One message of a conversation. Initialise with GEMMOE_MESSAGE_INIT. All elements of an array have one struct_size.
@@ -1085,6 +1137,26 @@ typedef struct gemmoe_memory_plan {
      * Bytes of workspace of one session: what gemmoe_session_get_info will say.
      */
     uint64_t workspace_bytes;
+    /**
+     * Bytes of weights on the GPU, as gemmoe_residency has them; 0 on the CPU.
+     */
+    uint64_t device_bytes;
+    /**
+     * Bytes there that experts are copied through.
+     */
+    uint64_t staging_bytes;
+    /**
+     * Bytes of weights in host memory.
+     */
+    uint64_t host_bytes;
+    /**
+     * Experts on the GPU, those of all layers together.
+     */
+    uint64_t device_experts;
+    /**
+     * Experts in host memory.
+     */
+    uint64_t host_experts;
     /**
      * Must not be relied on.
      */
@@ -1265,6 +1337,27 @@ typedef struct gemmoe_session_metrics {
      * 31 also the longer ones.
      */
     uint64_t step_times[32];
+    /**
+     * What experts in host memory cost all sessions of a model on a GPU since it was loaded: experts that were computed on
+     * the CPU, one for each expert of a layer that tokens of a batch were sent to;
+     */
+    uint64_t model_host_expert_runs;
+    /**
+     * microseconds that took;
+     */
+    uint64_t model_host_expert_us;
+    /**
+     * experts that were copied to the GPU, counted alike;
+     */
+    uint64_t model_expert_copies;
+    /**
+     * bytes that were;
+     */
+    uint64_t model_expert_copy_bytes;
+    /**
+     * microseconds that calls spent on laying copies out and waiting for room.
+     */
+    uint64_t model_expert_copy_us;
     /**
      * Must not be relied on.
      */
@@ -1487,6 +1580,26 @@ gemmoe_status gemmoe_model_is_stop_token(const struct gemmoe_model *model,
  * Errors: STALE_HANDLE, WRONG_HANDLE_TYPE. Any thread. Since 0.1.
  */
 gemmoe_status gemmoe_model_destroy(struct gemmoe_model *model);
+
+/**
+ * Fills in where the model's weights are now. Waits while gemmoe_model_set_device_memory_limit moves experts.
+ * Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE. Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_model_get_residency(const struct gemmoe_model *model,
+                                         struct gemmoe_residency *residency_out,
+                                         struct gemmoe_error **error_out);
+
+/**
+ * Changes gemmoe_load_options.device_memory_limit of a loaded model to `bytes`, 0 being no limit. Returns when experts have moved:
+ * to host memory, and their memory on the GPU is freed, or back. Sessions go on; calls that run tokens wait meanwhile, and
+ * this waits for what they have begun. On the CPU any limit holds, and nothing is done.
+ * Errors: handle errors, INVALID_ARGUMENT (below the least that the model takes, which the error names), OUT_OF_MEMORY,
+ * DEVICE_OUT_OF_MEMORY, DEVICE_FAILED, DEVICE_LOST, THREAD_UNAVAILABLE. Unless the GPU is lost, the model works after an error,
+ * with some of the experts moved. Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_model_set_device_memory_limit(const struct gemmoe_model *model,
+                                                   uint64_t bytes,
+                                                   struct gemmoe_error **error_out);
 
 /**
  * Copies the tokens of `text`, `text_bytes` bytes of UTF-8, to `tokens`. `count_out` receives how many there are, also

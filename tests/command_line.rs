@@ -238,7 +238,20 @@ fn generate_keeps_to_a_grammar_from_the_first_new_token_on() {
 fn plan_prints_what_the_library_plans() {
     let directory = Directory::random(33).to_temporary();
     let path = directory.path().to_str().unwrap();
-    let options = ["--context", "40", "--chunk", "9", "--kv", "f16", "--sessions", "3", "--threads", "2"];
+    let options = [
+        "--context",
+        "40",
+        "--chunk",
+        "9",
+        "--kv",
+        "f16",
+        "--sessions",
+        "3",
+        "--threads",
+        "2",
+        "--device-memory-limit",
+        "1.5MB",
+    ];
     let arguments = [&["plan", path][..], &options].concat();
     let load = LoadOptions { cpu: CpuOptions { threads: 2.into(), ..Default::default() }, ..Default::default() };
     let session =
@@ -251,6 +264,11 @@ fn plan_prints_what_the_library_plans() {
         "device": plan.device_name,
         "weight_bytes": plan.weight_bytes,
         "expert_bytes": plan.expert_bytes,
+        "device_bytes": 0,
+        "staging_bytes": 0,
+        "host_bytes": plan.weight_bytes,
+        "device_experts": 0,
+        "host_experts": 8,
         "formats": {
             "experts": {"format": "bf16", "group_size": null, "scales": null},
             "attention": {"format": "bf16", "group_size": null, "scales": null},

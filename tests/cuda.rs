@@ -6,7 +6,11 @@
 mod attention;
 #[path = "cuda/bits.rs"]
 mod bits;
+#[path = "cuda/budget.rs"]
+mod budget;
 mod common;
+#[path = "common/counting.rs"]
+mod counting;
 #[path = "cuda/devices.rs"]
 mod devices;
 #[path = "cuda/faults.rs"]

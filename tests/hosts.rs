@@ -265,7 +265,7 @@ fn structs_have_one_layout_in_c_and_in_rust() {
     layout!(lines, GemmoeLoadOptions, "gemmoe_load_options", struct_size: u32, flags: u32, threads: u32,
         instructions: u32, kv_limit_bytes: u64, priority: u32, spin_us: u32, parallel_for: ffi::GemmoeParallelFor,
         parallel_for_context: *mut c_void, experts_format: u32, attention_format: u32,
-        head_format: u32, embedding_format: u32, device: u32, device_index: u32,
+        head_format: u32, embedding_format: u32, device: u32, device_index: u32, device_memory_limit: u64,
         cuda_context: *mut c_void, cuda_stream: *mut c_void, reserved: [u64; 4]);
     layout!(lines, GemmoeLoadProgress, "gemmoe_load_progress", struct_size: u32, state: u32, bytes_total: u64,
         bytes_read: u64);
@@ -275,6 +275,8 @@ fn structs_have_one_layout_in_c_and_in_rust() {
         bos_token: u32, has_tokenizer: u32, reserved0: u32, weight_bytes: u64, expert_bytes: u64,
         tokenizer_bytes: u64, kv_bytes_per_token: u64, experts_format: u32, attention_format: u32,
         head_format: u32, embedding_format: u32, reserved: [u64; 4]);
+    layout!(lines, GemmoeResidency, "gemmoe_residency", struct_size: u32, reserved0: u32, device_bytes: u64,
+        staging_bytes: u64, host_bytes: u64, device_experts: u64, host_experts: u64, reserved: [u64; 4]);
     layout!(lines, GemmoeMessage, "gemmoe_message", struct_size: u32, reserved0: u32, role: *const c_char,
         text: *const c_char, text_bytes: u64, reserved: [u64; 4]);
     layout!(lines, GemmoeSessionOptions, "gemmoe_session_options", struct_size: u32, context_size: u32,
@@ -285,7 +287,8 @@ fn structs_have_one_layout_in_c_and_in_rust() {
         workspace_bytes: u64, reserved: [u64; 4]);
     layout!(lines, GemmoeMemoryPlan, "gemmoe_memory_plan", struct_size: u32, context_size: u32, kv_dtype: u32,
         reserved0: u32, weight_bytes: u64, expert_bytes: u64, tokenizer_bytes: u64, kv_bytes_per_token: u64,
-        kv_bytes: u64, workspace_bytes: u64, reserved: [u64; 4]);
+        kv_bytes: u64, workspace_bytes: u64, device_bytes: u64, staging_bytes: u64, host_bytes: u64,
+        device_experts: u64, host_experts: u64, reserved: [u64; 4]);
     layout!(lines, GemmoeBudget, "gemmoe_budget", struct_size: u32, max_layers: u32, max_us: u64, reserved: [u64; 2]);
     layout!(lines, GemmoeSampling, "gemmoe_sampling", struct_size: u32, temperature: f32, top_k: u32, top_p: f32,
         min_p: f32, repetition_penalty: f32, frequency_penalty: f32, presence_penalty: f32, penalty_window: u32,
@@ -295,7 +298,9 @@ fn structs_have_one_layout_in_c_and_in_rust() {
         tokens: *mut u32, experts: *mut u32, weights: *mut f32);
     layout!(lines, GemmoeSessionMetrics, "gemmoe_session_metrics", struct_size: u32, has_first_token: u32,
         time_to_first_token_us: u64, prefill_tokens: u64, prefill_us: u64, decode_tokens: u64, decode_us: u64,
-        kv_bytes: u64, workspace_bytes: u64, model_kv_bytes: u64, step_times: [u64; 32], reserved: [u64; 4]);
+        kv_bytes: u64, workspace_bytes: u64, model_kv_bytes: u64, step_times: [u64; 32],
+        model_host_expert_runs: u64, model_host_expert_us: u64, model_expert_copies: u64, model_expert_copy_bytes: u64,
+        model_expert_copy_us: u64, reserved: [u64; 4]);
     layout!(lines, GemmoeBatchOptions, "gemmoe_batch_options", struct_size: u32, max_sessions: u32, max_tokens: u32,
         prefill_chunk: u32, max_context: u32, reserved0: u32, reserved: [u64; 4]);
     layout!(lines, GemmoeBatchInfo, "gemmoe_batch_info", struct_size: u32, reserved0: u32, workspace_bytes: u64,

@@ -10,9 +10,11 @@ pub mod logits;
 pub mod numerics;
 pub mod observer;
 pub mod ops;
+pub mod residency;
 
 pub use device::{Device, DeviceInfo, LentContext, devices};
 pub use kv::{KvDtype, KvGeometry, KvPage};
 pub use logits::Logits;
 pub use numerics::Variants;
 pub use ops::{Backend, Batch, Cancel, Limit, Pass, PassLimits, SequenceSlice};
+pub use residency::{OffloadCounts, WeightResidency};

@@ -12,6 +12,7 @@ use std::time::Instant;
 use super::kv::{KvDtype, KvGeometry, KvPage, PAGE_TOKENS};
 use super::logits::{Logits, LogitsPlace, PassLogits};
 use super::observer::Observer;
+use super::residency::{OffloadCounts, WeightResidency};
 use crate::error::{Error, Result, Status};
 use crate::model::Config;
 
@@ -64,6 +65,11 @@ impl<'a> Limit<'a> {
     /// Only a cancel ends the work.
     pub fn none(cancel: &'a Cancel) -> Self {
         Limit::new(cancel, None, None)
+    }
+
+    /// The same without time and layers: only a cancel ends the work.
+    pub fn without_budget(&self) -> Limit<'a> {
+        Limit::none(self.cancel)
     }
 
     /// Whether no further piece of work may begin.
@@ -219,8 +225,24 @@ pub trait Backend: Send + Sync {
     /// The device, for people.
     fn device_name(&self) -> String;
 
-    /// Bytes of weights on the device: all of them, and the experts among them.
+    /// Bytes of weights: all of them, and the experts among them.
     fn weight_bytes(&self) -> (usize, usize);
+
+    /// Where they are.
+    fn residency(&self) -> WeightResidency;
+
+    /// Limits the bytes of weights on the device, 0 being no limit: experts move until those are there that a load with this
+    /// limit would leave there. Passes go on; what they have begun is waited for. Where it fails, with `InvalidArgument` for a
+    /// limit below the least, `OutOfMemory` or as devices do, experts are where `residency` says. In host memory nothing is to
+    /// be done.
+    fn set_device_memory_limit(&self, _bytes: u64) -> Result<()> {
+        Ok(())
+    }
+
+    /// What experts in host memory have cost, where the device is another.
+    fn offload_counts(&self) -> OffloadCounts {
+        OffloadCounts::default()
+    }
 
     /// What keys and values are stored as where nobody asks for anything else: the dtype of the checkpoint.
     fn default_kv_dtype(&self) -> KvDtype;

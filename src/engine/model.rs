@@ -8,7 +8,7 @@ use super::placement::Placement;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{CudaBackend, CudaOptions};
-use crate::backend::{Backend, Device, LentContext, Variants};
+use crate::backend::{Backend, Device, LentContext, OffloadCounts, Variants, WeightResidency};
 use crate::error::{Error, Result, Status};
 use crate::model::{Checkpoint, Config, Description, Formats, Progress, Weights, config, names::Layout};
 use crate::text::grammar::GrammarVocabulary;
@@ -26,7 +26,7 @@ pub struct LoadOptions {
     pub device: Device,
     /// A context of the host's, and a stream, to use on a [`Device::Cuda`].
     pub cuda_context: Option<LentContext>,
-    /// Threads and instruction set of the processor; on a GPU, of loading.
+    /// Threads and instruction set of the processor; on a GPU, of loading, and of experts in host memory.
     pub cpu: CpuOptions,
     /// Where published GemMoEs differ in their arithmetic.
     pub variants: Variants,
@@ -43,6 +43,10 @@ pub struct LoadOptions {
     pub map: bool,
     /// Most bytes of keys and values that all sessions of the model hold together; 0 is no limit.
     pub kv_limit_bytes: usize,
+    /// On a GPU, most bytes of its memory that weights take; 0 is no limit. Experts that do not fit stay in host memory: few
+    /// tokens have them computed on the processor, for more than 16, and in exact mode, they are copied to the GPU each
+    /// time, through buffers that the limit counts. What sessions take is not counted.
+    pub device_memory_limit: u64,
 }
 
 impl LoadOptions {
@@ -85,15 +89,16 @@ impl Model {
             Some(tokenizer) => read_chat_template(&checkpoint, &description.config, tokenizer),
             None => Err(no_tokenizer()),
         };
-        let threads = options.cpu.threads.resolved_count();
         let backend: Box<dyn Backend> = match Placement::choose(options, &description)? {
             #[cfg(feature = "cuda")]
-            Placement::Cuda(device) => {
-                let LoadOptions { cuda_context: lent, variants, exact, map, .. } = *options;
-                let options = CudaOptions { device, lent, variants, exact, dependent_launch: true, threads, map };
+            Placement::Cuda { device, memory_limit, exact } => {
+                let LoadOptions { cuda_context: lent, variants, cpu, map, .. } = *options;
+                let options =
+                    CudaOptions { device, lent, variants, exact, dependent_launch: true, cpu, map, memory_limit };
                 Box::new(CudaBackend::load(&options, &description, &checkpoint, progress)?)
             }
             Placement::Cpu => {
+                let threads = options.cpu.threads.resolved_count();
                 let weights = Weights::load(&description, &checkpoint, threads, options.map, progress)?;
                 Box::new(CpuBackend::new(description.config.clone(), weights, &options.cpu, options.variants)?)
             }
@@ -159,6 +164,24 @@ impl Model {
     /// The device that holds the weights.
     pub fn backend(&self) -> &dyn Backend {
         &*self.backend
+    }
+
+    /// Where its weights are.
+    pub fn residency(&self) -> WeightResidency {
+        self.backend.residency()
+    }
+
+    /// What experts in host memory have cost all its sessions, where it runs on a GPU.
+    pub fn offload_counts(&self) -> OffloadCounts {
+        self.backend.offload_counts()
+    }
+
+    /// Changes [`LoadOptions::device_memory_limit`] while sessions go on: experts move to host memory, and their memory on the
+    /// GPU is freed, or they come back. On the CPU any limit holds. Fails with `InvalidArgument` for a limit below the least,
+    /// which the error names, `OutOfMemory`, `DeviceOutOfMemory` and as devices do; the model then works with some of them
+    /// moved.
+    pub fn set_device_memory_limit(&self, bytes: u64) -> Result<()> {
+        self.backend.set_device_memory_limit(bytes)
     }
 
     /// Keys and values of all its sessions.

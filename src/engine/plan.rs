@@ -6,6 +6,7 @@ use super::model::{LoadOptions, Model};
 use super::options::SessionOptions;
 use super::placement::Placement;
 use crate::backend::kv::{KvDtype, KvGeometry};
+use crate::backend::residency::WeightResidency;
 use crate::error::Result;
 use crate::model::Formats;
 
@@ -18,6 +19,8 @@ pub struct MemoryPlan {
     pub weight_bytes: u64,
     /// The experts among them.
     pub expert_bytes: u64,
+    /// Where they would be, as [`Model::residency`].
+    pub residency: WeightResidency,
     /// What each part of the weights would be held in; none where its matrices are of several formats.
     pub formats: Formats,
     /// The tokenizer's tables, about; 0 where there is none.
@@ -36,7 +39,7 @@ pub struct MemoryPlan {
 
 impl MemoryPlan {
     /// The model and `sessions` sessions. Tokens, logits in host memory and other small things of a session come on
-    /// top.
+    /// top, and what experts are copied through.
     pub fn total_bytes(&self, sessions: u64) -> u64 {
         let session = self.kv_bytes.saturating_add(self.workspace_bytes);
         self.weight_bytes.saturating_add(self.tokenizer_bytes).saturating_add(session.saturating_mul(sessions))
@@ -50,6 +53,7 @@ impl Model {
         load.check()?;
         let (description, tokenizer) = Model::inspect(directory, load)?;
         let placement = Placement::choose(load, &description)?;
+        let residency = placement.residency(&description)?;
         let config = &description.config;
         let default_dtype = KvDtype::of_weights(description.embedding_dtype);
         let kv_dtype = session.kv_dtype.unwrap_or(default_dtype);
@@ -57,12 +61,13 @@ impl Model {
         let geometry = KvGeometry::of(config, kv_dtype);
         let kv_bytes = KvGeometry::pages_for(session.context_size).saturating_mul(geometry.page_bytes());
         load.kv_account().take(kv_bytes)?;
-        let workspace_bytes = placement.workspace_bytes(config, &session)?;
+        let workspace_bytes = placement.workspace_bytes(&description, &session)?;
         let (weight_bytes, expert_bytes) = description.loaded_bytes;
         Ok(MemoryPlan {
             device_name: placement.device_name(&load.cpu)?,
             weight_bytes,
             expert_bytes,
+            residency,
             formats: description.formats,
             tokenizer_bytes: tokenizer.map_or(0, |tokenizer| tokenizer.bytes_in_use() as u64),
             context_size: session.context_size,

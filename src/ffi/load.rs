@@ -158,6 +158,13 @@ pub struct GemmoeLoadOptions {
     pub device: u32,
     /// Which GPU, below what gemmoe_device_count says; 0 unless device is GEMMOE_DEVICE_CUDA.
     pub device_index: u32,
+    /// On a GPU, most bytes of its memory that weights take; 0 is no limit. Experts that do not fit stay in host memory: for up
+    /// to 16 tokens at a time they are computed by `threads` on the CPU, for more, and with GEMMOE_LOAD_EXACT always, they are
+    /// copied to the GPU each time they are needed, through buffers that the limit counts. Keys, values and workspaces of
+    /// sessions are not counted: gemmoe_plan_memory tells them, and what goes where. Below the least that the model
+    /// takes, which the error names, INVALID_ARGUMENT, or with GEMMOE_DEVICE_AUTO the CPU. gemmoe_model_set_device_memory_limit
+    /// changes it later.
+    pub device_memory_limit: u64,
     /// A CUcontext of the host's for the model to use on a GPU instead of the device's primary context; NULL is that one.
     /// device must be GEMMOE_DEVICE_CUDA, and device_index that of the context's device, or 0. The host keeps the context,
     /// which is neither retained nor destroyed here, until the model and its sessions and batches are destroyed. Where it
@@ -177,7 +184,7 @@ pub struct GemmoeLoadOptions {
 // pointers that may be NULL.
 unsafe impl Versioned for GemmoeLoadOptions {
     const NAME: &'static str = "gemmoe_load_options";
-    const FIRST_SIZE: usize = 88 + 4 * size_of::<usize>();
+    const FIRST_SIZE: usize = 96 + 4 * size_of::<usize>();
 }
 
 /// How far a load has come. Initialise with GEMMOE_LOAD_PROGRESS_INIT.
@@ -304,8 +311,18 @@ impl GemmoeLoadOptions {
             head: format("head_format", self.head_format)?,
             embedding: format("embedding_format", self.embedding_format)?,
         };
-        let options =
-            LoadOptions { device, cuda_context, cpu, variants, exact, formats, follow_links, map, kv_limit_bytes };
+        let options = LoadOptions {
+            device,
+            cuda_context,
+            cpu,
+            variants,
+            exact,
+            formats,
+            follow_links,
+            map,
+            kv_limit_bytes,
+            device_memory_limit: self.device_memory_limit,
+        };
         options.check()?;
         Ok(options)
     }

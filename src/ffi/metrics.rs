@@ -35,6 +35,17 @@ pub struct GemmoeSessionMetrics {
     /// Steps by how long they took: entry i counts those of 2^i to 2^(i+1) microseconds, entry 0 also the shorter and entry
     /// 31 also the longer ones.
     pub step_times: [u64; 32],
+    /// What experts in host memory cost all sessions of a model on a GPU since it was loaded: experts that were computed on
+    /// the CPU, one for each expert of a layer that tokens of a batch were sent to;
+    pub model_host_expert_runs: u64,
+    /// microseconds that took;
+    pub model_host_expert_us: u64,
+    /// experts that were copied to the GPU, counted alike;
+    pub model_expert_copies: u64,
+    /// bytes that were;
+    pub model_expert_copy_bytes: u64,
+    /// microseconds that calls spent on laying copies out and waiting for room.
+    pub model_expert_copy_us: u64,
     /// Must not be relied on.
     pub reserved: [u64; 4],
 }
@@ -42,7 +53,7 @@ pub struct GemmoeSessionMetrics {
 // SAFETY: repr(C), begins with struct_size, two u32 then u64s leave no padding, plain numbers.
 unsafe impl Versioned for GemmoeSessionMetrics {
     const NAME: &'static str = "gemmoe_session_metrics";
-    const FIRST_SIZE: usize = 360;
+    const FIRST_SIZE: usize = 400;
 }
 
 const _: () = assert!(STEP_TIME_CLASSES == 32);
@@ -64,6 +75,7 @@ pub unsafe extern "C" fn gemmoe_session_get_metrics(
             let metrics = find(session)?.with(|session| {
                 let metrics = session.metrics();
                 let kv_bytes = session.kv_bytes();
+                let offload = session.model().offload_counts();
                 Ok(GemmoeSessionMetrics {
                     has_first_token: metrics.time_to_first_token.is_some() as u32,
                     time_to_first_token_us: metrics.time_to_first_token.map_or(0, |time| time.as_micros() as u64),
@@ -75,6 +87,11 @@ pub unsafe extern "C" fn gemmoe_session_get_metrics(
                     workspace_bytes: (session.bytes() - kv_bytes) as u64,
                     model_kv_bytes: session.model().kv_account().used() as u64,
                     step_times: metrics.step_times,
+                    model_host_expert_runs: offload.host_runs,
+                    model_host_expert_us: offload.host_time.as_micros() as u64,
+                    model_expert_copies: offload.copies,
+                    model_expert_copy_bytes: offload.copied_bytes,
+                    model_expert_copy_us: offload.copy_time.as_micros() as u64,
                     ..GemmoeSessionMetrics::zeroed()
                 })
             })?;

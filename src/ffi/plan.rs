@@ -36,6 +36,16 @@ pub struct GemmoeMemoryPlan {
     pub kv_bytes: u64,
     /// Bytes of workspace of one session: what gemmoe_session_get_info will say.
     pub workspace_bytes: u64,
+    /// Bytes of weights on the GPU, as gemmoe_residency has them; 0 on the CPU.
+    pub device_bytes: u64,
+    /// Bytes there that experts are copied through.
+    pub staging_bytes: u64,
+    /// Bytes of weights in host memory.
+    pub host_bytes: u64,
+    /// Experts on the GPU, those of all layers together.
+    pub device_experts: u64,
+    /// Experts in host memory.
+    pub host_experts: u64,
     /// Must not be relied on.
     pub reserved: [u64; 4],
 }
@@ -43,7 +53,7 @@ pub struct GemmoeMemoryPlan {
 // SAFETY: repr(C), begins with struct_size, four u32 then u64s leave no padding, plain numbers.
 unsafe impl Versioned for GemmoeMemoryPlan {
     const NAME: &'static str = "gemmoe_memory_plan";
-    const FIRST_SIZE: usize = 96;
+    const FIRST_SIZE: usize = 136;
 }
 
 /// Tells what gemmoe_model_load and gemmoe_session_create with these options would take, from the headers of the weight files
@@ -77,6 +87,11 @@ pub unsafe extern "C" fn gemmoe_plan_memory(
                 kv_bytes_per_token: plan.kv_bytes_per_token,
                 kv_bytes: plan.kv_bytes,
                 workspace_bytes: plan.workspace_bytes,
+                device_bytes: plan.residency.device_bytes,
+                staging_bytes: plan.residency.staging_bytes,
+                host_bytes: plan.residency.host_bytes,
+                device_experts: plan.residency.device_experts,
+                host_experts: plan.residency.host_experts,
                 ..GemmoeMemoryPlan::zeroed()
             };
             structs::write(plan_out, &plan, "plan_out")

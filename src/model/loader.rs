@@ -6,7 +6,9 @@ use safetensors::Dtype;
 use super::checkpoint::{Checkpoint, Tensor};
 use super::names::{self, Part};
 use super::progress::Progress;
-use super::weights::{Destination, ExpertWeights, LayerWeights, Matrix, Plan, dtype_of, find, not_finite_in};
+use super::weights::{
+    Destination, ExpertPart, ExpertPlace, ExpertWeights, LayerWeights, Matrix, Plan, dtype_of, find, not_finite_in,
+};
 use crate::error::{Error, Result, Status};
 use crate::memory::{ALIGNMENT, Buffer, Bytes, try_vec, try_with_capacity};
 use crate::parallel::share_out;
@@ -19,9 +21,9 @@ const CHUNK_BYTES: usize = 1 << 20;
 const MAX_STAGING_BYTES: usize = 128 << 20;
 
 /// Reads parts as a plan has them.
-pub(super) struct Loader<'a, M, V> {
+pub(super) struct Loader<'a, M, V, E> {
     /// Takes what was read.
-    pub destination: &'a mut dyn Destination<Matrix = M, Vector = V>,
+    pub destination: &'a mut dyn Destination<Matrix = M, Vector = V, Expert = E>,
     /// What is read.
     pub plan: &'a Plan,
     /// From where.
@@ -34,16 +36,21 @@ pub(super) struct Loader<'a, M, V> {
     pub progress: &'a Progress,
 }
 
-impl<M, V> Loader<'_, M, V> {
+impl<M, V, E> Loader<'_, M, V, E> {
     /// All parts of a layer.
-    pub fn layer(&mut self, parts: &names::LayerParts) -> Result<LayerWeights<M, V>> {
+    pub fn layer(&mut self, layer: usize, parts: &names::LayerParts) -> Result<LayerWeights<M, V, E>> {
         let mut experts = try_with_capacity("experts", parts.experts.len())?;
-        for expert in &parts.experts {
-            let [gate, up] = self.plan.gate_up_shapes(expert, self.checkpoint)?;
+        for (expert, parts) in parts.experts.iter().enumerate() {
+            let [gate, up] = self.plan.gate_up_shapes(parts, self.checkpoint)?;
+            let down = self.plan.shape(&parts.down, self.checkpoint)?;
+            let mut hand_over = |part: &Part, shape, which| {
+                let matrix = self.read(part, shape)?;
+                self.destination.expert(ExpertPlace { layer, expert, part: which }, matrix)
+            };
             experts.push(ExpertWeights {
-                gate: self.matrix_in(&expert.gate, gate)?,
-                up: self.matrix_in(&expert.up, up)?,
-                down: self.matrix(&expert.down)?,
+                gate: hand_over(&parts.gate, gate, ExpertPart::Gate)?,
+                up: hand_over(&parts.up, up, ExpertPart::Up)?,
+                down: hand_over(&parts.down, down, ExpertPart::Down)?,
             });
         }
         Ok(LayerWeights {
@@ -67,11 +74,7 @@ impl<M, V> Loader<'_, M, V> {
 
     /// A matrix in the format the plan has for it.
     pub fn matrix(&mut self, part: &Part) -> Result<M> {
-        self.matrix_in(part, self.plan.shape(part, self.checkpoint)?)
-    }
-
-    fn matrix_in(&mut self, part: &Part, shape: Shape) -> Result<M> {
-        let matrix = self.read(part, shape)?;
+        let matrix = self.read(part, self.plan.shape(part, self.checkpoint)?)?;
         self.destination.matrix(&part.tensor, matrix)
     }
 

@@ -22,8 +22,8 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Of lines and scales that are laid out.
-    pub(super) fn new(shape: Shape, lines: Bytes, scales: Bytes) -> Matrix {
+    /// Of lines and scales that are laid out; panics where they are not as long as the shape has them.
+    pub fn new(shape: Shape, lines: Bytes, scales: Bytes) -> Matrix {
         assert_eq!((lines.len(), scales.len()), (shape.line_bytes(), shape.scale_bytes()));
         Matrix { shape, lines, scales }
     }
@@ -73,6 +73,7 @@ impl Matrix {
 }
 
 /// One expert: `down( gelu(gate x) * (up x) )`. `gate` and `up` have one format: they are computed in one kernel.
+#[derive(Clone, Copy, Debug)]
 pub struct ExpertWeights<M = Matrix> {
     /// [intermediate_size, hidden_size]
     pub gate: M,
@@ -82,8 +83,30 @@ pub struct ExpertWeights<M = Matrix> {
     pub down: M,
 }
 
+/// Which of an expert's matrices one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertPart {
+    /// The first.
+    Gate,
+    /// Beside it.
+    Up,
+    /// The last.
+    Down,
+}
+
+/// Whose matrix one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertPlace {
+    /// Its layer.
+    pub layer: usize,
+    /// Its expert in the layer.
+    pub expert: usize,
+    /// Which of the expert's.
+    pub part: ExpertPart,
+}
+
 /// One layer.
-pub struct LayerWeights<M = Matrix, V = Buffer<f32>> {
+pub struct LayerWeights<M = Matrix, V = Buffer<f32>, E = M> {
     /// [hidden_size], without the 1 that Gemma's norm adds.
     pub input_norm: V,
     /// [query_size, hidden_size]
@@ -99,7 +122,7 @@ pub struct LayerWeights<M = Matrix, V = Buffer<f32>> {
     /// [num_local_experts, hidden_size], in f32; none in a dense model.
     pub router: Option<M>,
     /// num_local_experts of them.
-    pub experts: Vec<ExpertWeights<M>>,
+    pub experts: Vec<ExpertWeights<E>>,
 }
 
 impl LayerWeights {
@@ -111,11 +134,11 @@ impl LayerWeights {
 }
 
 /// All weights of a model.
-pub struct Weights<M = Matrix, V = Buffer<f32>> {
+pub struct Weights<M = Matrix, V = Buffer<f32>, E = M> {
     /// [vocab_size, hidden_size]
     pub embedding: M,
     /// num_hidden_layers of them.
-    pub layers: Vec<LayerWeights<M, V>>,
+    pub layers: Vec<LayerWeights<M, V, E>>,
     /// [hidden_size], without the 1 that Gemma's norm adds.
     pub final_norm: V,
     /// [vocab_size, hidden_size]; none where the embedding is the head.
@@ -130,9 +153,14 @@ pub trait Destination {
     type Matrix;
     /// What becomes of a norm's weights.
     type Vector;
+    /// What becomes of an expert's matrix.
+    type Expert;
 
-    /// Takes a matrix; `name` is its tensor's.
+    /// Takes a matrix that is no expert's; `name` is its tensor's.
     fn matrix(&mut self, name: &str, matrix: Matrix) -> Result<Self::Matrix>;
+
+    /// Takes an expert's matrix; those of an expert come after each other, gate, up, down.
+    fn expert(&mut self, place: ExpertPlace, matrix: Matrix) -> Result<Self::Expert>;
 
     /// Takes a norm's weights.
     fn vector(&mut self, name: &str, vector: Buffer<f32>) -> Result<Self::Vector>;
@@ -144,8 +172,13 @@ pub struct HostMemory;
 impl Destination for HostMemory {
     type Matrix = Matrix;
     type Vector = Buffer<f32>;
+    type Expert = Matrix;
 
     fn matrix(&mut self, _name: &str, matrix: Matrix) -> Result<Matrix> {
+        Ok(matrix)
+    }
+
+    fn expert(&mut self, _place: ExpertPlace, matrix: Matrix) -> Result<Matrix> {
         Ok(matrix)
     }
 
@@ -172,6 +205,8 @@ pub struct Description {
     pub embedding_dtype: Dtype,
     /// Bytes of everything once it is loaded, and of the experts among it: what [`Weights::bytes`] will say.
     pub loaded_bytes: (u64, u64),
+    /// `[layers, experts]`: what each expert's matrices will be.
+    pub expert_shapes: Vec<Vec<ExpertWeights<Shape>>>,
     /// Bytes among them of an embedding that is not the head as well: a pass reads only its tokens' rows of it.
     pub lookup_bytes: u64,
     /// What each part is held in once it is loaded; none where its matrices have several formats.
@@ -207,6 +242,7 @@ impl Description {
                 _ => dtype_of(&plan.embedding, checkpoint)?,
             },
             loaded_bytes: plan.loaded_bytes(checkpoint)?,
+            expert_shapes: plan.expert_shapes(checkpoint)?,
             lookup_bytes: match plan.head {
                 Some(_) => plan.shape(&plan.embedding, checkpoint)?.bytes() as u64,
                 None => 0,
@@ -250,12 +286,12 @@ impl Description {
     }
 }
 
-impl<M, V> Weights<M, V> {
+impl<M, V, E> Weights<M, V, E> {
     /// Reads every weight of a checkpoint, all of which its description has checked, in the formats it was made for, lays
     /// them out on `threads` threads and hands them over one by one. With `map`, matrices that are stored as they are held are
     /// mapped, not read.
     pub fn load_to(
-        destination: &mut dyn Destination<Matrix = M, Vector = V>,
+        destination: &mut dyn Destination<Matrix = M, Vector = V, Expert = E>,
         description: &Description,
         checkpoint: &Checkpoint,
         threads: usize,
@@ -266,8 +302,8 @@ impl<M, V> Weights<M, V> {
         progress.begin(plan.bytes);
         let mut loader = Loader { destination, plan, checkpoint, threads, map, progress };
         let mut layers = try_with_capacity("layers", plan.layers.len())?;
-        for parts in &plan.layers {
-            layers.push(loader.layer(parts)?);
+        for (layer, parts) in plan.layers.iter().enumerate() {
+            layers.push(loader.layer(layer, parts)?);
         }
         Ok(Weights {
             embedding: loader.matrix(&plan.embedding)?,
@@ -455,6 +491,15 @@ impl Plan {
         let shapes = [self.shape(&expert.gate, checkpoint)?, self.shape(&expert.up, checkpoint)?];
         let format = if shapes[0].format == shapes[1].format { shapes[0].format } else { Format::F32 };
         Ok(shapes.map(|shape| Shape { format, ..shape }))
+    }
+
+    /// As [`Description::expert_shapes`].
+    fn expert_shapes(&self, checkpoint: &Checkpoint) -> Result<Vec<Vec<ExpertWeights<Shape>>>> {
+        let of_expert = |expert: &names::ExpertParts| {
+            let [gate, up] = self.gate_up_shapes(expert, checkpoint)?;
+            Ok(ExpertWeights { gate, up, down: self.shape(&expert.down, checkpoint)? })
+        };
+        self.layers.iter().map(|layer| layer.experts.iter().map(of_expert).collect()).collect()
     }
 
     /// As [`Weights::bytes`] of what a `Loader` makes of these parts.

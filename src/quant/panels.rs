@@ -343,6 +343,18 @@ pub fn pair_halves(lines: &[u8], out: &mut [u8]) {
     }
 }
 
+/// Takes [`pair_halves`] back, in place.
+pub fn unpair_halves(lines: &mut [u8]) {
+    for line in lines.as_chunks_mut::<LINE_BYTES>().0 {
+        let paired = *line;
+        let (first, second) = line.split_at_mut(LINE_BYTES / 2);
+        let columns = first.as_chunks_mut::<2>().0.iter_mut().zip(second.as_chunks_mut::<2>().0);
+        for ([a, b, c, d], (first, second)) in paired.as_chunks::<WORD>().0.iter().zip(columns) {
+            (*first, *second) = ([*a, *b], [*c, *d]);
+        }
+    }
+}
+
 /// The byte of a panel's lines a whole number is in, the bits it is shifted by, and what is added to it.
 fn integer_place(format: Format, row: usize, column: usize) -> (usize, u32, i32) {
     match format {
@@ -494,6 +506,9 @@ mod tests {
         let (halves, brains) = (of(Format::F16, Dtype::F16, &halves), of(Format::Bf16, Dtype::BF16, &brains));
         let mut pairs = vec![0; halves.len()];
         pair_halves(&halves, &mut pairs);
+        let mut back = pairs.clone();
+        unpair_halves(&mut back);
+        assert_eq!(back, halves);
         let halves = pairs.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32());
         let brains = brains.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32());
         assert!(halves.eq(brains));

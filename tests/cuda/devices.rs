@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
-use gemmoe::backend::cuda::{planned_pass_bytes, planned_weight_bytes};
+use gemmoe::backend::cuda::{planned_pass_bytes, planned_residency};
 use gemmoe::backend::ops::PassLimits;
 use gemmoe::backend::{Backend, Device, devices};
 use gemmoe::{LoadOptions, Model, Progress, SessionOptions, Status};
@@ -106,7 +106,7 @@ fn what_is_planned_is_what_is_taken() {
         let (description, _) = Model::inspect(&path, &LoadOptions::default()).unwrap();
         let (all, experts) = description.loaded_bytes;
         assert_eq!(model.backend().weight_bytes(), (all as usize, experts as usize));
-        assert!(planned_weight_bytes(&description) >= all as usize);
+        assert!(planned_residency(&description, 0).unwrap().device_bytes >= all);
         for (max_tokens, max_sequences, max_context) in [(1, 1, 16), (40, 3, 700), (7, 9, 33)] {
             let limits = PassLimits { max_tokens, max_sequences, max_context, logit_rows: max_sequences + 2 };
             let pass = model.backend().new_pass(limits).unwrap();
@@ -156,7 +156,7 @@ fn a_free_choice_takes_the_device_with_most_room_and_the_processor_where_none_ha
     assert_eq!(on(&on_device()), gpu);
     // Room for the weights, not for a session.
     let (description, _) = Model::inspect(directory.path(), &free_choice).unwrap();
-    shim.total_memory(planned_weight_bytes(&description) + 4096);
+    shim.total_memory(planned_residency(&description, 0).unwrap().device_bytes as usize + 4096);
     assert_eq!(on(&free_choice), processor);
     shim.total_memory(1 << 40);
     shim.driver_version(11080);

@@ -3,24 +3,25 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use gemmoe::backend::cuda::planned_residency;
 use gemmoe::{LoadOptions, Model, Pooling, Progress, Result, Session, Status};
 
 use crate::common::{Directory, Random, load, load_options, session};
-use crate::on_device;
 use crate::shim::Shim;
+use crate::{on_device, on_tensor_cores};
 
 /// What a host does: load, a session, a prompt, an embedding in a fork, four tokens. All of it is freed at the end.
-fn life(directory: &Path) -> Result<Vec<u32>> {
-    let model = Model::load(directory, &on_device(), &Progress::default())?;
+fn life(directory: &Path, load: &LoadOptions, prompt: &[u32]) -> Result<Vec<u32>> {
+    let model = Model::load(directory, load, &Progress::default())?;
     let mut session = Session::new(Arc::clone(&model), &options())?;
-    session.prefill(&Random::new(1).tokens(5, 97))?;
+    session.prefill(prompt)?;
     let mut embedding = vec![0f32; model.config().hidden_size];
     session.fork()?.embed(&[1, 2, 3], Pooling::Mean, &mut embedding)?;
     (0..4).map(|_| session.step()).collect()
 }
 
 fn options() -> gemmoe::SessionOptions {
-    gemmoe::SessionOptions { context_size: 32, prefill_chunk: 8, ..Default::default() }
+    gemmoe::SessionOptions { context_size: 32, prefill_chunk: 20, ..Default::default() }
 }
 
 /// A code and the statuses it may become, in a call before and after the device is open.
@@ -47,19 +48,45 @@ fn whichever_driver_call_fails_it_is_an_error_and_everything_is_freed() {
     let Some(shim) = Shim::take() else { return };
     let directory = Directory::random(1).to_temporary();
     let processor = load(directory.path());
-    let expected = life(directory.path()).unwrap();
-    let calls = shim.calls();
+    fail_at_each_call(&shim, directory.path(), &on_device(), 5, stride());
+    // The processor knows nothing of it.
+    let mut session = session(&processor);
+    session.prefill(&Random::new(1).tokens(5, 97)).unwrap();
+    session.step().unwrap();
+}
+
+#[test]
+fn whichever_driver_call_fails_while_experts_are_in_host_memory_it_is_an_error_and_everything_is_freed() {
+    let Some(shim) = Shim::take() else { return };
+    let directory = Directory::random(1).to_temporary();
+    let error = planned_residency(&Model::inspect(directory.path(), &on_device()).unwrap().0, 1).unwrap_err();
+    let least = error.to_string().split("at least ").nth(1).unwrap().split(',').next().unwrap().parse::<u64>().unwrap();
+    // Two of eight experts are on the device. The others are computed on the processor, and copied.
+    let device_memory_limit = least + 3 * 7000;
+    let few = LoadOptions { device_memory_limit, ..on_tensor_cores() };
+    fail_at_each_call(&shim, directory.path(), &few, 5, 2 * stride() + 1);
+    let copied = LoadOptions { device_memory_limit, ..on_device() };
+    fail_at_each_call(&shim, directory.path(), &copied, 18, 3 * stride());
+}
+
+/// Lives through a prompt of so many tokens and four more, with each `stride`th call failing in turn.
+fn fail_at_each_call(shim: &Shim, directory: &Path, load: &LoadOptions, tokens: usize, stride: usize) {
+    let prompt = Random::new(1).tokens(tokens, 97);
+    let life = || life(directory, load, &prompt);
+    let before = shim.calls();
+    let expected = life().unwrap();
+    let calls = shim.calls() - before;
     let live = || (shim.live_allocations(), shim.live_objects());
     assert_eq!(live(), (0, 0));
     // Nobody needs to know of a call that frees, or of one that makes a graph, which stages make up for.
     let (mut failed, mut unharmed) = (0, 0);
     for (index, (code, statuses)) in CODES.into_iter().enumerate() {
         // A context that somebody else holds frees nothing by itself.
-        let other = (!is_fatal(code)).then(|| load_options(directory.path(), &on_device()));
+        let other = (!is_fatal(code)).then(|| load_options(directory, &on_device()));
         let before = live();
-        for nth in (1 + index as u64..=calls).step_by(stride()) {
+        for nth in (1 + index as u64..=calls).step_by(stride) {
             shim.fail(nth, code);
-            match life(directory.path()) {
+            match life() {
                 Ok(tokens) => {
                     assert_eq!(tokens, expected, "call {nth} of {calls} failed with {code}, unnoticed");
                     unharmed += 1;
@@ -80,10 +107,6 @@ fn whichever_driver_call_fails_it_is_an_error_and_everything_is_freed() {
     }
     println!("{calls} calls: {failed} failures were errors, {unharmed} did no harm");
     assert!(failed > 2 * unharmed, "{failed} failures were errors, {unharmed} did no harm");
-    // The processor knows nothing of it.
-    let mut session = session(&processor);
-    session.prefill(&Random::new(1).tokens(5, 97)).unwrap();
-    session.step().unwrap();
 }
 
 #[test]
@@ -149,7 +172,7 @@ fn a_model_that_does_not_fit_says_how_much_is_free() {
     let error = Model::load(directory.path(), &on_device(), &Progress::default()).err().unwrap();
     assert_eq!(error.status(), Status::DeviceOutOfMemory, "{error}");
     assert!(
-        error.to_string().contains("for the weights: ") && error.to_string().contains("of 20000 are free"),
+        error.to_string().contains("for the weights") && error.to_string().contains("of 20000 are free"),
         "{error}"
     );
     assert_eq!((shim.live_allocations(), shim.live_objects()), (0, 0));

@@ -180,8 +180,9 @@ fn a_cancel_is_heard_before_a_graph_is_recorded_or_launched() {
     let limits = PassLimits { max_tokens: 1, max_sequences: 1, max_context: 16, logit_rows: 1 };
     let mut pass = model.backend().new_pass(limits).unwrap();
     let mut pages = [Arc::new(model.backend().new_kv_page(KvDtype::F32).unwrap())];
-    let (tokens, targets, wants_logits, router) = (&[5][..], &[][..], true, None);
-    let mut sequences = [SequenceSlice { tokens, start: 0, pages: &mut pages, wants_logits, targets, router }];
+    let kept = model.backend().new_logits().unwrap();
+    let (tokens, targets, logits, router) = (&[5][..], &[][..], Some(kept.place()), None);
+    let mut sequences = [SequenceSlice { tokens, start: 0, pages: &mut pages, logits, targets, router }];
     let batch = &mut Batch { sequences: &mut sequences };
     let (none, wish) = (Cancel::default(), Cancel::default());
     wish.request();

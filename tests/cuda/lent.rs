@@ -181,8 +181,9 @@ fn nothing_is_recorded_on_a_lent_stream() {
     let limits = PassLimits { max_tokens: 1, max_sequences: 1, max_context: 16, logit_rows: 1 };
     let mut pass = model.backend().new_pass(limits).unwrap();
     let mut pages = [Arc::new(model.backend().new_kv_page(KvDtype::F32).unwrap())];
-    let (tokens, targets, wants_logits, router) = (&[5][..], &[][..], true, None);
-    let mut sequences = [SequenceSlice { tokens, start: 0, pages: &mut pages, wants_logits, targets, router }];
+    let kept = model.backend().new_logits().unwrap();
+    let (tokens, targets, logits, router) = (&[5][..], &[][..], Some(kept.place()), None);
+    let mut sequences = [SequenceSlice { tokens, start: 0, pages: &mut pages, logits, targets, router }];
     let (batch, cancel) = (&mut Batch { sequences: &mut sequences }, Cancel::default());
     let limit = Limit::none(&cancel);
     pass.begin(batch).unwrap();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use gemmoe::backend::Backend;
+use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::backend::cuda::{CudaBackend, CudaOptions};
 use gemmoe::backend::numerics::Variants;
 use gemmoe::backend::ops::{Batch, Cancel, Limit, NO_TARGET, PassLimits, SequenceSlice};
@@ -101,11 +102,13 @@ fn launches_with(shim: &Shim, directory: &Path, dependent_launch: bool) -> (u64,
     let description = Description::new(&config, &checkpoint, Formats::default()).unwrap();
     let options = CudaOptions {
         device: 0,
+        lent: None,
         variants: Variants::default(),
         exact: false,
         dependent_launch,
-        threads: 1,
+        cpu: CpuOptions::default(),
         map: false,
+        memory_limit: 0,
     };
     let backend = CudaBackend::load(&options, &description, &checkpoint, &Progress::default()).unwrap();
     let limits = PassLimits { max_tokens: 1, max_sequences: 1, max_context: 16, logit_rows: 1 };
@@ -115,7 +118,7 @@ fn launches_with(shim: &Shim, directory: &Path, dependent_launch: bool) -> (u64,
         tokens: &[1],
         start: 0,
         pages: &mut pages,
-        wants_logits: false,
+        logits: None,
         targets: &[NO_TARGET],
         router: None,
     }];

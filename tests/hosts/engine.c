@@ -203,6 +203,7 @@ static void plans(void) {
     gemmoe_session_options options = GEMMOE_SESSION_OPTIONS_INIT;
     gemmoe_memory_plan plan = GEMMOE_MEMORY_PLAN_INIT;
     gemmoe_model_info model_info = GEMMOE_MODEL_INFO_INIT;
+    gemmoe_residency residency = GEMMOE_RESIDENCY_INIT;
     gemmoe_session_info info = GEMMOE_SESSION_INFO_INIT;
     gemmoe_error *error = NULL;
     gemmoe_session *session = make_session(model, 128, CHUNK);
@@ -215,6 +216,12 @@ static void plans(void) {
     CHECK(plan.weight_bytes == model_info.weight_bytes && plan.expert_bytes == model_info.expert_bytes);
     CHECK(plan.kv_bytes_per_token == model_info.kv_bytes_per_token && plan.kv_dtype == info.kv_dtype);
     CHECK(plan.kv_bytes == info.kv_bytes && plan.workspace_bytes == info.workspace_bytes && plan.context_size == 128);
+    /* On the CPU all weights are in host memory, whatever the limit. */
+    SUCCEEDS(gemmoe_model_set_device_memory_limit(model, 1, &error));
+    SUCCEEDS(gemmoe_model_get_residency(model, &residency, &error));
+    CHECK(residency.host_bytes == plan.weight_bytes && residency.host_bytes == plan.host_bytes);
+    CHECK(residency.host_experts > 0 && residency.host_experts == plan.host_experts);
+    CHECK(residency.device_bytes == 0 && plan.device_bytes == 0 && residency.staging_bytes == 0);
     destroy(session);
 }
 

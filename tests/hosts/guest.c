@@ -57,6 +57,7 @@ static void use_everything(const char *good, const char *broken) {
 static int be_a_child(const char *directory, gemmoe_model *model, gemmoe_session *session, gemmoe_text_stream *stream,
                       gemmoe_load *load, gemmoe_error *old, gemmoe_batch *batch, gemmoe_grammar *grammar) {
     gemmoe_device_info device = GEMMOE_DEVICE_INFO_INIT;
+    gemmoe_residency residency = GEMMOE_RESIDENCY_INIT;
     gemmoe_session_info info = GEMMOE_SESSION_INFO_INIT;
     gemmoe_model_info model_info = GEMMOE_MODEL_INFO_INIT;
     gemmoe_load_progress progress = GEMMOE_LOAD_PROGRESS_INIT;
@@ -99,6 +100,8 @@ static int be_a_child(const char *directory, gemmoe_model *model, gemmoe_session
     IN_CHILD(gemmoe_load_cancel(load));
     IN_CHILD(gemmoe_load_wait(load, &new_model, NULL));
     IN_CHILD(gemmoe_model_get_info(model, &model_info, NULL));
+    IN_CHILD(gemmoe_model_get_residency(model, &residency, NULL));
+    IN_CHILD(gemmoe_model_set_device_memory_limit(model, 0, NULL));
     IN_CHILD(gemmoe_model_device(model, room, 8, &count, NULL));
     IN_CHILD(gemmoe_model_is_stop_token(model, 1, &token, NULL));
     IN_CHILD(gemmoe_tokenize(model, "a", 1, 0, &token, 1, &count, NULL));

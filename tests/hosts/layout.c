@@ -16,6 +16,7 @@ int main(void) {
     gemmoe_sampling sampling = GEMMOE_SAMPLING_INIT;
     gemmoe_budget budget = GEMMOE_BUDGET_INIT;
     gemmoe_memory_plan memory_plan = GEMMOE_MEMORY_PLAN_INIT;
+    gemmoe_residency residency = GEMMOE_RESIDENCY_INIT;
     gemmoe_route_arrays route_arrays = GEMMOE_ROUTE_ARRAYS_INIT;
     gemmoe_session_metrics session_metrics = GEMMOE_SESSION_METRICS_INIT;
     gemmoe_batch_options batch_options = GEMMOE_BATCH_OPTIONS_INIT;
@@ -32,6 +33,7 @@ int main(void) {
     CHECK(sampling.struct_size == sizeof sampling && sampling.top_p == 1.0f && sampling.reserved[3] == 0);
     CHECK(sampling.repetition_penalty == 1.0f && sampling.logit_bias_count == 0);
     CHECK(memory_plan.struct_size == sizeof memory_plan && memory_plan.reserved[3] == 0);
+    CHECK(residency.struct_size == sizeof residency && residency.reserved[3] == 0);
     CHECK(budget.struct_size == sizeof budget && budget.max_us == 0 && budget.reserved[1] == 0);
     CHECK(route_arrays.struct_size == sizeof route_arrays && route_arrays.weights == NULL);
     CHECK(session_metrics.struct_size == sizeof session_metrics && session_metrics.reserved[3] == 0);
@@ -64,6 +66,7 @@ int main(void) {
     FIELD(gemmoe_load_options, embedding_format);
     FIELD(gemmoe_load_options, device);
     FIELD(gemmoe_load_options, device_index);
+    FIELD(gemmoe_load_options, device_memory_limit);
     FIELD(gemmoe_load_options, cuda_context);
     FIELD(gemmoe_load_options, cuda_stream);
     FIELD(gemmoe_load_options, reserved);
@@ -96,6 +99,15 @@ int main(void) {
     FIELD(gemmoe_model_info, head_format);
     FIELD(gemmoe_model_info, embedding_format);
     FIELD(gemmoe_model_info, reserved);
+    STRUCT(gemmoe_residency);
+    FIELD(gemmoe_residency, struct_size);
+    FIELD(gemmoe_residency, reserved0);
+    FIELD(gemmoe_residency, device_bytes);
+    FIELD(gemmoe_residency, staging_bytes);
+    FIELD(gemmoe_residency, host_bytes);
+    FIELD(gemmoe_residency, device_experts);
+    FIELD(gemmoe_residency, host_experts);
+    FIELD(gemmoe_residency, reserved);
     STRUCT(gemmoe_message);
     FIELD(gemmoe_message, struct_size);
     FIELD(gemmoe_message, reserved0);
@@ -136,6 +148,11 @@ int main(void) {
     FIELD(gemmoe_memory_plan, kv_bytes_per_token);
     FIELD(gemmoe_memory_plan, kv_bytes);
     FIELD(gemmoe_memory_plan, workspace_bytes);
+    FIELD(gemmoe_memory_plan, device_bytes);
+    FIELD(gemmoe_memory_plan, staging_bytes);
+    FIELD(gemmoe_memory_plan, host_bytes);
+    FIELD(gemmoe_memory_plan, device_experts);
+    FIELD(gemmoe_memory_plan, host_experts);
     FIELD(gemmoe_memory_plan, reserved);
     STRUCT(gemmoe_budget);
     FIELD(gemmoe_budget, struct_size);
@@ -177,6 +194,11 @@ int main(void) {
     FIELD(gemmoe_session_metrics, workspace_bytes);
     FIELD(gemmoe_session_metrics, model_kv_bytes);
     FIELD(gemmoe_session_metrics, step_times);
+    FIELD(gemmoe_session_metrics, model_host_expert_runs);
+    FIELD(gemmoe_session_metrics, model_host_expert_us);
+    FIELD(gemmoe_session_metrics, model_expert_copies);
+    FIELD(gemmoe_session_metrics, model_expert_copy_bytes);
+    FIELD(gemmoe_session_metrics, model_expert_copy_us);
     FIELD(gemmoe_session_metrics, reserved);
     STRUCT(gemmoe_batch_options);
     FIELD(gemmoe_batch_options, struct_size);

@@ -55,6 +55,17 @@ static gemmoe_status model_get_info(void *handle, gemmoe_error **error) {
     memset(&info->struct_size, MARK, sizeof info->struct_size);
     return status;
 }
+static gemmoe_status model_get_residency(void *handle, gemmoe_error **error) {
+    gemmoe_residency *residency = (gemmoe_residency *)&out[0];
+    gemmoe_status status;
+    residency->struct_size = sizeof *residency;
+    status = gemmoe_model_get_residency((gemmoe_model *)handle, residency, error);
+    memset(&residency->struct_size, MARK, sizeof residency->struct_size);
+    return status;
+}
+static gemmoe_status model_set_device_memory_limit(void *handle, gemmoe_error **error) {
+    return gemmoe_model_set_device_memory_limit((gemmoe_model *)handle, 1, error);
+}
 static gemmoe_status model_device(void *handle, gemmoe_error **error) {
     return gemmoe_model_device((gemmoe_model *)handle, (char *)&out[0], sizeof out[0], &out[1].size, error);
 }
@@ -297,6 +308,8 @@ static const struct function {
     {"load_wait", LOAD, load_wait, REFUSES_NULL, WITH_ERROR},
     {"load_destroy", LOAD, load_destroy, IGNORES_NULL, SILENT},
     {"model_get_info", MODEL, model_get_info, REFUSES_NULL, WITH_ERROR},
+    {"model_get_residency", MODEL, model_get_residency, REFUSES_NULL, WITH_ERROR},
+    {"model_set_device_memory_limit", MODEL, model_set_device_memory_limit, REFUSES_NULL, WITH_ERROR},
     {"model_device", MODEL, model_device, REFUSES_NULL, WITH_ERROR},
     {"model_is_stop_token", MODEL, model_is_stop_token, REFUSES_NULL, WITH_ERROR},
     {"model_destroy", MODEL, model_destroy, IGNORES_NULL, SILENT},
@@ -423,6 +436,7 @@ static void null_arguments(void) {
     NULL_ARGUMENT(gemmoe_model_load(NULL, NULL, (gemmoe_model **)&out[0], &error));
     NULL_ARGUMENT(gemmoe_model_load(directory, NULL, NULL, &error));
     NULL_ARGUMENT(gemmoe_model_get_info(model, NULL, &error));
+    NULL_ARGUMENT(gemmoe_model_get_residency(model, NULL, &error));
     NULL_ARGUMENT(gemmoe_model_device(model, NULL, 8, &out[0].size, &error));
     NULL_ARGUMENT(gemmoe_model_device(model, (char *)&out[0], 512, NULL, &error));
     NULL_ARGUMENT(gemmoe_model_is_stop_token(model, 1, NULL, &error));
@@ -666,6 +680,7 @@ static union padded {
     gemmoe_session_options session;
     gemmoe_sampling sampling;
     gemmoe_model_info model_info;
+    gemmoe_residency residency;
     gemmoe_session_info session_info;
     gemmoe_load_progress progress;
     gemmoe_message message;
@@ -747,6 +762,9 @@ static gemmoe_status pass_message(gemmoe_error **error) {
 static gemmoe_status take_model_info(gemmoe_error **error) {
     return gemmoe_model_get_info((gemmoe_model *)live[MODEL], &padded.model_info, error);
 }
+static gemmoe_status take_residency(gemmoe_error **error) {
+    return gemmoe_model_get_residency((gemmoe_model *)live[MODEL], &padded.residency, error);
+}
 static gemmoe_status take_session_info(gemmoe_error **error) {
     return gemmoe_session_get_info((gemmoe_session *)live[SESSION], &padded.session_info, error);
 }
@@ -783,6 +801,7 @@ static void struct_sizes(void) {
         INPUT_WITH_GAP(pass_batch_options, gemmoe_batch_options),
         {pass_routes, sizeof(gemmoe_route_arrays), 1, 0, 0},
         OUTPUT(take_model_info, gemmoe_model_info),
+        OUTPUT(take_residency, gemmoe_residency),
         OUTPUT(take_session_info, gemmoe_session_info),
         OUTPUT(take_progress, gemmoe_load_progress),
         OUTPUT(take_plan, gemmoe_memory_plan),

@@ -5,6 +5,9 @@ pub mod pool;
 pub mod threads;
 
 mod attention_split;
+mod experts;
+#[cfg(feature = "cuda")]
+mod host_experts;
 mod jobs;
 mod pass;
 mod routing;
@@ -18,12 +21,19 @@ use crate::backend::logits::Logits;
 use crate::backend::numerics::{Numerics, Variants};
 use crate::backend::observer::Observer;
 use crate::backend::ops::{Backend, Pass, PassLimits};
+use crate::backend::residency::WeightResidency;
 use crate::error::Result;
 use crate::model::{Config, Weights};
 use kernels::{Instructions, Kernels};
 use pass::CpuPass;
 use pool::Pool;
 pub use threads::{ParallelFor, Priority, ThreadOptions};
+#[cfg(feature = "cuda")]
+pub(super) use {
+    experts::Slots,
+    host_experts::{HostExperts, HostWorkspace},
+    kernels::matmul::TokenRows,
+};
 
 /// What a host may choose about the CPU.
 #[derive(Clone, Copy, Debug, Default)]
@@ -95,6 +105,14 @@ impl Backend for CpuBackend {
 
     fn weight_bytes(&self) -> (usize, usize) {
         self.shared.weights.bytes()
+    }
+
+    fn residency(&self) -> WeightResidency {
+        WeightResidency {
+            host_bytes: self.shared.weights.bytes().0 as u64,
+            host_experts: self.shared.weights.layers.iter().map(|layer| layer.experts.len() as u64).sum(),
+            ..Default::default()
+        }
     }
 
     fn default_kv_dtype(&self) -> KvDtype {

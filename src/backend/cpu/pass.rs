@@ -7,8 +7,9 @@ use std::task::{Poll, ready};
 
 use super::Shared;
 use super::attention_split::AttentionSplit;
+use super::experts::{ExpertBuffers, ExpertJobs};
 use super::jobs::Jobs;
-use super::kernels::activations::{Activations, Packed, Place, Precision, TILE, tiles};
+use super::kernels::activations::{Activations, Place, Precision, TILE, tiles};
 use super::kernels::attention::QueryBlock;
 use super::kernels::math::{log_softmax_at, rms_norm, rotate};
 use super::kernels::matmul::{Output, TokenRows};
@@ -212,7 +213,7 @@ impl CpuPass {
 }
 
 /// The job of showing an observer, where there is one, what a product's input is.
-fn observe(
+pub(super) fn observe(
     jobs: &mut Jobs,
     limit: &Limit,
     observer: &Option<Arc<Observer>>,
@@ -226,24 +227,8 @@ fn observe(
     })
 }
 
-/// The same of each touched expert's slots.
-fn observe_slots(
-    jobs: &mut Jobs,
-    limit: &Limit,
-    observer: &Option<Arc<Observer>>,
-    routing: &Routing,
-    x: TokenRows,
-    input: &dyn Fn(usize) -> Input,
-) -> Poll<Result<()>> {
-    for expert in routing.touched() {
-        let expert = *expert as usize;
-        ready!(observe(jobs, limit, observer, input(expert), x.part(routing.slots_of(expert))))?;
-    }
-    Poll::Ready(Ok(()))
-}
-
 /// Splits a matrix's panels, and many tokens, into items of about ITEM_BYTES or ITEM_MULTIPLY_ADDS each, whichever is less.
-struct Split {
+pub(super) struct Split {
     panels: usize,
     panels_per_item: usize,
     tokens: usize,
@@ -252,7 +237,7 @@ struct Split {
 
 impl Split {
     /// For `matrices` matrices of one shape that are computed together.
-    fn new(shape: &Shape, matrices: usize, tokens: usize) -> Split {
+    pub fn new(shape: &Shape, matrices: usize, tokens: usize) -> Split {
         let bytes = ITEM_BYTES / (shape.panel_bytes() * matrices).max(1);
         let token_multiply_adds = (PANEL_ROWS * shape.columns * matrices).max(1);
         let multiply_adds = ITEM_MULTIPLY_ADDS / (token_multiply_adds * tokens.max(1));
@@ -271,12 +256,12 @@ impl Split {
         self.tokens.div_ceil(self.tokens_per_item)
     }
 
-    fn items(&self) -> usize {
+    pub fn items(&self) -> usize {
         self.panels.div_ceil(self.panels_per_item) * self.token_blocks()
     }
 
     /// An item's panels, and its tokens if there are `tokens` of them. Items of the same panels follow each other.
-    fn parts_of(&self, item: usize, tokens: usize) -> (Range<usize>, Range<usize>) {
+    pub fn parts_of(&self, item: usize, tokens: usize) -> (Range<usize>, Range<usize>) {
         let (panels, block) = (item / self.token_blocks(), item % self.token_blocks());
         let part = |index: usize, size: usize, all: usize| (index * size).min(all)..((index + 1) * size).min(all);
         (part(panels, self.panels_per_item, self.panels), part(block, self.tokens_per_item, tokens))
@@ -302,18 +287,6 @@ impl TokenSplit {
         item * self.per_item..((item + 1) * self.per_item).min(self.tokens)
     }
 }
-
-/// Slots that were packed, expert by expert.
-struct PackedSlots<'a> {
-    routing: &'a Routing,
-    packed: &'a Activations,
-    columns: usize,
-    /// What each expert's were packed as.
-    precision: &'a (dyn Fn(usize) -> Precision + Sync),
-}
-
-/// Multiplies panels of an expert's weights with some of its slots, the first of which is given last.
-type SlotKernel<'a> = dyn Fn(usize, Range<usize>, &Packed, usize) + Sync + 'a;
 
 /// A matrix and where its products go, `[tokens, rows]`.
 type Product<'a> = (&'a Matrix, &'a mut [f32]);
@@ -365,54 +338,6 @@ impl Shared {
             }))?;
         }
         Poll::Ready(Ok(()))
-    }
-
-    /// The job that packs the slots' rows of `x` for each touched expert, as `precision` says for it.
-    fn pack_slots(
-        &self,
-        jobs: &mut Jobs,
-        limit: &Limit,
-        packed: &mut Activations,
-        routing: &Routing,
-        x: TokenRows,
-        precision: &(dyn Fn(usize) -> Precision + Sync),
-    ) -> Poll<Result<()>> {
-        let experts = routing.touched();
-        let most_tiles = tiles(routing.most_slots());
-        let packing = packed.packing();
-        jobs.run(&self.pool, limit, experts.len() * most_tiles, &|item, _| {
-            let (expert, tile) = (experts[item / most_tiles] as usize, item % most_tiles);
-            let slots = routing.slots_of(expert);
-            let tokens = slots.start + tile * TILE..slots.end.min(slots.start + (tile + 1) * TILE);
-            if tokens.start < tokens.end {
-                let place = Place { precision: precision(expert), tokens: slots, columns: x.columns };
-                // SAFETY: items have tiles of their own, and the buffer outlives the job.
-                unsafe { self.kernels.pack(&packing, &place, tile, &x.part(tokens)) }
-            }
-        })
-    }
-
-    /// The job that multiplies each touched expert's slots with panels of its weights, item by item.
-    fn multiply_slots(
-        &self,
-        jobs: &mut Jobs,
-        limit: &Limit,
-        slots: &PackedSlots,
-        split: &Split,
-        multiply: &SlotKernel,
-    ) -> Poll<Result<()>> {
-        let experts = slots.routing.touched();
-        jobs.run(&self.pool, limit, experts.len() * split.items(), &|item, _| {
-            let expert = experts[item / split.items()] as usize;
-            let of_expert = slots.routing.slots_of(expert);
-            let (panels, tokens) = split.parts_of(item % split.items(), of_expert.len());
-            if tokens.start < tokens.end {
-                let first = of_expert.start + tokens.start;
-                let (precision, columns) = ((slots.precision)(expert), slots.columns);
-                let place = Place { precision, tokens: of_expert, columns };
-                multiply(expert, panels, &slots.packed.packed(&place).part(tokens), first);
-            }
-        })
     }
 
     /// The job `normed[token] = rms_norm(x[token])` for `tokens` tokens.
@@ -626,55 +551,22 @@ impl Pass for CpuPass {
     fn experts(&mut self, layer: usize, _batch: &Batch, limit: &Limit) -> Poll<Result<()>> {
         let shared = Arc::clone(&self.shared);
         let config = &shared.config;
-        let (hidden_size, intermediate_size) = (config.hidden_size, config.intermediate_size);
+        let hidden_size = config.hidden_size;
         let experts = &shared.weights.layers[layer].experts;
         let routing = &self.routing;
-        let slot_count = routing.slot_tokens().len();
-        let most_slots = routing.most_slots();
-        let jobs = &mut self.jobs;
-
-        // activated[slot] = gelu(gate x) * (up x), x being the normed input of the slot's token.
-        let precision = |expert: usize| shared.precision(&experts[expert].gate);
-        let x = TokenRows {
-            data: &self.normed,
-            columns: hidden_size,
-            index: Some(routing.slot_tokens()),
-            count: slot_count,
+        let run = ExpertJobs {
+            kernels: &shared.kernels,
+            pool: &shared.pool,
+            exact_gelu: shared.numerics.exact_gelu,
+            weights: &|expert| &experts[expert],
+            slots: routing.by_expert(),
+            layer,
+            observer: &self.observer,
         };
-        ready!(observe_slots(jobs, limit, &self.observer, routing, x, &|expert| Input::Expert(layer, expert)))?;
-        ready!(shared.pack_slots(jobs, limit, &mut self.packed, routing, x, &precision))?;
-        let split = Split::new(experts[0].gate.shape(), 2, most_slots);
-        let activated = Output::new(&mut self.activated, intermediate_size);
-        ready!(shared.multiply_slots(
-            jobs,
-            limit,
-            &PackedSlots { routing, packed: &self.packed, columns: hidden_size, precision: &precision },
-            &split,
-            &|expert, panels, x, first| {
-                let out = activated.skip_rows(first);
-                // SAFETY: items have different slots or different rows, and the buffer outlives the job.
-                unsafe { shared.kernels.geglu(&experts[expert], panels, x, shared.numerics.exact_gelu, &out) }
-            },
-        ))?;
-
-        // projected[slot] = down activated[slot]
-        let precision = |expert: usize| shared.precision(&experts[expert].down);
-        let x = TokenRows { data: &self.activated, columns: intermediate_size, index: None, count: slot_count };
-        ready!(observe_slots(jobs, limit, &self.observer, routing, x, &|expert| Input::Down(layer, expert)))?;
-        ready!(shared.pack_slots(jobs, limit, &mut self.packed, routing, x, &precision))?;
-        let split = Split::new(experts[0].down.shape(), 1, most_slots);
-        let projected = Output::new(&mut self.projected, hidden_size);
-        ready!(shared.multiply_slots(
-            jobs,
-            limit,
-            &PackedSlots { routing, packed: &self.packed, columns: intermediate_size, precision: &precision },
-            &split,
-            &|expert, panels, x, first| {
-                let out = projected.skip_rows(first);
-                // SAFETY: items have different slots or different rows, and the buffer outlives the job.
-                unsafe { shared.kernels.matmul(&experts[expert].down, panels, x, &out) }
-            },
-        ))?;
+        let rows = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: self.tokens };
+        let buffers =
+            ExpertBuffers { packed: &mut self.packed, activated: &mut self.activated, projected: &mut self.projected };
+        ready!(run.run(&mut self.jobs, limit, rows, buffers))?;
 
         // x += sum of weight * projected over the token's slots, in the order of the weights, rounded once.
         let projected = &self.projected;

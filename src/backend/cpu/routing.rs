@@ -1,5 +1,6 @@
 //! From router logits to experts: the top k of each token, and each expert's list of tokens.
 
+use super::experts::Slots;
 use super::kernels::math::softmax_f64;
 use crate::backend::ops::{NO_EXPERT, Routes, count_touched, every_expert};
 use crate::error::{Error, Result};
@@ -7,8 +8,8 @@ use crate::memory::Buffer;
 
 /// The choices of every token of a batch in every layer, and the current layer's tokens grouped by expert.
 ///
-/// A *slot* is one (token, choice) pair. Slots are numbered expert by expert, so that an expert's activations are
-/// consecutive rows and its weights are read once per batch.
+/// Slots ([`Slots`]) are numbered expert by expert, so that an expert's activations are consecutive rows and its weights are
+/// read once per batch.
 pub struct Routing {
     experts: usize,
     top_k: usize,
@@ -136,22 +137,17 @@ impl Routing {
     }
 
     /// Experts that have tokens in the current layer.
-    pub fn touched(&self) -> &[u32] {
+    fn touched(&self) -> &[u32] {
         &self.touched[..self.touched_count]
     }
 
-    /// The slots of an expert.
-    pub fn slots_of(&self, expert: usize) -> std::ops::Range<usize> {
-        self.starts[expert] as usize..self.starts[expert + 1] as usize
-    }
-
-    /// Slots of the expert that has most.
-    pub fn most_slots(&self) -> usize {
-        self.touched().iter().map(|expert| self.slots_of(*expert as usize).len()).max().unwrap_or(0)
+    /// The current layer's slots.
+    pub fn by_expert(&self) -> Slots<'_> {
+        Slots { touched: self.touched(), starts: &self.starts, tokens: self.slot_tokens() }
     }
 
     /// The token of each slot.
-    pub fn slot_tokens(&self) -> &[u32] {
+    fn slot_tokens(&self) -> &[u32] {
         &self.slot_tokens[..self.starts[self.experts] as usize]
     }
 
@@ -212,7 +208,7 @@ mod tests {
         routing.group(1, tokens);
         let mut seen = vec![0; tokens * top_k];
         for expert in routing.touched().to_vec() {
-            for slot in routing.slots_of(expert as usize) {
+            for slot in routing.by_expert().of(expert as usize) {
                 let token = routing.slot_tokens()[slot] as usize;
                 assert!(routing.routes(1, token).experts.contains(&expert));
                 seen[slot] += 1;
@@ -221,7 +217,7 @@ mod tests {
         assert!(seen.iter().all(|count| *count == 1));
         for token in 0..tokens {
             for ((slot, _), expert) in routing.combination(token).zip(routing.routes(1, token).experts) {
-                assert!(routing.slots_of(*expert as usize).contains(&slot));
+                assert!(routing.by_expert().of(*expert as usize).contains(&slot));
             }
         }
     }

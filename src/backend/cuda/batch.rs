@@ -397,7 +397,7 @@ mod tests {
                 tokens: &tokens[..count],
                 start,
                 pages,
-                wants_logits: false,
+                logits: None,
                 targets: &[],
                 router: None,
             })

@@ -203,6 +203,16 @@ impl PinnedBlock {
         unsafe { current.copy_to_device(to, self.start.as_ptr(), bytes) }
     }
 
+    /// The same of some of its bytes.
+    ///
+    /// # Safety
+    /// As `send`.
+    pub unsafe fn send_part(&self, current: &Current, part: Range<usize>, to: Address) -> Result<()> {
+        let bytes = &self.as_slice()[part];
+        // SAFETY: the caller's promise.
+        unsafe { current.copy_to_device(to, bytes.as_ptr(), bytes.len()) }
+    }
+
     /// Enqueues a copy from the device into the bytes from `offset` on. Panics where it has fewer.
     ///
     /// # Safety

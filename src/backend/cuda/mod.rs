@@ -1,43 +1,68 @@
 //! The CUDA backend: weights on an NVIDIA device, kernels of our own, and nothing but the driver to run them.
 //!
 //! `driver` finds it, `context` calls it, `device` is one device in use, perhaps by what the host lends (`lent`), `stream` its
-//! queues, `memory` what is allocated there; `kernels` loads the code of `images`, whose arguments are in `arguments`. On top of these stand
-//! `weights`, `page`, `logits`, and `pass` with its `workspace` and `batch`.
+//! queues, `memory` what is allocated there; `kernels` loads the code of `images`, whose arguments are in `arguments`. On top of
+//! these stand `weights`, `page`, `logits`, and `pass` with its `workspace` and `batch`. Under a limit of memory `residency` says
+//! which experts are on the device, `experts` has and moves them, `upload` copies, and `offload` is what a pass has for those in
+//! host memory.
 
 pub mod arguments;
 mod batch;
 mod context;
 mod device;
 mod driver;
+mod experts;
 mod images;
 mod kernels;
 mod lent;
 mod logits;
 mod memory;
+mod offload;
 mod page;
 mod pass;
+mod residency;
 mod stream;
+mod upload;
 mod weights;
 mod workspace;
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
+use crate::backend::cpu::CpuOptions;
 use crate::backend::device::LentContext;
 use crate::backend::kv::{KvDtype, KvGeometry, KvPage};
 use crate::backend::logits::Logits;
 use crate::backend::numerics::{Numerics, Variants};
 use crate::backend::observer::Observer;
 use crate::backend::ops::{Backend, Pass, PassLimits};
+use crate::backend::residency::{OffloadCounts, WeightResidency};
 use crate::error::{Error, Result, Status};
 use crate::model::{Checkpoint, Config, Description, Progress};
 use device::Device;
 pub use device::{devices, index_of};
+use experts::Experts;
 use kernels::Kernels;
 pub use logits::planned_bytes as planned_logit_bytes;
+use offload::{Counters, Offload};
 use pass::CudaPass;
+use residency::Residency;
 use weights::DeviceWeights;
-pub use weights::planned_bytes as planned_weight_bytes;
 pub use workspace::planned_bytes as planned_pass_bytes;
+
+/// Where the weights of a model would be under a limit in bytes; 0 is none. Fails with `InvalidArgument` where the limit is too
+/// small.
+pub fn planned_residency(description: &Description, memory_limit: u64) -> Result<WeightResidency> {
+    let sizes = weights::planned_sizes(description)?;
+    Ok(Residency::choose(&sizes, memory_limit)?.total(&sizes))
+}
+
+/// Bytes that a pass of these limits takes beside `planned_pass_bytes` where there are experts in host memory, all of the
+/// host's.
+pub fn planned_offload_bytes(config: &Config, limits: PassLimits, exact: bool) -> Result<usize> {
+    Offload::planned_bytes(config, &limits, exact)
+}
 
 /// What a backend on the device of this index calls it. Fails with `NoDevice`, and as drivers do.
 pub fn device_name(index: usize) -> Result<String> {
@@ -58,10 +83,12 @@ pub struct CudaOptions {
     /// On compute capability 9.0 kernels may be launched while the one before them runs, where the driver is for CUDA 12.3
     /// or newer. Results are the same; this is how to measure what it brings.
     pub dependent_launch: bool,
-    /// Threads of the processor that lay weights out.
-    pub threads: usize,
+    /// Threads of the processor that lay weights out, and compute experts in host memory.
+    pub cpu: CpuOptions,
     /// Map quantised matrices instead of reading them.
     pub map: bool,
+    /// Most bytes of weights on the device; 0 is no limit.
+    pub memory_limit: u64,
 }
 
 /// A model's weights on a device.
@@ -75,6 +102,9 @@ struct Shared {
     numerics: Numerics,
     kernels: Kernels,
     weights: DeviceWeights,
+    /// Borrowed while work on them is enqueued, and while they are moved.
+    experts: Mutex<Experts>,
+    counters: Counters,
     /// See `CudaOptions`.
     exact: bool,
     device: Arc<Device>,
@@ -88,7 +118,7 @@ impl CudaBackend {
         checkpoint: &Checkpoint,
         progress: &Progress,
     ) -> Result<CudaBackend> {
-        let CudaOptions { device, lent, variants, exact, dependent_launch, threads, map } = *options;
+        let CudaOptions { device, lent, variants, exact, dependent_launch, .. } = *options;
         let device = Device::open(device, lent)?;
         let config = description.config.clone();
         let numerics = Numerics::new(&config, description.embedding_dtype, variants)?;
@@ -96,21 +126,12 @@ impl CudaBackend {
         let mut hasher = numerics.fingerprint(&config);
         hasher.update(b"cuda");
         hasher.update(&[exact as u8]);
-        let weights = DeviceWeights::load(
-            &device,
-            description,
-            checkpoint,
-            (threads, map),
-            progress,
-            &numerics.rotary_frequencies,
-            hasher,
-        )?;
-        Ok(CudaBackend { shared: Arc::new(Shared { config, numerics, kernels, weights, exact, device }) })
-    }
-
-    /// Bytes of its weights on the device, with what lies between them.
-    pub fn device_bytes(&self) -> usize {
-        self.shared.weights.device_bytes()
+        let frequencies = &numerics.rotary_frequencies;
+        let (weights, experts) =
+            DeviceWeights::load(&device, description, checkpoint, options, progress, frequencies, hasher)?;
+        let (experts, counters) = (Mutex::new(experts), Counters::default());
+        let shared = Shared { config, numerics, kernels, weights, experts, counters, exact, device };
+        Ok(CudaBackend { shared: Arc::new(shared) })
     }
 }
 
@@ -144,6 +165,19 @@ impl Backend for CudaBackend {
         Err(Error::new(Status::InvalidArgument, text).at_key("device"))
     }
 
+    fn residency(&self) -> WeightResidency {
+        self.shared.experts.lock().residency()
+    }
+
+    fn set_device_memory_limit(&self, bytes: u64) -> Result<()> {
+        self.shared.experts.lock().set_limit(bytes)
+    }
+
+    fn offload_counts(&self) -> OffloadCounts {
+        self.shared.counters.read()
+    }
+
+    /// Where experts are does not count: in exact mode it changes no bit, and without, bits depend on the batch as well.
     fn fingerprint(&self) -> u64 {
         self.shared.weights.hash
     }

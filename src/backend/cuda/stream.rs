@@ -1,6 +1,7 @@
 //! Streams: queues of work, each in its order, side by side with the others.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::device::Device;
 use super::driver::StreamHandle;
@@ -10,10 +11,13 @@ use crate::error::Result;
 /// recording alone.
 ///
 /// Streams do not wait for each other. They need not: what one pass shares with another, or with the device's own stream, are
-/// weights and pages, and whoever enqueues work on them has waited for it before the call is over.
+/// weights and pages, and whoever enqueues work on them has waited for it before the call is over. Whoever moves weights
+/// meanwhile waits for all streams (`experts.rs`).
 pub struct Stream {
     device: Arc<Device>,
     handle: StreamHandle,
+    /// Whether it records what its pass does, so that nothing of it is in progress, and nobody may wait for it.
+    is_recording: AtomicBool,
 }
 
 // SAFETY: handles of the driver may be used from any thread.
@@ -25,7 +29,16 @@ impl Stream {
     /// One without work.
     pub fn new(device: &Arc<Device>) -> Result<Stream> {
         let handle = device.enter()?.create_stream()?;
-        Ok(Stream { device: Arc::clone(device), handle })
+        Ok(Stream { device: Arc::clone(device), handle, is_recording: AtomicBool::new(false) })
+    }
+
+    /// Called with the model's experts borrowed where it begins to record: whoever moves them looks at it.
+    pub fn set_recording(&self, is_recording: bool) {
+        self.is_recording.store(is_recording, Ordering::Release);
+    }
+
+    pub fn is_recording(&self) -> bool {
+        self.is_recording.load(Ordering::Acquire)
     }
 
     pub(super) fn handle(&self) -> StreamHandle {

@@ -29,6 +29,11 @@ const MAX_TILES: usize = 65_535;
 
 const WHAT: &str = "the workspace of a forward pass";
 
+/// Columns of a row of activations, with what fills them up.
+pub fn stride_of(columns: usize) -> usize {
+    columns.next_multiple_of(PADDING)
+}
+
 /// The address as kernels take it.
 pub fn at<T>(address: Address) -> *mut T {
     address as *mut T
@@ -49,6 +54,18 @@ pub struct ActivationBuffer {
 }
 
 impl ActivationBuffer {
+    /// The same without its first rows.
+    pub fn skip_rows(&self, rows: usize) -> ActivationBuffer {
+        let columns = (rows * self.stride) as Address;
+        ActivationBuffer {
+            numbers: self.numbers + columns * size_of::<f32>() as Address,
+            integers: self.integers + columns,
+            blocks: self.blocks + columns / BLOCK as Address * size_of::<BlockArguments>() as Address,
+            halves: self.halves + columns * size_of::<u16>() as Address,
+            stride: self.stride,
+        }
+    }
+
     /// For kernels: the row of each token from `index` on, or token i's row i where that is 0.
     pub fn arguments(&self, index: Address) -> ActivationArguments {
         ActivationArguments {
@@ -126,7 +143,7 @@ impl Parts {
         let slots = product(&[tokens, top_k])?;
         let (f32s, f64s) = (size_of::<f32>(), size_of::<f64>());
         let activations = |rows: usize, columns: usize, take: &mut dyn FnMut(usize) -> Result<Address>| {
-            let stride = columns.next_multiple_of(PADDING);
+            let stride = stride_of(columns);
             Ok::<_, Error>(ActivationBuffer {
                 numbers: take(product(&[rows, stride, f32s])?)?,
                 integers: take(product(&[rows, stride])?)?,

@@ -52,6 +52,7 @@ pub fn options(args: &ModelArgs) -> LoadOptions {
         follow_links: args.follow_links,
         map: args.map,
         exact: args.exact,
+        device_memory_limit: args.device_memory_limit,
         ..Default::default()
     }
 }

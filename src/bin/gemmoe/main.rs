@@ -80,6 +80,9 @@ struct ModelArgs {
     /// Where the model runs: cpu, cuda, cuda:N, or auto for a GPU where the model fits one.
     #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = devices::parse_device)]
     device: Device,
+    /// On a GPU, most memory that weights take there, as in 24GB; experts that do not fit stay in host memory. 0 is no limit.
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_size, default_value = "0", hide_default_value = true)]
+    device_memory_limit: u64,
     /// Threads; by default one per core.
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     threads: usize,

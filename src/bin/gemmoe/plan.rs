@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::devices::parse_device;
 use crate::formats::{parse_formats, parts, parts_json};
 use crate::session::kv_dtypes;
-use crate::units::{grouped, size};
+use crate::units::{grouped, parse_size, size};
 
 #[derive(clap::Args)]
 pub struct Plan {
@@ -32,6 +32,12 @@ pub struct Plan {
     /// Where the model would run: cpu, cuda, cuda:N, or auto for a GPU where the model fits one.
     #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = parse_device)]
     device: Device,
+    /// On a GPU, most memory that weights take there, as in 24GB; experts that do not fit stay in host memory. 0 is no limit.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "0", hide_default_value = true)]
+    device_memory_limit: u64,
+    /// On a GPU, the same bits whatever else is in a batch and however a prompt is cut, without tensor cores.
+    #[arg(long)]
+    exact: bool,
     /// Threads; by default one per core.
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     threads: usize,
@@ -54,6 +60,8 @@ impl Plan {
             cpu: CpuOptions { threads: self.threads.into(), ..Default::default() },
             formats: self.quantize.unwrap_or_default(),
             follow_links: self.follow_links,
+            exact: self.exact,
+            device_memory_limit: self.device_memory_limit,
             ..Default::default()
         };
         let session = SessionOptions {
@@ -79,6 +87,13 @@ impl Plan {
         let kv = plan.kv_dtype.name();
         println!("{:<16} {:>19}", "", "bytes");
         row("weights", plan.weight_bytes, format!("once; {} of them experts", grouped(plan.expert_bytes)));
+        let residency = &plan.residency;
+        if residency.device_bytes > 0 {
+            let experts = |count| format!("{} experts", grouped(count));
+            row("  on the device", residency.device_bytes, format!("of these, {}", experts(residency.device_experts)));
+            row("  in host memory", residency.host_bytes, experts(residency.host_experts));
+            row("  for copies", residency.staging_bytes, "on the device beside them".to_owned());
+        }
         row("tokenizer", plan.tokenizer_bytes, "once, about".to_owned());
         row("keys and values", plan.kv_bytes_per_token, format!("a token, in {kv}"));
         row("", plan.kv_bytes, format!("a session of {} tokens", grouped(plan.context_size as u64)));
@@ -105,6 +120,11 @@ impl Plan {
             "device": plan.device_name,
             "weight_bytes": plan.weight_bytes,
             "expert_bytes": plan.expert_bytes,
+            "device_bytes": plan.residency.device_bytes,
+            "staging_bytes": plan.residency.staging_bytes,
+            "host_bytes": plan.residency.host_bytes,
+            "device_experts": plan.residency.device_experts,
+            "host_experts": plan.residency.host_experts,
             "formats": parts_json(&plan.formats),
             "tokenizer_bytes": plan.tokenizer_bytes,
             "context_size": plan.context_size,

@@ -135,6 +135,7 @@ impl Quantize {
         ModelArgs {
             model: directory.to_owned(),
             device: Device::Cpu,
+            device_memory_limit: 0,
             threads: self.threads,
             instructions: None,
             pin: false,

@@ -1,12 +1,16 @@
 //! The router, and the experts it chooses.
 
+use std::sync::Arc;
+
 use super::CudaPass;
-use super::products::NO_MATRIX;
+use super::products::Wanted;
 use crate::backend::cuda::arguments::*;
 use crate::backend::cuda::context::Current;
 use crate::backend::cuda::driver::Address;
-use crate::backend::cuda::weights::DeviceMatrix;
+use crate::backend::cuda::experts::{ExpertGroup, ExpertTables};
+use crate::backend::cuda::weights::{DeviceMatrix, NO_MATRIX};
 use crate::backend::cuda::workspace::at;
+use crate::backend::ops::Limit;
 use crate::error::Result;
 use crate::quant::PANEL_ROWS;
 
@@ -28,7 +32,7 @@ impl CudaPass {
     pub(super) fn choose_experts(&self, current: &Current, layer: usize) -> Result<()> {
         let (parts, layout, shared) = (&self.workspace.parts, &self.workspace.layout, &self.shared);
         let (config, weights, tokens) = (&shared.config, &shared.weights.layers[layer], self.shape.tokens);
-        let wanted = self.wanted(weights.experts.iter().map(|expert| &expert.gate), tokens);
+        let wanted = self.wanted_for(weights.experts.iter().map(|expert| &expert.gate), tokens);
         self.norm(current, &weights.post_attention_norm, 0, tokens, wanted)?;
         let (chosen, chosen_weights) = self.routes_of(layer);
         let top_k = config.num_experts_per_tok as u32;
@@ -62,12 +66,55 @@ impl CudaPass {
         unsafe { shared.kernels.group.launch(current, [1, 1, 1], &arguments) }
     }
 
-    pub(super) fn run_experts(&self, current: &Current, layer: usize) -> Result<()> {
+    /// All of a layer's experts; whether some are left to `compute_on_host`, which then ends the layer.
+    pub(super) fn run_experts(&mut self, current: &Current, layer: usize, limit: &Limit) -> Result<bool> {
+        let shared = Arc::clone(&self.shared);
+        let mut experts = shared.experts.lock();
+        self.graphs.check_generation(experts.generation())?;
+        if !experts.has_host(layer) {
+            self.run_resident_experts(current, layer, experts.tables(current, layer)?)?;
+        } else if self.run_split_experts(current, layer, limit, experts)? {
+            return Ok(true);
+        }
+        self.combine(current, layer)?;
+        self.pace(current, limit)?;
+        Ok(false)
+    }
+
+    /// `projected` of the slots of the experts that are on the device.
+    pub(super) fn run_resident_experts(&self, current: &Current, layer: usize, tables: &ExpertTables) -> Result<()> {
+        self.gate_up(current, layer, tables, &tables.gate_up_groups)?;
+        let (parts, config) = (&self.workspace.parts, &self.shared.config);
+        let slot_count = parts.starts + (config.num_local_experts * size_of::<u32>()) as Address;
+        let slots = self.shape.tokens * config.num_experts_per_tok;
+        self.round(current, &parts.activated, slots, slot_count, self.wanted_of_down(layer))?;
+        self.down(current, layer, tables, &tables.down_groups)
+    }
+
+    /// The same of one that was copied there, whose slots are `count` from `first` on.
+    pub(super) fn run_copied_expert(
+        &self,
+        current: &Current,
+        layer: usize,
+        tables: &ExpertTables,
+        [gate_up, down]: [ExpertGroup; 2],
+        (first, count): (usize, usize),
+    ) -> Result<()> {
+        self.gate_up(current, layer, tables, &[gate_up])?;
+        let activated = self.workspace.parts.activated.skip_rows(first);
+        self.round(current, &activated, count, 0, self.wanted_of_down(layer))?;
+        self.down(current, layer, tables, &[down])
+    }
+
+    fn wanted_of_down(&self, layer: usize) -> Wanted {
+        let experts = &self.shared.weights.layers[layer].experts;
+        self.wanted_for(experts.iter().map(|expert| &expert.down), self.shape.tokens)
+    }
+
+    /// activated[slot] = gelu(gate x) * (up x), x being the normed input of the slot's token.
+    fn gate_up(&self, current: &Current, layer: usize, tables: &ExpertTables, groups: &[ExpertGroup]) -> Result<()> {
         let (parts, shared) = (&self.workspace.parts, &self.shared);
-        let (config, tokens) = (&shared.config, self.shape.tokens);
-        let (weights, tables) = (&shared.weights.layers[layer], &shared.weights.expert_tables[layer]);
-        // activated[slot] = gelu(gate x) * (up x), x being the normed input of the slot's token.
-        let gate_up = ExpertArguments {
+        let arguments = ExpertArguments {
             weights: at(tables.gate),
             up: at(tables.up),
             selected: std::ptr::null(),
@@ -77,26 +124,33 @@ impl CudaPass {
             out_stride: parts.activated.stride as u32,
             exact_gelu: shared.numerics.exact_gelu as u32,
         };
-        let panels = config.intermediate_size.div_ceil(PANEL_ROWS);
-        let wanted = self.wanted(weights.experts.iter().map(|expert| &expert.gate), tokens);
-        self.multiply_slots(current, &shared.kernels.gate_up, &tables.gate_up_groups, (panels, wanted), gate_up)?;
+        let panels = shared.config.intermediate_size.div_ceil(PANEL_ROWS);
+        let experts = &shared.weights.layers[layer].experts;
+        let wanted = self.wanted_for(experts.iter().map(|expert| &expert.gate), self.shape.tokens);
+        self.multiply_slots(current, &shared.kernels.gate_up, groups, (panels, wanted), arguments)
+    }
 
-        // projected[slot] = down activated[slot]
-        let wanted = self.wanted(weights.experts.iter().map(|expert| &expert.down), tokens);
-        let slot_count = parts.starts + (config.num_local_experts * size_of::<u32>()) as Address;
-        self.round(current, &parts.activated, tokens * config.num_experts_per_tok, slot_count, wanted)?;
-        let down = ExpertArguments {
+    /// projected[slot] = down activated[slot]
+    fn down(&self, current: &Current, layer: usize, tables: &ExpertTables, groups: &[ExpertGroup]) -> Result<()> {
+        let (parts, shared) = (&self.workspace.parts, &self.shared);
+        let arguments = ExpertArguments {
             weights: at(tables.down),
             up: std::ptr::null(),
+            selected: std::ptr::null(),
             x: parts.activated.arguments(0),
+            starts: at(parts.starts),
             out: at(parts.projected),
-            out_stride: config.hidden_size as u32,
-            ..gate_up
+            out_stride: shared.config.hidden_size as u32,
+            exact_gelu: shared.numerics.exact_gelu as u32,
         };
-        let panels = config.hidden_size.div_ceil(PANEL_ROWS);
-        self.multiply_slots(current, &shared.kernels.down, &tables.down_groups, (panels, wanted), down)?;
+        let panels = shared.config.hidden_size.div_ceil(PANEL_ROWS);
+        let wanted = self.wanted_of_down(layer);
+        self.multiply_slots(current, &shared.kernels.down, groups, (panels, wanted), arguments)
+    }
 
-        // x += sum of weight * projected over the token's slots, in the order of the weights, rounded once.
+    /// x += sum of weight * projected over the token's slots, in the order of the weights, rounded once.
+    pub(super) fn combine(&self, current: &Current, layer: usize) -> Result<()> {
+        let (parts, config) = (&self.workspace.parts, &self.shared.config);
         let arguments = CombineArguments {
             projected: at(parts.projected),
             slots: at(parts.slots),
@@ -107,6 +161,6 @@ impl CudaPass {
             top_k: config.num_experts_per_tok as u32,
         };
         // SAFETY: as in `norm`.
-        unsafe { shared.kernels.combine.launch(current, [tokens, 1, 1], &arguments) }
+        unsafe { self.shared.kernels.combine.launch(current, [self.shape.tokens, 1, 1], &arguments) }
     }
 }

@@ -14,7 +14,7 @@ use crate::backend::cuda::device::Device;
 use crate::backend::cuda::driver::GraphExec;
 use crate::backend::cuda::workspace::SPLIT_TOKENS;
 use crate::backend::ops::{Batch, Limit};
-use crate::error::{Result, Status};
+use crate::error::{Error, Result, Status};
 use crate::memory::try_with_capacity;
 
 /// Graphs that a pass keeps: one for each number of sessions that draw together.
@@ -26,11 +26,13 @@ struct Key {
     tokens: usize,
     /// Rows of logits.
     wanted: usize,
+    /// Of the experts.
+    generation: u64,
 }
 
 impl Key {
-    fn of(shape: &BatchShape) -> Key {
-        Key { tokens: shape.tokens, wanted: shape.wanted }
+    fn of(shape: &BatchShape, generation: u64) -> Key {
+        Key { tokens: shape.tokens, wanted: shape.wanted, generation }
     }
 }
 
@@ -57,8 +59,9 @@ pub(super) struct Graphs {
     kept: Vec<(Key, Graph)>,
     /// Where the next one goes, once there are MAX_GRAPHS.
     oldest: usize,
-    /// Whether work is written down instead of done.
+    /// Whether work is written down instead of done, and of which generation of the experts.
     is_recording: bool,
+    generation: u64,
     /// Whether making one has failed: then it is not tried again.
     are_given_up: bool,
 }
@@ -66,11 +69,19 @@ pub(super) struct Graphs {
 impl Graphs {
     pub(super) fn new() -> Result<Graphs> {
         let kept = try_with_capacity("the graphs of a pass", MAX_GRAPHS)?;
-        Ok(Graphs { kept, oldest: 0, is_recording: false, are_given_up: false })
+        Ok(Graphs { kept, oldest: 0, is_recording: false, generation: 0, are_given_up: false })
     }
 
     pub(super) fn is_recording(&self) -> bool {
         self.is_recording
+    }
+
+    /// Fails where experts have moved since the recording began.
+    pub(super) fn check_generation(&self, generation: u64) -> Result<()> {
+        match self.is_recording && generation != self.generation {
+            true => Err(Error::new(Status::Internal, "experts moved while a graph of them was recorded")),
+            false => Ok(()),
+        }
     }
 
     fn find(&self, key: Key) -> Option<&Graph> {
@@ -97,21 +108,37 @@ impl CudaPass {
 
     /// See `Pass::begin_recording`.
     pub(super) fn start_recording(&mut self, limit: &Limit) -> Result<bool> {
-        let is_known = self.graphs.find(Key::of(&self.shape)).is_some();
-        if is_known || self.graphs.are_given_up || limit.is_reached() || !self.can_be_captured(limit) {
+        if self.graphs.are_given_up || limit.is_reached() || !self.can_be_captured(limit) {
             return Ok(false);
         }
+        {
+            let experts = self.shared.experts.lock();
+            let generation = experts.generation();
+            let is_known = self.graphs.find(Key::of(&self.shape, generation)).is_some();
+            if is_known || !experts.are_all_on_device() {
+                return Ok(false);
+            }
+            self.graphs.generation = generation;
+            self.stream.set_recording(true);
+        }
         let begun = self.shared.device.enter_to_record(&self.stream).and_then(|current| current.begin_capture());
-        self.graphs.is_recording = self.unless_lost(begun)?.is_some();
-        Ok(self.graphs.is_recording)
+        self.graphs.is_recording = begun.is_ok();
+        self.stream.set_recording(begun.is_ok());
+        Ok(self.unless_lost(begun)?.is_some())
     }
 
     /// See `Pass::end_recording`.
     pub(super) fn finish_recording(&mut self, recorded: Result<()>) -> Result<()> {
         let made = recorded.and_then(|()| self.recorded_graph());
         self.stop_recording();
-        if let Some(graph) = self.unless_lost(made)? {
-            self.graphs.keep(Key::of(&self.shape), graph);
+        let generation = self.graphs.generation;
+        let have_moved = self.shared.experts.lock().generation() != generation;
+        let were_given_up = self.graphs.are_given_up;
+        match self.unless_lost(made)? {
+            // The next step records anew.
+            _ if have_moved => self.graphs.are_given_up = were_given_up,
+            Some(graph) => self.graphs.keep(Key::of(&self.shape, generation), graph),
+            None => {}
         }
         Ok(())
     }
@@ -120,7 +147,9 @@ impl CudaPass {
         let device = &self.shared.device;
         let current = device.enter_to_record(&self.stream)?;
         self.graphs.is_recording = false;
-        let recorded = current.end_capture()?;
+        let recorded = current.end_capture();
+        self.stream.set_recording(false);
+        let recorded = recorded?;
         // SAFETY: the graph is this context's.
         let executable = unsafe { current.instantiate(recorded) };
         // SAFETY: as above; nobody else has it.
@@ -137,6 +166,7 @@ impl CudaPass {
             // SAFETY: a graph of this context's, which nobody else has.
             unsafe { current.destroy_graph(recorded) };
         }
+        self.stream.set_recording(false);
     }
 
     /// A failure to make or launch a graph is none of the batch's, which goes on by stages, as all later ones of new shapes do;
@@ -158,16 +188,20 @@ impl CudaPass {
 
     /// See `Pass::replay`.
     pub(super) fn launch_graph(&mut self, batch: &mut Batch, limit: &Limit) -> Result<bool> {
-        let key = Key::of(&self.shape);
-        let Some(executable) = self.graphs.find(key).map(|graph| graph.executable) else { return Ok(false) };
         if limit.is_reached() || !self.can_be_captured(limit) {
             return Ok(false);
         }
+        let shared = Arc::clone(&self.shared);
+        // Nobody moves them before the launch.
+        let experts = shared.experts.lock();
+        let key = Key::of(&self.shape, experts.generation());
+        let Some(executable) = self.graphs.find(key).map(|graph| graph.executable) else { return Ok(false) };
         self.stage(|pass, current| {
             check_pages_are_own(batch)?;
-            // SAFETY: recorded on this pass's buffers, of the model's weights, and of pages that the batch has; the wait below, or
-            // that of `stage`, is for all of it.
+            // SAFETY: recorded on this pass's buffers, of the model's weights, where they still are, and of pages that the batch
+            // has; the wait below, or that of `stage`, is for all of it.
             let launched = unsafe { current.launch_graph(executable) };
+            drop(experts);
             if pass.unless_lost(launched)?.is_none() {
                 pass.graphs.kept.retain(|(its, _)| *its != key);
                 return Ok(false);

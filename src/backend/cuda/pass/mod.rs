@@ -9,6 +9,7 @@ mod attention;
 mod experts;
 mod graph;
 mod head;
+mod offload;
 mod products;
 
 use std::cell::OnceCell;
@@ -23,6 +24,7 @@ use super::driver::Address;
 use super::kernels::kind_of;
 use super::logits::read_results;
 use super::memory::Mark;
+use super::offload::Offload;
 use super::stream::Stream;
 use super::workspace::{Workspace, at};
 use crate::backend::logits::PassLogits;
@@ -53,13 +55,22 @@ pub struct CudaPass {
     /// Work of earlier batches, to be launched again.
     graphs: Graphs,
     /// All its work is enqueued here, so that passes do not wait for each other.
-    stream: Stream,
+    stream: Arc<Stream>,
+    /// For experts in host memory; none where there were none so far.
+    offload: Option<Offload>,
 }
 
 impl CudaPass {
     pub fn new(shared: Arc<Shared>, limits: PassLimits) -> Result<Self> {
         let workspace = Workspace::new(&shared.device, &shared.config, &limits)?;
         let mark = || Mark::new(&shared.device);
+        let stream = Arc::new(Stream::new(&shared.device)?);
+        let needs_host = {
+            let mut experts = shared.experts.lock();
+            experts.attach(&stream)?;
+            experts.needs_host()
+        };
+        let offload = needs_host.then(|| Offload::new(&shared.device, &shared.config, &limits, shared.exact));
         Ok(CudaPass {
             workspace,
             shape: BatchShape::new(&shared.config, &limits, shared.exact)?,
@@ -69,7 +80,8 @@ impl CudaPass {
             in_progress: false,
             hidden: OnceCell::new(),
             graphs: Graphs::new()?,
-            stream: Stream::new(&shared.device)?,
+            stream,
+            offload: offload.transpose()?,
             limits,
             shared,
         })
@@ -197,10 +209,8 @@ impl Pass for CudaPass {
     }
 
     fn experts(&mut self, layer: usize, _batch: &Batch, limit: &Limit) -> Poll<Result<()>> {
-        Poll::Ready(self.stage(|pass, current| {
-            pass.run_experts(current, layer)?;
-            pass.pace(current, limit)
-        }))
+        let left = self.stage(|pass, current| pass.run_experts(current, layer, limit));
+        Poll::Ready(left.and_then(|left| if left { self.compute_on_host(layer, limit) } else { Ok(()) }))
     }
 
     fn head(&mut self, _batch: &Batch, limit: &Limit) -> Poll<Result<()>> {
@@ -278,7 +288,7 @@ impl Pass for CudaPass {
     }
 
     fn bytes(&self) -> usize {
-        self.workspace.bytes()
+        self.workspace.bytes() + self.offload.as_ref().map_or(0, Offload::bytes)
     }
 }
 

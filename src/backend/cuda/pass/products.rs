@@ -4,27 +4,18 @@ use super::CudaPass;
 use crate::backend::cuda::arguments::*;
 use crate::backend::cuda::context::Current;
 use crate::backend::cuda::driver::Address;
+use crate::backend::cuda::experts::ExpertGroup;
 use crate::backend::cuda::kernels::{
     NARROW_PANELS, NARROW_TOKENS, Products, TENSOR_PANELS, TENSOR_TOKENS, WIDTHS, fewest_on_tensor_cores, kind_of,
     width_of,
 };
-use crate::backend::cuda::weights::{DeviceMatrix, DeviceVector, ExpertGroup};
+use crate::backend::cuda::weights::{DeviceMatrix, DeviceVector, NO_MATRIX};
 use crate::backend::cuda::workspace::{ActivationBuffer, at};
 use crate::error::{Error, Result, Status};
-use crate::quant::Format;
+use crate::quant::{Format, Shape};
 
 /// Columns of a block of `round_activations`.
 const ROUND_COLUMNS: usize = 256;
-
-/// No matrix: where a kernel takes fewer.
-pub(super) const NO_MATRIX: MatrixArguments = MatrixArguments {
-    lines: std::ptr::null(),
-    scales: std::ptr::null(),
-    rows: 0,
-    columns: 0,
-    group_shift: 0,
-    half_scales: 0,
-};
 
 /// What the activations of a stage are wanted in beside f32, for the weights they meet there.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -95,8 +86,13 @@ pub(super) type Product<'a> = (&'a DeviceMatrix, Address, usize);
 impl CudaPass {
     /// What a stage of so many tokens with these weights wants of their activations.
     pub(super) fn wanted<'a>(&self, weights: impl Iterator<Item = &'a DeviceMatrix> + Clone, tokens: usize) -> Wanted {
+        self.wanted_for(weights.map(DeviceMatrix::shape), tokens)
+    }
+
+    /// The same of shapes alone.
+    pub(super) fn wanted_for<'a>(&self, weights: impl Iterator<Item = &'a Shape> + Clone, tokens: usize) -> Wanted {
         let on_tensor_cores = if self.shared.exact { 0 } else { tokens };
-        Wanted::new(weights.map(|matrix| matrix.shape().format), on_tensor_cores)
+        Wanted::new(weights.map(|shape| shape.format), on_tensor_cores)
     }
 
     /// `normed[row] = rms_norm(x[index[row]])`, in f32 and what else is wanted.
