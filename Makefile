@@ -9,7 +9,8 @@ LIB := target/release
 DEMO := examples/demo-model
 SYSTEM_LIBS := -lpthread -ldl -lm
 
-.PHONY: help lib cli demo game test bench bench-peers frames batching cancel busy header kernels kernels-check check clean
+.PHONY: help lib cli demo game test bench bench-peers frames batching cancel busy gpu-test gpu-bench header kernels kernels-check
+.PHONY: check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +62,12 @@ cancel: ## how long a cancel takes
 
 busy: ## what is left of decode when each processor has another busy process
 	$(CARGO) bench --locked --bench busy
+
+gpu-test: ## target/gpu-test.tar.gz: the CUDA tests, to run on a machine that has a GPU and nothing but the driver
+	CARGO="$(CARGO)" $(PYTHON) tools/gpu/bundle.py test
+
+gpu-bench: ## target/gpu-bench.tar.gz: speed on a GPU beside its roofs, for a machine with nothing but the driver
+	CARGO="$(CARGO)" $(PYTHON) tools/gpu/bundle.py bench
 
 header: ## write include/gemmoe.h anew from src/ffi
 	GEMMOE_WRITE_HEADER=1 $(CARGO) test --locked --test header

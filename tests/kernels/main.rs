@@ -1,14 +1,18 @@
-//! Each CUDA kernel against a reference written here, in f64 where it can be: on the CPU, under the shim. Inputs differ
-//! from run to run; a failing test prints its seed, which GEMMOE_SEED takes.
+//! Each CUDA kernel against a reference written here, in f64 where it can be: on the CPU, under the shim, or on a GPU
+//! (`common/driver.rs`). Inputs differ from run to run; a failing test prints its seed, which GEMMOE_SEED takes.
 
 #[path = "../../src/backend/cuda/arguments.rs"]
 mod arguments;
 mod attention;
 mod device;
+#[path = "../common/driver.rs"]
+mod driver;
 mod experts;
 mod products;
 #[path = "../common/random.rs"]
 mod random;
+#[path = "../common/root.rs"]
+mod root;
 mod rotate;
 mod routing;
 mod rows;
