@@ -39,6 +39,9 @@ fn the_kernels_are_given_what_rust_hands_over() {
         "ExpertArguments",
         "CombineArguments",
         "LogSoftmaxArguments",
+        "FillArguments",
+        "ReadArguments",
+        "MmaRateArguments",
     ];
     check_or_write(
         "kernels/arguments.h",

@@ -4,6 +4,7 @@
 #[path = "../../src/backend/cuda/arguments.rs"]
 mod arguments;
 mod attention;
+mod bench;
 mod device;
 #[path = "../common/driver.rs"]
 mod driver;
@@ -35,7 +36,7 @@ enum Effort {
 
 type Kernel = fn(&Device, &mut Random, Effort);
 
-const CHECKS: [(&str, Kernel); 17] = [
+const CHECKS: [(&str, Kernel); 20] = [
     ("embed", rows::check_embed),
     ("norm", rows::check_norm),
     ("round_activations", rows::check_round),
@@ -53,6 +54,9 @@ const CHECKS: [(&str, Kernel); 17] = [
     ("attention, special numbers", attention::check_special_numbers),
     ("route", routing::check_route),
     ("group", routing::check_group),
+    ("fill", bench::check_fill),
+    ("read", bench::check_read),
+    ("mma_rate", bench::check_mma_rate),
 ];
 
 fn run(name: &str) {
@@ -157,6 +161,21 @@ fn slots_are_grouped_by_expert_in_rising_order() {
 }
 
 #[test]
+fn weights_out_of_nothing_have_the_mean_and_the_spread_they_should() {
+    run("fill");
+}
+
+#[test]
+fn every_byte_is_read_once_where_bandwidth_is_measured() {
+    run("read");
+}
+
+#[test]
+fn as_many_products_are_made_as_rates_are_counted_by() {
+    run("mma_rate");
+}
+
+#[test]
 fn nothing_depends_on_the_order_of_lanes_warps_and_blocks() {
     let Some(device) = Device::take() else { return };
     let seed = fresh().bits();
@@ -200,7 +219,7 @@ fn the_committed_ptx_has_every_kernel_of_the_sources() {
     for name in ["embed", "norm", "round_activations", "rotate_and_store", "attention", "attention_merge", "route"] {
         assert!(device.has(name), "{name}");
     }
-    for name in ["group", "combine", "log_softmax_at"] {
+    for name in ["group", "combine", "log_softmax_at", "fill", "read", "mma_rate_bf16", "mma_rate_int8"] {
         assert!(device.has(name), "{name}");
     }
     for format in tensors::Format::ALL {

@@ -24,6 +24,9 @@ MOVES = {
     "down_tensor": ("down of each touched expert once per 64 of its slots, activations per 128 rows", "once"),
     "combine": ("4 a slot and column, 8 a column of x", "the same"),
     "log_softmax_at": ("4 a logit twice", "4 a logit"),
+    "fill": ("4 written a word (of the bench, not in the library)", "the same"),
+    "read": ("the bytes it is told (of the bench)", "the same"),
+    "mma_rate": ("nothing (of the bench)", "nothing"),
 }
 
 HEAD = """# Kernels
