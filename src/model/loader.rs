@@ -60,6 +60,9 @@ impl<M, V> Loader<'_, M, V> {
 
     /// A norm's weights, widened to f32.
     pub fn vector(&mut self, part: &Part) -> Result<V> {
+        if let Some(unread) = self.destination.unread_vector(&part.tensor, part.columns) {
+            return unread;
+        }
         let mut vector = Buffer::zeroed(&part.tensor, part.columns)?;
         self.read(part, self.plan.shape(part, self.checkpoint)?)?.read_row(0, &mut vector);
         self.destination.vector(&part.tensor, vector)
@@ -71,6 +74,9 @@ impl<M, V> Loader<'_, M, V> {
     }
 
     fn matrix_in(&mut self, part: &Part, shape: Shape) -> Result<M> {
+        if let Some(unread) = self.destination.unread_matrix(&part.tensor, &shape) {
+            return unread;
+        }
         let matrix = self.read(part, shape)?;
         self.destination.matrix(&part.tensor, matrix)
     }

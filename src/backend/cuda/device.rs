@@ -171,6 +171,25 @@ impl Device {
     }
 }
 
+#[cfg(feature = "bench")]
+impl Device {
+    /// Its compute capability.
+    pub fn capability(&self) -> (u32, u32) {
+        self.found.capability
+    }
+
+    /// Bytes of the cache that its multiprocessors share.
+    pub fn cache_bytes(&self) -> Result<usize> {
+        let bytes = self.driver.attribute(self.found.handle, Attribute::CacheBytes);
+        bytes.map(|bytes| bytes as usize).map_err(|fault| self.fault(fault))
+    }
+
+    /// As [`Driver::version`].
+    pub fn driver_version(&self) -> Result<i32> {
+        self.driver.version().map_err(|fault| self.fault(fault))
+    }
+}
+
 impl Drop for Device {
     fn drop(&mut self) {
         if !self.stream.is_null()

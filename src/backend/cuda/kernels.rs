@@ -68,6 +68,8 @@ pub fn width_of(tokens: usize) -> usize {
 /// A kernel that takes an `A`.
 pub struct Kernel<A> {
     function: driver::Function,
+    #[cfg(feature = "bench")]
+    name: Arc<str>,
     threads: u32,
     arguments: PhantomData<fn(A)>,
 }
@@ -83,7 +85,10 @@ impl<A: Copy> Kernel<A> {
         let size = |count: usize| u32::try_from(count).map_err(|_| Error::new(Status::Internal, "a grid is too large"));
         let grid = [size(grid[0])?, size(grid[1])?, size(grid[2])?];
         // SAFETY: found by its name, which says what it takes; the rest by the caller's promise.
-        unsafe { current.launch(self.function, grid, self.threads, arguments) }
+        let launch = || unsafe { current.launch(self.function, grid, self.threads, arguments) };
+        #[cfg(feature = "bench")]
+        let launch = || super::bench::around(current, &self.name, grid, launch);
+        launch()
     }
 }
 
@@ -188,7 +193,13 @@ impl Finder<'_> {
         let of_file = FILES.iter().position(|(its, _)| *its == file).ok_or_else(missing)?;
         // SAFETY: a module of this device.
         let function = unsafe { self.current.function(self.modules[of_file], &text) }?;
-        Ok(Kernel { function: function.ok_or_else(missing)?, threads, arguments: PhantomData })
+        Ok(Kernel {
+            function: function.ok_or_else(missing)?,
+            #[cfg(feature = "bench")]
+            name: name.into(),
+            threads,
+            arguments: PhantomData,
+        })
     }
 
     /// Those of a file and of its like for tensor cores, which have blocks of `threads` threads.

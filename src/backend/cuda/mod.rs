@@ -6,6 +6,8 @@
 
 pub mod arguments;
 mod batch;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod context;
 mod device;
 mod driver;
@@ -17,6 +19,8 @@ mod weights;
 mod workspace;
 
 use std::sync::Arc;
+
+use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::backend::kv::{KvDtype, KvGeometry, KvPage};
 use crate::backend::numerics::{Numerics, Variants};
@@ -76,7 +80,32 @@ impl CudaBackend {
         checkpoint: &Checkpoint,
         progress: &Progress,
     ) -> Result<CudaBackend> {
-        let CudaOptions { device, variants, exact, threads, map } = *options;
+        CudaBackend::new(options, description, |device, numerics, hasher| {
+            let (reading, frequencies) = ((options.threads, options.map), &numerics.rotary_frequencies);
+            DeviceWeights::load(device, description, checkpoint, reading, progress, frequencies, hasher)
+        })
+    }
+
+    /// As `load`, with weights that `fill` makes on the device; the checkpoint may be nothing but headers.
+    #[cfg(feature = "bench")]
+    pub fn generate(
+        options: &CudaOptions,
+        description: &Description,
+        checkpoint: &Checkpoint,
+        fill: bench::Fill,
+    ) -> Result<CudaBackend> {
+        CudaBackend::new(options, description, |device, numerics, hasher| {
+            DeviceWeights::generate(device, description, checkpoint, fill, &numerics.rotary_frequencies, hasher)
+        })
+    }
+
+    /// On a device that `take` brings weights to.
+    fn new(
+        options: &CudaOptions,
+        description: &Description,
+        take: impl FnOnce(&Arc<Device>, &Numerics, Xxh3Default) -> Result<DeviceWeights>,
+    ) -> Result<CudaBackend> {
+        let CudaOptions { device, variants, exact, .. } = *options;
         let device = Device::open(device)?;
         let config = description.config.clone();
         let numerics = Numerics::new(&config, description.embedding_dtype, variants)?;
@@ -84,15 +113,7 @@ impl CudaBackend {
         let mut hasher = numerics.fingerprint(&config);
         hasher.update(b"cuda");
         hasher.update(&[exact as u8]);
-        let weights = DeviceWeights::load(
-            &device,
-            description,
-            checkpoint,
-            (threads, map),
-            progress,
-            &numerics.rotary_frequencies,
-            hasher,
-        )?;
+        let weights = take(&device, &numerics, hasher)?;
         Ok(CudaBackend { shared: Arc::new(Shared { config, numerics, kernels, weights, exact, device }) })
     }
 

@@ -1,5 +1,8 @@
 //! Weights on a device: copied there part by part as they are read, in one block of memory.
 
+#[cfg(feature = "bench")]
+pub mod generated;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -115,9 +118,22 @@ impl DeviceWeights {
         rotary_frequencies: &[f32],
         hasher: Xxh3Default,
     ) -> Result<DeviceWeights> {
+        DeviceWeights::take(device, description, rotary_frequencies, hasher, |uploader| {
+            Weights::load_to(uploader, description, checkpoint, threads, map, progress)
+        })
+    }
+
+    /// Takes all parts that `read` hands over.
+    fn take(
+        device: &Arc<Device>,
+        description: &Description,
+        rotary_frequencies: &[f32],
+        hasher: Xxh3Default,
+        read: impl FnOnce(&mut Uploader) -> Result<Weights<DeviceMatrix, DeviceVector>>,
+    ) -> Result<DeviceWeights> {
         let mut arena = Arena::new(device, "the weights", planned_bytes(description))?;
         let mut uploader = Uploader::new(&mut arena, hasher)?;
-        let loaded = Weights::load_to(&mut uploader, description, checkpoint, threads, map, progress)?;
+        let loaded = read(&mut uploader)?;
         let hash = uploader.hasher.digest();
         let mut expert_tables = try_with_capacity("tables of experts", loaded.layers.len())?;
         for layer in &loaded.layers {
