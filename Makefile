@@ -41,7 +41,7 @@ game: target/game_loop ## a character of the demo model talks in a loop of 60 fr
 	@echo; target/game_loop $(DEMO) "The reason for this is that" 5
 
 test: ## all tests
-	$(CARGO) test --locked --features cli
+	$(CARGO) test --locked --features cli,bench
 
 bench: ## tokens/s of a slice of the real geometry beside the machine's roofs (4.1 GB of disk and memory)
 	$(CARGO) bench --locked --bench slice
@@ -80,7 +80,7 @@ kernels-check: ## compile them again and compare; no kernel may spill registers
 
 check: ## formatting and lints
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --features cli --all-targets -- -D warnings
+	$(CARGO) clippy --locked --features cli,bench --all-targets -- -D warnings
 
 clean: ## delete everything built
 	$(CARGO) clean

@@ -15,7 +15,7 @@ mod build;
 mod checked;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -48,6 +48,11 @@ pub enum Order {
 
 /// Orders that results must not depend on.
 pub const ORDERS: [Order; 4] = [Order::Forward, Order::Reverse, Order::Random(1), Order::Random(2)];
+
+/// The driver's library, for a process of its own; none without a C++ compiler.
+pub fn library() -> Option<PathBuf> {
+    build::library(None)
+}
 
 /// The loaded driver, for one test at a time: what it is told holds for the whole process.
 pub struct Shim {
