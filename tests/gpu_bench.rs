@@ -23,10 +23,10 @@ fn printed(output: &Output) -> (String, String) {
     (text(&output.stdout), text(&output.stderr))
 }
 
-/// Builds the library that stands for cuBLAS.
-fn make_cublas(folder: &Path) {
+/// Builds the library that stands for cuBLAS, whose products answer a status.
+fn make_cublas(folder: &Path, answer: u32) {
     let mut compiler = Command::new("cc");
-    compiler.args(["-shared", "-fPIC", "-o"]).arg(folder.join("libcublas.so.12"));
+    compiler.args(["-shared", "-fPIC", &format!("-DANSWER={answer}"), "-o"]).arg(folder.join("libcublas.so.12"));
     assert!(compiler.arg(repository().join("tests/gpu_bench/cublas.c")).status().unwrap().success());
 }
 
@@ -43,7 +43,7 @@ fn check_positive(value: &Value, name: &str) {
 #[test]
 fn every_figure_is_there_and_positive_and_the_report_says_that_it_is_not_a_gpu() {
     let folder = tempfile::tempdir().unwrap();
-    make_cublas(folder.path());
+    make_cublas(folder.path(), 0);
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (json, svg, cublas) = (path("figures.json"), path("figures.svg"), path(""));
     let mut arguments = vec!["--geometry", "tiny", "--format", "int4", "--batch", "1,2,8", "--cublas", &cublas];
@@ -114,6 +114,17 @@ fn formats_that_do_not_fit_are_skipped_with_a_sentence() {
             assert!(text.contains(sentence) && text.contains("do not fit into the 4.3 GB that are free"), "{text}");
         }
     }
+}
+
+#[test]
+fn what_fails_is_said_at_the_end_beside_what_was_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    make_cublas(folder.path(), 15);
+    let arguments = ["--geometry", "tiny", "--only", "roofs", "--cublas", folder.path().to_str().unwrap()];
+    let Some(output) = bench(&arguments) else { return };
+    let (text, error) = printed(&output);
+    assert!(!output.status.success() && error.contains("some measurements failed"), "{text}{error}");
+    assert!(text.contains("reads of") && text.contains("cublasGemmEx failed with status 15"), "{text}");
 }
 
 #[test]

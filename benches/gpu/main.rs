@@ -23,6 +23,7 @@ use std::time::Instant;
 use clap::Parser;
 use gemmoe::{Model, Status};
 
+use cublas::Cublas;
 use geometry::{Directory, Held, Work};
 use machine::Machine;
 use options::{FormatChoice, Options, Section, Sizes};
@@ -34,7 +35,11 @@ pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 fn main() -> ExitCode {
     let options = Options::parse();
     match run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("gpu-bench: some measurements failed, see the end of the report");
+            ExitCode::FAILURE
+        }
         Err(error) => {
             eprintln!("gpu-bench: {error}");
             ExitCode::FAILURE
@@ -42,7 +47,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: &Options) -> Result<()> {
+/// Whether everything that was wanted, and fits, could be measured. Whatever fails, what was measured before it is reported.
+fn run(options: &Options) -> Result<bool> {
     let started = Instant::now();
     let sizes = options.sizes()?;
     let mut machine = Machine::open(options.device)?;
@@ -58,29 +64,42 @@ fn run(options: &Options) -> Result<()> {
         skipped: Vec::new(),
         seconds: 0.0,
     };
+    let mut missing = Missing::default();
+    let cublas = Cublas::open(&machine.device, options.cublas.as_deref())?;
     if options.wants(Section::Roofs) {
         eprintln!("roofs ...");
-        let work = Work { config: &config, format: gemmoe::quant::Format::Bf16 };
-        let roofs = roofs::measure(&mut machine, &sizes, &work, options.cublas.as_deref())?;
-        if roofs.cublas_name.is_none() {
-            report
-                .skipped
-                .push("cuBLAS is not here (--cublas says where): prompts are not compared with it".to_owned());
+        let mut roofs = roofs::measure(&mut machine, &sizes)?;
+        match &cublas {
+            None => {
+                let text = "cuBLAS is not here (--cublas says where): prompts are not compared with it";
+                missing.sentences.push(text.to_owned());
+            }
+            Some(library) => {
+                let work = Work { config: &config, format: gemmoe::quant::Format::Bf16 };
+                let rates = roofs::of_cublas(&mut machine, library, &sizes, &work);
+                roofs.cublas = missing.unless_failed(rates, &library.name).unwrap_or_default();
+                roofs.cublas_name = (!roofs.cublas.is_empty()).then(|| library.name.clone());
+            }
         }
         report.roofs = Some(roofs);
+    }
+    if let Some(library) = cublas {
+        library.close(&machine.device)?;
     }
     if [Section::Steps, Section::Kernels, Section::Prefill].into_iter().any(|section| options.wants(section)) {
         for held in Held::ALL.into_iter().filter(|held| is_chosen(options.format, *held)) {
             eprintln!("{}: making weights ...", held.name);
-            match model::generate(&machine, &directory, held, options.device)? {
-                Err(sentence) => report.skipped.push(sentence),
-                Ok(model) => {
-                    let format = measure(&machine, &model, held, (options, &sizes), &mut report.skipped)?;
-                    report.formats.push(format);
+            let generated = model::generate(&machine, &directory, held, options.device);
+            match missing.unless_failed(generated, held.name) {
+                Some(Ok(model)) => {
+                    report.formats.push(measure(&machine, &model, held, (options, &sizes), &mut missing));
                 }
+                Some(Err(sentence)) => missing.sentences.push(sentence),
+                None => {}
             }
         }
     }
+    report.skipped.append(&mut missing.sentences);
     report.seconds = started.elapsed().as_secs_f64();
     print!("{}", report.text());
     if let Some(path) = &options.json {
@@ -89,7 +108,30 @@ fn run(options: &Options) -> Result<()> {
     if let Some(path) = &options.svg {
         std::fs::write(path, plot::svg(&report))?;
     }
-    Ok(())
+    Ok(!missing.has_failed)
+}
+
+/// What is not measured, and why.
+#[derive(Default)]
+struct Missing {
+    sentences: Vec<String>,
+    /// Whether anything else than memory was the reason.
+    has_failed: bool,
+}
+
+impl Missing {
+    /// What was measured; else the reason is kept.
+    fn unless_failed<T>(&mut self, measured: Result<T>, what: &str) -> Option<T> {
+        match measured {
+            Ok(measured) => Some(measured),
+            Err(error) => {
+                let status = error.downcast_ref::<gemmoe::Error>().map(gemmoe::Error::status);
+                self.has_failed |= status != Some(Status::DeviceOutOfMemory);
+                self.sentences.push(format!("{what}: {error}"));
+                None
+            }
+        }
+    }
 }
 
 fn is_chosen(choice: FormatChoice, held: Held) -> bool {
@@ -115,14 +157,14 @@ fn describe(machine: &Machine) -> Result<Described> {
     })
 }
 
-/// Everything that is wanted of one format. What there is no memory for is left out, with a sentence in `skipped`.
+/// Everything that is wanted of one format.
 fn measure(
     machine: &Machine,
     model: &Arc<Model>,
     held: Held,
     (options, sizes): (&Options, &Sizes),
-    skipped: &mut Vec<String>,
-) -> Result<Format> {
+    missing: &mut Missing,
+) -> Format {
     let work = Work { config: model.config(), format: held.format };
     let mut format = Format {
         format: held.name.to_owned(),
@@ -138,41 +180,34 @@ fn measure(
         contexts.push(sizes.kernel_context);
     }
     for context in contexts {
-        eprintln!("{}: steps at {context} ...", held.name);
-        let begun = Sessions::new(model, sizes, context, options.own_contexts);
-        let Some(mut at) = fitting(begun, &format!("{}, steps at {context}", held.name), skipped)? else { continue };
+        let what = format!("{}, steps at {context}", held.name);
+        eprintln!("{what} ...");
+        let begun = Sessions::new(model, sizes, context, options.own_contexts).map_err(Into::into);
+        let Some(mut at) = missing.unless_failed(begun, &what) else { continue };
         if options.wants(Section::Steps) && sizes.contexts.contains(&context) {
-            format.steps.extend(steps::measure(model, &work, sizes, &mut at)?);
+            let steps = steps::measure(model, &work, sizes, &mut at);
+            format.steps.extend(missing.unless_failed(steps, &what).unwrap_or_default());
         }
         if of_kernels && context == sizes.kernel_context {
-            let batches = sizes.batches.iter().copied();
-            for count in batches.filter(|count| [1, 8].contains(count)) {
-                format.kernels.push(kernels::of_step(machine, model, &work, (&mut at, count, sizes.steps))?);
+            for count in sizes.batches.iter().copied().filter(|count| [1, 8].contains(count)) {
+                let stage = kernels::of_step(machine, model, &work, (&mut at, count, sizes.steps));
+                let what = format!("{}, kernels of a step of {count}", held.name);
+                format.kernels.extend(missing.unless_failed(stage, &what));
             }
         }
     }
     if of_kernels {
-        eprintln!("{}: kernels of a prompt ...", held.name);
-        format.kernels.push(kernels::of_prompt(machine, model, &work, sizes)?);
+        let what = format!("{}, kernels of a prompt", held.name);
+        eprintln!("{what} ...");
+        format.kernels.extend(missing.unless_failed(kernels::of_prompt(machine, model, &work, sizes), &what));
     }
     if options.wants(Section::Prefill) {
         for tokens in sizes.prompts.iter().copied() {
-            eprintln!("{}: a prompt of {tokens} ...", held.name);
-            let measured = prefill::measure(model, &work, sizes, tokens);
-            format.prefill.extend(fitting(measured, &format!("{}, a prompt of {tokens}", held.name), skipped)?);
+            let what = format!("{}, a prompt of {tokens}", held.name);
+            eprintln!("{what} ...");
+            let measured = prefill::measure(model, &work, sizes, tokens).map_err(Into::into);
+            format.prefill.extend(missing.unless_failed(measured, &what));
         }
     }
-    Ok(format)
-}
-
-/// None where the device has no memory for it.
-fn fitting<T>(measured: gemmoe::Result<T>, what: &str, skipped: &mut Vec<String>) -> Result<Option<T>> {
-    match measured {
-        Ok(measured) => Ok(Some(measured)),
-        Err(error) if error.status() == Status::DeviceOutOfMemory => {
-            skipped.push(format!("{what}: {error}"));
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
-    }
+    format
 }

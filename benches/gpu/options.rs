@@ -139,7 +139,6 @@ impl Options {
                 prompts: vec![128, 256, 512, 1024, 2048, 4096, 8192],
                 steps: 100,
                 warm_up: 20,
-                rounds: 5,
                 roof_bytes: 2 << 30,
                 roof_rounds: 20,
                 ..Options { quick: true, ..self.plain() }.sizes()?

@@ -1,8 +1,6 @@
 //! What the device can: the bandwidth of copies and of reads, the rate of its tensor cores, and cuBLAS's on the shapes of
 //! prompts.
 
-use std::path::Path;
-
 use super::Result;
 use super::cublas::{Cublas, Product};
 use super::geometry::Work;
@@ -30,7 +28,7 @@ fn repeated(rounds: usize, mut measure: impl FnMut() -> Result<f64>) -> Result<f
     Ok(median((0..rounds).map(|_| measure()).collect::<Result<_>>()?))
 }
 
-pub fn measure(machine: &mut Machine, sizes: &Sizes, work: &Work, cublas: Option<&Path>) -> Result<Roofs> {
+pub fn measure(machine: &mut Machine, sizes: &Sizes) -> Result<Roofs> {
     let rounds = sizes.roof_rounds;
     // Far more than any cache holds, and no more than is there.
     let (free, _) = machine.device.memory()?;
@@ -43,19 +41,6 @@ pub fn measure(machine: &mut Machine, sizes: &Sizes, work: &Work, cublas: Option
     };
     let mut rate = |factors| repeated(rounds, || Ok(1.0 / machine.mma_rate(factors, sizes.mma_rounds)?));
     let (bf16, int8) = (1.0 / rate(Factors::Bf16)?, 1.0 / rate(Factors::Int8)?);
-    let (cublas_name, cublas) = match Cublas::open(&machine.device, cublas)? {
-        None => (None, Vec::new()),
-        Some(library) => {
-            let rates = sizes.prompts.iter().map(|prompt| (*prompt).min(sizes.chunk));
-            let mut tokens: Vec<usize> = rates.collect();
-            tokens.dedup();
-            let of = |tokens| cublas_rate(machine, &library, work, tokens, rounds);
-            let rates = tokens.into_iter().map(of).collect::<Result<_>>()?;
-            let name = library.name.clone();
-            library.close(&machine.device)?;
-            (Some(name), rates)
-        }
-    };
     Ok(Roofs {
         bytes,
         cache_bytes: machine.device.cache_bytes()?,
@@ -63,9 +48,16 @@ pub fn measure(machine: &mut Machine, sizes: &Sizes, work: &Work, cublas: Option
         read_gb_per_s: read / 1e9,
         mma_bf16_tflops: 2.0 * bf16 / 1e12,
         mma_int8_tops: 2.0 * int8 / 1e12,
-        cublas_name,
-        cublas,
+        cublas_name: None,
+        cublas: Vec::new(),
     })
+}
+
+/// What cuBLAS reaches on the passes of each prompt.
+pub fn of_cublas(machine: &mut Machine, library: &Cublas, sizes: &Sizes, work: &Work) -> Result<Vec<CublasRate>> {
+    let mut tokens: Vec<usize> = sizes.prompts.iter().map(|prompt| (*prompt).min(sizes.chunk)).collect();
+    tokens.dedup();
+    tokens.into_iter().map(|tokens| cublas_rate(machine, library, work, tokens, sizes.roof_rounds)).collect()
 }
 
 /// The rate over all products of a prompt of so many tokens in one layer: queries, keys and values at once, the output

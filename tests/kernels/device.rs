@@ -196,6 +196,9 @@ impl<T> Array<'_, T> {
 
     pub fn write(&self, elements: &[T]) {
         assert!(elements.len() <= self.count);
+        if elements.is_empty() {
+            return;
+        }
         let stream: *mut c_void = null_mut();
         let (from, bytes) = (elements.as_ptr().cast(), size_of_val(elements));
         call!(self.device.driver, "cuMemcpyHtoDAsync_v2"(
