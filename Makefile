@@ -9,7 +9,8 @@ LIB := target/release
 DEMO := examples/demo-model
 SYSTEM_LIBS := -lpthread -ldl -lm
 
-.PHONY: help lib cli demo game test bench bench-peers frames batching cancel busy header kernels kernels-check check clean
+.PHONY: help lib cli demo game test bench bench-peers frames batching cancel busy gpu-test gpu-bench header kernels kernels-check
+.PHONY: check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,7 +41,7 @@ game: target/game_loop ## a character of the demo model talks in a loop of 60 fr
 	@echo; target/game_loop $(DEMO) "The reason for this is that" 5
 
 test: ## all tests
-	$(CARGO) test --locked --features cli
+	$(CARGO) test --locked --features cli,bench
 
 bench: ## tokens/s of a slice of the real geometry beside the machine's roofs (4.1 GB of disk and memory)
 	$(CARGO) bench --locked --bench slice
@@ -62,6 +63,12 @@ cancel: ## how long a cancel takes
 busy: ## what is left of decode when each processor has another busy process
 	$(CARGO) bench --locked --bench busy
 
+gpu-test: ## target/gpu-test.tar.gz: the CUDA tests, to run on a machine that has a GPU and nothing but the driver
+	CARGO="$(CARGO)" $(PYTHON) tools/gpu/bundle.py test
+
+gpu-bench: ## target/gpu-bench.tar.gz: speed on a GPU beside its roofs, for a machine with nothing but the driver
+	CARGO="$(CARGO)" $(PYTHON) tools/gpu/bundle.py bench
+
 header: ## write include/gemmoe.h anew from src/ffi
 	GEMMOE_WRITE_HEADER=1 $(CARGO) test --locked --test header
 
@@ -74,7 +81,7 @@ kernels-check: ## compile them again and compare; no kernel may spill registers,
 
 check: ## formatting and lints
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --features cli --all-targets -- -D warnings
+	$(CARGO) clippy --locked --features cli,bench --all-targets -- -D warnings
 
 clean: ## delete everything built
 	$(CARGO) clean

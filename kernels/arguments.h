@@ -307,3 +307,37 @@ struct CandidateArguments {
     uint64_t *results;
     uint32_t vocab_size;
 };
+
+// `fill`, of the bench: random words, see `kernels/bench.cu`.
+struct FillArguments {
+    // `[words]`
+    uint32_t *to;
+    uint64_t words;
+    // What they are: 0 bits, 1 numbers in f32, 2 in bf16, 3 in f16, 4 scales of groups in bf16, 5 in f16.
+    uint32_t content;
+    uint32_t seed;
+    float scale;
+    // Of the grid.
+    uint32_t blocks;
+};
+
+// `read`, of the bench: every byte once.
+struct ReadArguments {
+    const uint8_t *from;
+    // Times sixteen bytes.
+    uint64_t count;
+    // `[blocks]`: the exclusive or of all words that a block read.
+    uint32_t *seen;
+    // Of the grid.
+    uint32_t blocks;
+};
+
+// `mma_rate_bf16` and `mma_rate_int8`, of the bench: products on tensor cores from and to registers.
+struct MmaRateArguments {
+    // `[blocks * 256]`: a sum of all that a thread has.
+    float *out;
+    // Each of eight products a warp.
+    uint32_t rounds;
+    // Of the factors; where it is 0 all are 1.
+    uint32_t seed;
+};

@@ -1,5 +1,5 @@
-//! The CUDA backend on the SIMT shim (`kernels/shim`), a driver that computes on the CPU: the golden checkpoints, and what else
-//! of a backend can be told without a GPU.
+//! The CUDA backend on the SIMT shim (`kernels/shim`), a driver that computes on the CPU, or on a GPU (`common/driver.rs`): the
+//! golden checkpoints, and what else of a backend can be told without one.
 #![cfg(feature = "cuda")]
 
 #[path = "cuda/attention.rs"]
@@ -13,6 +13,8 @@ mod common;
 mod counting;
 #[path = "cuda/devices.rs"]
 mod devices;
+#[path = "common/driver.rs"]
+mod driver;
 #[path = "cuda/faults.rs"]
 mod faults;
 #[path = "cuda/graphs.rs"]
@@ -31,13 +33,14 @@ mod shim;
 use std::path::Path;
 
 use common::{Directory, Random, checkpoints, golden, load_options, session_with};
+use driver::Driver;
 use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::backend::cpu::kernels::Instructions;
 use gemmoe::backend::{Device, KvDtype};
 use gemmoe::quant::{Format, GROUP_SIZES, Groups, ScaleDtype};
 use gemmoe::{Formats, LoadOptions, Pooling};
 use serde_json::json;
-use shim::{Order, Shim};
+use shim::Order;
 
 /// Of the largest logit; activations are f32 whatever the weights are.
 const TOLERANCE: f64 = 1e-4;
@@ -54,12 +57,12 @@ fn on_tensor_cores() -> LoadOptions {
 
 #[test]
 fn every_golden_checkpoint_agrees_with_the_float64_reference() {
-    let Some(shim) = Shim::take() else { return };
+    let Some(driver) = Driver::take() else { return };
     let errors: Vec<f64> =
         golden().iter().map(|path| checkpoints::check(path, &on_device(), TOLERANCE, true)).collect();
     let worst = errors.iter().copied().fold(0f64, f64::max);
     println!("{} checkpoints, worst relative error {worst:.2e}", errors.len());
-    assert_eq!((shim.live_allocations(), shim.live_objects()), (0, 0));
+    driver.assert_all_is_freed();
 }
 
 /// On the processor, with activations in f32 but where weights are quantised.
@@ -95,7 +98,7 @@ fn numbers(path: &Path, options: &LoadOptions, kv_dtype: KvDtype) -> [Vec<f32>; 
 
 #[test]
 fn quantised_weights_give_what_they_give_on_the_processor() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     let directory = Directory::random_with(5, json!({"hidden_size": 136, "intermediate_size": 72})).to_temporary();
     let mut worst = 0f64;
     for size in GROUP_SIZES {
@@ -136,7 +139,7 @@ fn embedding_in(directory: &Path, options: &LoadOptions, tokens: &[u32], kv_dtyp
 
 #[test]
 fn many_tokens_are_multiplied_on_tensor_cores_unless_results_are_to_be_exact() {
-    let Some(shim) = Shim::take() else { return };
+    let Some(driver) = Driver::take() else { return };
     let of_dtype = |dtype| {
         let mut directory = Directory::random_with(21, json!({"hidden_size": 72, "intermediate_size": 200}));
         directory.dtype = dtype;
@@ -162,12 +165,12 @@ fn many_tokens_are_multiplied_on_tensor_cores_unless_results_are_to_be_exact() {
         let of = |options, count| embedding_of(directory.path(), &LoadOptions { formats, ..options }, &tokens[..count]);
         assert_eq!(of(on_tensor_cores(), few), of(on_device(), few), "{name}: {few} tokens are few");
         for count in [few + 1, 16, 17, 70] {
-            shim.order(Order::Forward);
+            driver.order(Order::Forward);
             let (found, expected) = (of(on_tensor_cores(), count), of(on_device(), count));
             let error = difference(&found, &expected);
             println!("{name}, {count} tokens: {error:.1e}");
             assert!(found != expected && error < most, "{name}, {count} tokens: {error:.1e}");
-            shim.order(Order::Random(3));
+            driver.order(Order::Random(3));
             assert_eq!(of(on_tensor_cores(), count), found, "{name}, {count} tokens, in another order");
         }
     }
@@ -179,7 +182,7 @@ fn many_tokens_are_multiplied_on_tensor_cores_unless_results_are_to_be_exact() {
 
 #[test]
 fn every_dtype_of_keys_and_values_gives_what_it_gives_on_the_processor() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     let mut directory = Directory::random_with(6, json!({"num_key_value_heads": 1}));
     directory.dtype = safetensors::Dtype::F16;
     let directory = directory.to_temporary();

@@ -55,6 +55,9 @@ fn the_kernels_are_given_what_rust_hands_over() {
         "CombineArguments",
         "LogSoftmaxArguments",
         "CandidateArguments",
+        "FillArguments",
+        "ReadArguments",
+        "MmaRateArguments",
     ];
     check_or_write(
         "kernels/arguments.h",

@@ -683,6 +683,27 @@ fn a_stream_waits_for_an_event_of_another() {
 }
 
 #[test]
+fn events_tell_the_time_between_them_once_both_have_happened() {
+    let Some(shim) = Shim::take() else { return };
+    let gpu = Gpu::new(&shim);
+    let memory = gpu.upload(&[1f32; 64]);
+    let sample = Sample { input: memory, out: memory, mode: 0 };
+    let [from, to] = [0, 0].map(|flags| gpu.event_with(flags));
+    assert_eq!(gpu.elapsed(from, to), Err(400), "never recorded");
+    gpu.record(from).unwrap();
+    gpu.launch("sample_step", 2, 32, &sample).unwrap();
+    gpu.record(to).unwrap();
+    assert_eq!(gpu.elapsed(from, to), Err(600), "not there yet");
+    gpu.synchronize().unwrap();
+    assert!(gpu.elapsed(from, to).unwrap() > 0.0);
+    assert!(gpu.elapsed(to, from).unwrap() < 0.0);
+    let without_time = gpu.event();
+    gpu.record(without_time).unwrap();
+    gpu.synchronize().unwrap();
+    assert_eq!(gpu.elapsed(from, without_time), Err(400));
+}
+
+#[test]
 fn a_graph_does_its_work_each_time_it_is_launched() {
     let Some(shim) = Shim::take() else { return };
     let gpu = Gpu::new(&shim);

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <chrono>
 #include <deque>
 #include <functional>
 #include <map>
@@ -23,6 +24,7 @@ constexpr size_t SHARED_BYTES_OPT_IN = 163 << 10;
 struct Mark {
     Stream *stream;
     bool is_reached;
+    std::chrono::steady_clock::time_point reached_at;
 };
 
 // What a stream does when its turn comes: work, or reaching a mark.
@@ -85,6 +87,7 @@ struct Stream {
 
 struct Event {
     Context *context;
+    bool has_time;
     // None before the event is recorded.
     std::shared_ptr<Mark> mark;
 };

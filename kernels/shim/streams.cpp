@@ -12,6 +12,7 @@ void run_next(Stream &stream) {
     stream.pending.pop_front();
     if (operation.mark != nullptr) {
         operation.mark->is_reached = true;
+        operation.mark->reached_at = std::chrono::steady_clock::now();
         return;
     }
     Context &context = *stream.context;
@@ -170,7 +171,7 @@ API CUresult cuStreamWaitEvent(CUstream handle, CUevent event_handle, unsigned f
 API CUresult cuEventCreate(CUevent *event, unsigned flags) {
     return call_in_context(__func__, [&](Context &context) {
         if (event == nullptr || flags > 7) return refuse(INVALID_VALUE, "no place for the event, or unknown flags");
-        *event = driver().events.add({&context, nullptr});
+        *event = driver().events.add({&context, (flags & 2) == 0, nullptr});
         return SUCCESS;
     });
 }
@@ -191,7 +192,7 @@ API CUresult cuEventRecord(CUevent event_handle, CUstream handle) {
         if (CUresult status = find_event(context, event_handle, event)) return status;
         if (CUresult status = find_stream(context, handle, stream)) return status;
         if (stream->capture != nullptr) return refuse(NOT_SUPPORTED, "the shim captures no events");
-        event->mark = std::make_shared<Mark>(Mark{stream, false});
+        event->mark = std::make_shared<Mark>(Mark{stream, false, {}});
         add(*stream, {nullptr, event->mark});
         return SUCCESS;
     });
@@ -214,5 +215,23 @@ API CUresult cuEventQuery(CUevent handle) {
         if (event->mark == nullptr || event->mark->is_reached) return SUCCESS;
         run_until(*event->mark);
         return NOT_READY;
+    });
+}
+
+// The processor's time between two events, in milliseconds.
+API CUresult cuEventElapsedTime(float *milliseconds, CUevent from_handle, CUevent to_handle) {
+    return call_in_context(__func__, [&](Context &context) {
+        Event *from, *to;
+        if (milliseconds == nullptr) return refuse(INVALID_VALUE, "no place for the time");
+        if (CUresult status = find_event(context, from_handle, from)) return status;
+        if (CUresult status = find_event(context, to_handle, to)) return status;
+        bool are_recorded = from->mark != nullptr && to->mark != nullptr;
+        if (!are_recorded || !from->has_time || !to->has_time) {
+            return refuse(INVALID_HANDLE, "an event was made without time or never recorded");
+        }
+        if (!from->mark->is_reached || !to->mark->is_reached) return NOT_READY;
+        std::chrono::duration<float, std::milli> time = to->mark->reached_at - from->mark->reached_at;
+        *milliseconds = time.count();
+        return SUCCESS;
     });
 }

@@ -59,6 +59,13 @@ impl LoadOptions {
         self.cpu.check()
     }
 
+    /// What they are for the GPU of this index.
+    #[cfg(feature = "cuda")]
+    fn of_cuda(&self, device: usize, memory_limit: u64, exact: bool) -> CudaOptions {
+        let LoadOptions { cuda_context: lent, variants, cpu, map, .. } = *self;
+        CudaOptions { device, lent, variants, exact, dependent_launch: true, cpu, map, memory_limit }
+    }
+
     /// An account with the limit for keys and values.
     pub(super) fn kv_account(&self) -> KvAccount {
         KvAccount::new((self.kv_limit_bytes > 0).then_some(self.kv_limit_bytes))
@@ -84,38 +91,36 @@ impl Model {
     /// Opens a model directory. `progress` may be watched, and cancelled, from another thread.
     pub fn load(directory: &Path, options: &LoadOptions, progress: &Progress) -> Result<Arc<Model>> {
         options.check()?;
-        let Opened { checkpoint, description, tokenizer } = Opened::new(directory, options, progress)?;
-        let chat_template = match &tokenizer {
-            Some(tokenizer) => read_chat_template(&checkpoint, &description.config, tokenizer),
-            None => Err(no_tokenizer()),
-        };
-        let backend: Box<dyn Backend> = match Placement::choose(options, &description)? {
+        let opened = Opened::new(directory, options, progress)?;
+        let Opened { checkpoint, description, .. } = &opened;
+        let backend: Box<dyn Backend> = match Placement::choose(options, description)? {
             #[cfg(feature = "cuda")]
             Placement::Cuda { device, memory_limit, exact } => {
-                let LoadOptions { cuda_context: lent, variants, cpu, map, .. } = *options;
-                let options =
-                    CudaOptions { device, lent, variants, exact, dependent_launch: true, cpu, map, memory_limit };
-                Box::new(CudaBackend::load(&options, &description, &checkpoint, progress)?)
+                let options = options.of_cuda(device, memory_limit, exact);
+                Box::new(CudaBackend::load(&options, description, checkpoint, progress)?)
             }
             Placement::Cpu => {
                 let threads = options.cpu.threads.resolved_count();
-                let weights = Weights::load(&description, &checkpoint, threads, options.map, progress)?;
+                let weights = Weights::load(description, checkpoint, threads, options.map, progress)?;
                 Box::new(CpuBackend::new(description.config.clone(), weights, &options.cpu, options.variants)?)
             }
         };
-        let Description { config, layout, formats, .. } = description;
-        Ok(Arc::new(Model {
-            stop_tokens: stop_tokens(&config, tokenizer.as_ref()),
-            config,
-            layout,
-            formats,
-            tokenizer,
-            chat_template,
-            backend,
-            kv: Arc::new(options.kv_account()),
-            fingerprint: OnceLock::new(),
-            grammar_vocabulary: OnceLock::new(),
-        }))
+        Ok(opened.into_model(backend, options))
+    }
+
+    /// As `load`, on the GPU of this index, with weights that `fill` makes there; the weight files may be nothing but their
+    /// headers.
+    #[cfg(feature = "bench")]
+    pub fn generate(
+        directory: &Path,
+        options: &LoadOptions,
+        device: usize,
+        fill: crate::backend::cuda::bench::Fill,
+    ) -> Result<Arc<Model>> {
+        let opened = Opened::new(directory, options, &Progress::default())?;
+        let options_of_cuda = options.of_cuda(device, 0, options.exact);
+        let backend = CudaBackend::generate(&options_of_cuda, &opened.description, &opened.checkpoint, fill)?;
+        Ok(opened.into_model(Box::new(backend), options))
     }
 
     /// Checks a model directory as `load` does and tells what is in it, without reading the weights.
@@ -238,6 +243,28 @@ impl Opened {
             .map_err(|error| error.in_file(TOKENIZER_FILE))?;
         progress.check()?;
         Ok(Opened { checkpoint, description, tokenizer })
+    }
+
+    /// The model of it whose weights are loaded.
+    fn into_model(self, backend: Box<dyn Backend>, options: &LoadOptions) -> Arc<Model> {
+        let Opened { checkpoint, description, tokenizer } = self;
+        let chat_template = match &tokenizer {
+            Some(tokenizer) => read_chat_template(&checkpoint, &description.config, tokenizer),
+            None => Err(no_tokenizer()),
+        };
+        let Description { config, layout, formats, .. } = description;
+        Arc::new(Model {
+            stop_tokens: stop_tokens(&config, tokenizer.as_ref()),
+            config,
+            layout,
+            formats,
+            tokenizer,
+            chat_template,
+            backend,
+            kv: Arc::new(options.kv_account()),
+            fingerprint: OnceLock::new(),
+            grammar_vocabulary: OnceLock::new(),
+        })
     }
 }
 

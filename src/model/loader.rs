@@ -44,8 +44,12 @@ impl<M, V, E> Loader<'_, M, V, E> {
             let [gate, up] = self.plan.gate_up_shapes(parts, self.checkpoint)?;
             let down = self.plan.shape(&parts.down, self.checkpoint)?;
             let mut hand_over = |part: &Part, shape, which| {
+                let place = ExpertPlace { layer, expert, part: which };
+                if let Some(unread) = self.destination.unread_expert(place, &part.tensor, &shape) {
+                    return unread;
+                }
                 let matrix = self.read(part, shape)?;
-                self.destination.expert(ExpertPlace { layer, expert, part: which }, matrix)
+                self.destination.expert(place, matrix)
             };
             experts.push(ExpertWeights {
                 gate: hand_over(&parts.gate, gate, ExpertPart::Gate)?,
@@ -67,6 +71,9 @@ impl<M, V, E> Loader<'_, M, V, E> {
 
     /// A norm's weights, widened to f32.
     pub fn vector(&mut self, part: &Part) -> Result<V> {
+        if let Some(unread) = self.destination.unread_vector(&part.tensor, part.columns) {
+            return unread;
+        }
         let mut vector = Buffer::zeroed(&part.tensor, part.columns)?;
         self.read(part, self.plan.shape(part, self.checkpoint)?)?.read_row(0, &mut vector);
         self.destination.vector(&part.tensor, vector)
@@ -74,7 +81,11 @@ impl<M, V, E> Loader<'_, M, V, E> {
 
     /// A matrix in the format the plan has for it.
     pub fn matrix(&mut self, part: &Part) -> Result<M> {
-        let matrix = self.read(part, self.plan.shape(part, self.checkpoint)?)?;
+        let shape = self.plan.shape(part, self.checkpoint)?;
+        if let Some(unread) = self.destination.unread_matrix(&part.tensor, &shape) {
+            return unread;
+        }
+        let matrix = self.read(part, shape)?;
         self.destination.matrix(&part.tensor, matrix)
     }
 

@@ -164,6 +164,21 @@ pub trait Destination {
 
     /// Takes a norm's weights.
     fn vector(&mut self, name: &str, vector: Buffer<f32>) -> Result<Self::Vector>;
+
+    /// A matrix that need not be read; none where it has to be, as it is unless a destination says otherwise.
+    fn unread_matrix(&mut self, _name: &str, _shape: &Shape) -> Option<Result<Self::Matrix>> {
+        None
+    }
+
+    /// The same of an expert's matrix.
+    fn unread_expert(&mut self, _place: ExpertPlace, _name: &str, _shape: &Shape) -> Option<Result<Self::Expert>> {
+        None
+    }
+
+    /// The same of a norm's weights.
+    fn unread_vector(&mut self, _name: &str, _columns: usize) -> Option<Result<Self::Vector>> {
+        None
+    }
 }
 
 /// Where everything stays as it was read.

@@ -18,12 +18,10 @@ use serde_json::{Value, json};
 pub mod checkpoints;
 pub mod held_out;
 mod random;
+mod root;
 
 pub use random::Random;
-
-pub fn repository() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
+pub use root::repository;
 
 /// Where cargo put the library this test was built with: beside the test. The copy a folder above is that of the last
 /// `cargo build`, which may be older.

@@ -15,13 +15,28 @@ mod build;
 mod checked;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use parking_lot::{Mutex, MutexGuard};
 
 #[allow(unused_imports)] // Not every test file has checks.
 pub use checked::{Check, fails_checked, passes_checked};
+
+/// Whether tests are to run on the machine's own driver: `GEMMOE_TEST_DRIVER` is `hardware`.
+pub fn is_hardware() -> bool {
+    match std::env::var("GEMMOE_TEST_DRIVER") {
+        Err(_) => false,
+        Ok(driver) if driver == "shim" => false,
+        Ok(driver) if driver == "hardware" => true,
+        Ok(driver) => panic!("GEMMOE_TEST_DRIVER is {driver:?}, expected \"shim\" or \"hardware\""),
+    }
+}
+
+/// Says that the test that runs does nothing.
+pub fn skip(why: &str) {
+    println!("skipped: {why}: {}", std::thread::current().name().unwrap_or("a test"));
+}
 
 /// The order in which lanes, warps and blocks run where nothing makes one wait for another.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,6 +49,11 @@ pub enum Order {
 /// Orders that results must not depend on.
 pub const ORDERS: [Order; 4] = [Order::Forward, Order::Reverse, Order::Random(1), Order::Random(2)];
 
+/// The driver's library, for a process of its own; none without a C++ compiler.
+pub fn library() -> Option<PathBuf> {
+    build::library(None)
+}
+
 /// The loaded driver, for one test at a time: what it is told holds for the whole process.
 pub struct Shim {
     loaded: &'static Loaded,
@@ -41,8 +61,13 @@ pub struct Shim {
 }
 
 impl Shim {
-    /// Waits for its turn; controls and counters are as in the beginning, work is deferred. None without a C++ compiler.
+    /// Waits for its turn; controls and counters are as in the beginning, work is deferred. None without a C++ compiler, and
+    /// where tests run on hardware, which it says.
     pub fn take() -> Option<Shim> {
+        if is_hardware() {
+            skip("needs the shim");
+            return None;
+        }
         static TURN: Mutex<()> = Mutex::new(());
         static LOADED: OnceLock<Option<Loaded>> = OnceLock::new();
         let turn = TURN.lock();

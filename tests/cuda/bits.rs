@@ -11,6 +11,7 @@ use safetensors::Dtype;
 use serde_json::json;
 
 use crate::common::{Directory, Random, batch, draw_each, load_options, session};
+use crate::driver::Driver;
 use crate::on_device;
 use crate::shim::{ORDERS, Shim};
 
@@ -51,12 +52,12 @@ fn models() -> Vec<(&'static str, Arc<Model>)> {
 
 #[test]
 fn any_cut_of_a_prompt_any_order_of_lanes_and_any_rewind_give_the_same_bits() {
-    let Some(shim) = Shim::take() else { return };
+    let Some(driver) = Driver::take() else { return };
     for (name, model) in models() {
         let tokens = Random::new(5).tokens(40, 97);
         let whole = logits_after(&model, &tokens);
         for (order, chunk) in ORDERS.into_iter().zip([1, 3, 16, 39]) {
-            shim.order(order);
+            driver.order(order);
             let mut session = session(&model);
             tokens.chunks(chunk).for_each(|part| session.prefill(part).unwrap());
             assert_eq!(logits_of(&session), whole, "{name}, chunks of {chunk}, {order:?}");
@@ -69,7 +70,7 @@ fn any_cut_of_a_prompt_any_order_of_lanes_and_any_rewind_give_the_same_bits() {
 
 #[test]
 fn sessions_stepped_together_give_what_each_gives_alone() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     for (name, model) in models() {
         let mut random = Random::new(7);
         let prompts: Vec<Vec<u32>> = [1, 20, 3].map(|length| random.tokens(length, 97)).into();
@@ -105,7 +106,7 @@ fn sessions_stepped_together_give_what_each_gives_alone() {
 
 #[test]
 fn attention_split_over_the_context_gives_the_bits_of_attention_in_one_go() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     let changes = json!({"num_hidden_layers": 1, "max_position_embeddings": 1024, "num_key_value_heads": 1});
     let directory = Directory::random_with(17, changes).to_temporary();
     let model = load_options(directory.path(), &on_device());
@@ -127,7 +128,7 @@ fn attention_split_over_the_context_gives_the_bits_of_attention_in_one_go() {
 
 #[test]
 fn work_left_after_any_layer_goes_on_to_the_same_bits() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     for (name, model) in models() {
         let tokens = Random::new(6).tokens(30, 97);
         let whole = logits_after(&model, &tokens);
@@ -154,7 +155,7 @@ fn work_left_after_any_layer_goes_on_to_the_same_bits() {
 
 #[test]
 fn a_cancel_ends_the_work_and_the_session_goes_on() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     let (_, model) = models().swap_remove(0);
     let tokens = Random::new(8).tokens(20, 97);
     let whole = logits_after(&model, &tokens);
@@ -168,7 +169,7 @@ fn a_cancel_ends_the_work_and_the_session_goes_on() {
 
 #[test]
 fn a_mix_of_identical_experts_is_the_dense_model_bit_for_bit() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     let mut mixed = Directory::random_with(11, json!({"num_local_experts": 4, "num_experts_per_tok": 3}));
     let mut dense = mixed.clone();
     dense.config["model_type"] = json!("gemma");
@@ -191,7 +192,7 @@ fn a_mix_of_identical_experts_is_the_dense_model_bit_for_bit() {
 
 #[test]
 fn forks_and_snapshots_go_on_with_the_same_bits() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     for (name, model) in models() {
         let tokens = Random::new(9).tokens(40, 97);
         let whole = logits_after(&model, &tokens);

@@ -110,9 +110,9 @@ fn every_golden_checkpoint_agrees_with_the_reference_under_every_limit() {
             // Copied.
             let options = LoadOptions { device_memory_limit: limit, ..on_device() };
             checkpoints::check(&path, &options, TOLERANCE, true);
-            // Computed on the processor.
+            // Computed on the processor, and for eight tokens without tensor cores.
             let options = LoadOptions { device_memory_limit: limit, ..on_both() };
-            let (logits, tokens) = continuation(&load_options(&path, &options), &prompt, 16);
+            let (logits, tokens) = continuation(&load_options(&path, &options), &prompt, 8);
             assert_eq!(tokens, whole.1, "{}, {limit} bytes", path.display());
             for (found, expected) in logits.iter().zip(&whole.0) {
                 let error = difference(found, expected);
@@ -136,7 +136,7 @@ fn every_format_gives_the_same_under_every_limit_and_the_same_bits_where_experts
         let (exact, both) = (load(on_device(), 0), load(on_both(), 0));
         // All tokens at once, sixteen, one.
         let exactly = [64, 16, 1].map(|chunk| bits(&continuation(&exact, &prompt, chunk).0));
-        let (once, few) = (continuation(&both, &prompt, 64), continuation(&both, &prompt, 16));
+        let (once, few) = (continuation(&both, &prompt, 64), continuation(&both, &prompt, 8));
         for limit in limits(directory.path(), &LoadOptions { formats, ..on_both() }) {
             let model = load(on_device(), limit);
             for (chunk, expected) in [64, 16, 1].into_iter().zip(&exactly) {
@@ -152,8 +152,8 @@ fn every_format_gives_the_same_under_every_limit_and_the_same_bits_where_experts
                 "{name}, {limit} bytes: experts are copied for 24 tokens"
             );
             assert_eq!(tokens, once.1, "{name}, {limit} bytes");
-            let (logits, tokens) = continuation(&model, &prompt, 16);
-            assert_eq!(tokens, few.1, "{name}, {limit} bytes, chunks of 16");
+            let (logits, tokens) = continuation(&model, &prompt, 8);
+            assert_eq!(tokens, few.1, "{name}, {limit} bytes, chunks of 8");
             for (found, expected) in logits.iter().zip(&few.0) {
                 let error = difference(found, expected);
                 // A number near a tie may be rounded to the other side of it.
@@ -533,8 +533,8 @@ fn a_change_of_the_limit_that_fails_at_any_call_leaves_a_model_that_works() {
             assert_eq!(found, expected, "call {nth} of {calls} failed with {code}, {residency:?}");
         }
     }
-    // Half of the calls free something, and leave what was the current context.
-    assert!(failed > 2 * unharmed, "{failed} failures were errors, {unharmed} did no harm");
+    // The others free something, and leave what was the current context.
+    assert!(failed > unharmed, "{failed} failures were errors, {unharmed} did no harm");
     drop((session, model));
     assert_eq!((shim.live_allocations(), shim.live_objects()), (0, 0));
 }

@@ -9,6 +9,7 @@ use gemmoe::backend::{Backend, Device, devices};
 use gemmoe::{LoadOptions, Model, Progress, SessionOptions, Status};
 
 use crate::common::{Directory, Random, golden, load_options, session};
+use crate::driver::Driver;
 use crate::on_device;
 use crate::shim::Shim;
 
@@ -62,19 +63,19 @@ fn a_device_that_cannot_be_used_is_an_error_that_says_why() {
 
 #[test]
 fn the_hosts_current_context_stays_what_it_was() {
-    let Some(shim) = Shim::take() else { return };
+    let Some(driver) = Driver::take() else { return };
     type Create = unsafe extern "C" fn(*mut *mut c_void, u32, c_int) -> u32;
     type Current = unsafe extern "C" fn(*mut *mut c_void) -> u32;
     type Destroy = unsafe extern "C" fn(*mut c_void) -> u32;
     // SAFETY: the driver's functions of these names have these signatures.
     let (create, current, destroy): (Create, Current, Destroy) = unsafe {
         (
-            std::mem::transmute::<*mut c_void, Create>(shim.symbol("cuCtxCreate_v2")),
-            std::mem::transmute::<*mut c_void, Current>(shim.symbol("cuCtxGetCurrent")),
-            std::mem::transmute::<*mut c_void, Destroy>(shim.symbol("cuCtxDestroy_v2")),
+            std::mem::transmute::<*mut c_void, Create>(driver.symbol("cuCtxCreate_v2")),
+            std::mem::transmute::<*mut c_void, Current>(driver.symbol("cuCtxGetCurrent")),
+            std::mem::transmute::<*mut c_void, Destroy>(driver.symbol("cuCtxDestroy_v2")),
         )
     };
-    assert_eq!(devices().unwrap().len(), 1);
+    assert!(!devices().unwrap().is_empty());
     let (mut hosts, mut found) = (std::ptr::null_mut(), std::ptr::null_mut());
     // SAFETY: each writes one handle.
     assert_eq!(unsafe { (create(&mut hosts, 0, 0), current(&mut found)) }, (0, 0));
@@ -89,9 +90,11 @@ fn the_hosts_current_context_stays_what_it_was() {
     let mut session = session(&model);
     session.prefill(&Random::new(1).tokens(5, 97)).unwrap();
     check("prefill");
-    shim.fail(5, 719);
-    session.step().and_then(|_| session.step()).unwrap_err();
-    check("a lost device");
+    if let Some(shim) = driver.shim() {
+        shim.fail(5, 719);
+        session.step().and_then(|_| session.step()).unwrap_err();
+        check("a lost device");
+    }
     drop((session, model));
     check("free");
     // SAFETY: made above.
@@ -100,7 +103,7 @@ fn the_hosts_current_context_stays_what_it_was() {
 
 #[test]
 fn what_is_planned_is_what_is_taken() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     for path in golden() {
         let model = load_options(&path, &on_device());
         let (description, _) = Model::inspect(&path, &LoadOptions::default()).unwrap();
@@ -117,7 +120,7 @@ fn what_is_planned_is_what_is_taken() {
 
 #[test]
 fn models_that_differ_have_other_fingerprints_and_devices_their_own() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     let fingerprint = |seed, options: &LoadOptions| {
         let directory = Directory::random(seed).to_temporary();
         load_options(directory.path(), options).fingerprint()
@@ -130,11 +133,13 @@ fn models_that_differ_have_other_fingerprints_and_devices_their_own() {
 
 #[test]
 fn the_device_has_a_name_and_no_observer() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     let directory = Directory::random(1).to_temporary();
     let model: Arc<Model> = load_options(directory.path(), &on_device());
     let backend: &dyn Backend = model.backend();
-    assert_eq!(backend.device_name(), devices().unwrap()[0].name);
+    let first = devices().unwrap().swap_remove(0);
+    println!("device 0: {}, compute capability {:?}, {} bytes", first.name, first.capability, first.memory_bytes);
+    assert_eq!(backend.device_name(), first.name);
     assert_eq!(backend.observe().err().unwrap().status(), Status::InvalidArgument);
 }
 

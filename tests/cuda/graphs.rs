@@ -14,6 +14,9 @@ use crate::shim::{Order, Shim};
 /// Of the driver: in and out of the context twice, the batch's block, the graph, the wait for it.
 const CALLS: u64 = 7;
 
+/// And those that fetch logits which somebody asks for.
+const CALLS_OF_LOGITS: u64 = 4;
+
 /// No graph is made for work that may stop at a layer, and none is launched.
 fn by_stages() -> Budget {
     Budget::of_layers(1000)
@@ -246,7 +249,7 @@ fn where_no_graph_can_be_made_steps_go_on_by_stages_and_it_is_not_tried_again() 
         // After an error the last token held was run again with the next: that was another shape.
         let same = &later[made_up as usize ^ 1..];
         assert!(same.iter().all(|calls| *calls == same[0]), "call {nth}: {later:?}");
-        assert!(same[0] == CALLS || made_up && same[0] == calls_of_stages, "call {nth}: {later:?}");
+        assert!(same[0] == CALLS + CALLS_OF_LOGITS || made_up && same[0] == calls_of_stages, "call {nth}: {later:?}");
     }
     println!("{calls_of_making} calls: {} failures were made up for, {} were errors", outcomes[0], outcomes[1]);
     // Entering the context twice, the copy, the wait.

@@ -1,27 +1,28 @@
-//! A device to run kernels on, by the driver API: the shim.
+//! A device to run kernels on, by the driver API.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::hash::Hasher;
 use std::marker::PhantomData;
-use std::path::Path;
 use std::ptr::null_mut;
 use std::sync::OnceLock;
 
 use xxhash_rust::xxh3::Xxh3Default;
 
-use crate::shim::{Order, Shim};
+use crate::driver::Driver;
+use crate::root::repository;
+use crate::shim::Order;
 
 /// Calls a function of the driver by name; every status but 0 is a failure.
 macro_rules! call {
-    ($shim:expr, $name:literal($($value:expr => $type:ty),*)) => {{
+    ($driver:expr, $name:literal($($value:expr => $type:ty),*)) => {{
         // SAFETY: the function has this signature, and pointers are to what it documents.
         let status = unsafe {
-            let function: unsafe extern "C" fn($($type),*) -> c_int = std::mem::transmute($shim.symbol($name));
+            let function: unsafe extern "C" fn($($type),*) -> c_int = std::mem::transmute($driver.symbol($name));
             function($($value),*)
         };
-        assert!(status == 0, "{}: status {status}: {}", $name, $shim.last_error_text());
+        assert!(status == 0, "{}: status {status}: {}", $name, $driver.explain(status));
     }};
 }
 
@@ -44,7 +45,7 @@ fn generated() -> &'static Generated {
     static GENERATED: OnceLock<Generated> = OnceLock::new();
     GENERATED.get_or_init(|| {
         let (mut files, mut entries) = (Vec::new(), BTreeMap::new());
-        for file in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/generated")).unwrap() {
+        for file in std::fs::read_dir(repository().join("kernels/generated")).unwrap() {
             let path = file.unwrap().path();
             if path.extension().is_none_or(|extension| extension != "ptx") {
                 continue;
@@ -63,7 +64,7 @@ fn generated() -> &'static Generated {
 
 /// Its primary context is current, and all kernels are loaded. Dropped, it gives all that back.
 pub struct Device {
-    shim: Shim,
+    driver: Driver,
     modules: Vec<*mut c_void>,
     functions: RefCell<BTreeMap<String, *mut c_void>>,
     /// Of all that was read since `forget_results`.
@@ -80,26 +81,31 @@ pub struct Array<'a, T> {
 }
 
 impl Device {
-    /// None without a C++ compiler for the shim, which it says.
+    /// None where the shim is wanted and there is no C++ compiler for it, which it says.
     pub fn take() -> Option<Device> {
-        let shim = Shim::take()?;
+        let driver = Driver::take()?;
         let mut context: *mut c_void = null_mut();
-        call!(shim, "cuInit"(0 => c_uint));
-        call!(shim, "cuDevicePrimaryCtxRetain"(&mut context => *mut *mut c_void, 0 => c_int));
-        call!(shim, "cuCtxPushCurrent_v2"(context => *mut c_void));
+        call!(driver, "cuInit"(0 => c_uint));
+        call!(driver, "cuDevicePrimaryCtxRetain"(&mut context => *mut *mut c_void, 0 => c_int));
+        call!(driver, "cuCtxPushCurrent_v2"(context => *mut c_void));
         let load = |text: &CString| {
             let mut module: *mut c_void = null_mut();
             let text = text.as_ptr().cast();
-            call!(shim, "cuModuleLoadData"(&mut module => *mut *mut c_void, text => *const c_void));
+            call!(driver, "cuModuleLoadData"(&mut module => *mut *mut c_void, text => *const c_void));
             module
         };
         let modules = generated().files.iter().map(load).collect();
         let results = RefCell::new(Xxh3Default::new());
-        Some(Device { shim, modules, functions: RefCell::default(), results, live: Cell::default() })
+        Some(Device { driver, modules, functions: RefCell::default(), results, live: Cell::default() })
     }
 
     pub fn order(&self, order: Order) {
-        self.shim.order(order);
+        self.driver.order(order);
+    }
+
+    /// Whether it is a GPU, whose own rules hold where CUDA leaves them open.
+    pub fn is_hardware(&self) -> bool {
+        self.driver.shim().is_none()
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -120,7 +126,7 @@ impl Device {
             let mut function: *mut c_void = null_mut();
             let (module, name) = (self.modules[entry.module], CString::new(name).unwrap());
             let (place, name) = (&mut function, name.as_ptr());
-            call!(self.shim, "cuModuleGetFunction"(
+            call!(self.driver, "cuModuleGetFunction"(
                 place => *mut *mut c_void, module => *mut c_void, name => *const c_char
             ));
             function
@@ -137,8 +143,16 @@ impl Device {
         let mut address = 0;
         // The driver gives nothing for nothing.
         let bytes = (count * size_of::<T>()).max(1);
-        call!(self.shim, "cuMemAlloc_v2"(&mut address => *mut u64, bytes => usize));
+        call!(self.driver, "cuMemAlloc_v2"(&mut address => *mut u64, bytes => usize));
         self.live.set(self.live.get() + 1);
+        // The shim does so by itself.
+        if self.is_hardware() {
+            let stream: *mut c_void = null_mut();
+            call!(self.driver, "cuMemsetD8Async"(
+                address => u64, 0xff => u8, bytes => usize, stream => *mut c_void
+            ));
+            call!(self.driver, "cuCtxSynchronize"());
+        }
         Array { device: self, address, count, elements: PhantomData }
     }
 
@@ -147,12 +161,12 @@ impl Device {
         let (function, threads) = (self.function(name), generated().entries[name].threads);
         let mut parameters = [std::ptr::from_ref(arguments).cast_mut().cast::<c_void>()];
         let [x, y, z] = grid.map(|size| size as c_uint);
-        call!(self.shim, "cuLaunchKernel"(
+        call!(self.driver, "cuLaunchKernel"(
             function => *mut c_void, x => c_uint, y => c_uint, z => c_uint, threads => c_uint, 1 => c_uint, 1 => c_uint,
             0 => c_uint, null_mut() => *mut c_void, parameters.as_mut_ptr() => *mut *mut c_void,
             null_mut() => *mut *mut c_void
         ));
-        call!(self.shim, "cuCtxSynchronize"());
+        call!(self.driver, "cuCtxSynchronize"());
     }
 }
 
@@ -163,11 +177,11 @@ impl Drop for Device {
         }
         assert_eq!(self.live.get(), 0, "arrays outlive their device");
         for module in &self.modules {
-            call!(self.shim, "cuModuleUnload"(*module => *mut c_void));
+            call!(self.driver, "cuModuleUnload"(*module => *mut c_void));
         }
         let mut context: *mut c_void = null_mut();
-        call!(self.shim, "cuCtxPopCurrent_v2"(&mut context => *mut *mut c_void));
-        call!(self.shim, "cuDevicePrimaryCtxRelease_v2"(0 => c_int));
+        call!(self.driver, "cuCtxPopCurrent_v2"(&mut context => *mut *mut c_void));
+        call!(self.driver, "cuDevicePrimaryCtxRelease_v2"(0 => c_int));
     }
 }
 
@@ -186,12 +200,15 @@ impl<T> Array<'_, T> {
 
     pub fn write(&self, elements: &[T]) {
         assert!(elements.len() <= self.count);
+        if elements.is_empty() {
+            return;
+        }
         let stream: *mut c_void = null_mut();
         let (from, bytes) = (elements.as_ptr().cast(), size_of_val(elements));
-        call!(self.device.shim, "cuMemcpyHtoDAsync_v2"(
+        call!(self.device.driver, "cuMemcpyHtoDAsync_v2"(
             self.address => u64, from => *const c_void, bytes => usize, stream => *mut c_void
         ));
-        call!(self.device.shim, "cuCtxSynchronize"());
+        call!(self.device.driver, "cuCtxSynchronize"());
     }
 }
 
@@ -200,10 +217,10 @@ impl<T: Copy + Default> Array<'_, T> {
         let mut elements = vec![T::default(); self.count];
         let stream: *mut c_void = null_mut();
         let (to, bytes) = (elements.as_mut_ptr().cast(), size_of_val(elements.as_slice()));
-        call!(self.device.shim, "cuMemcpyDtoHAsync_v2"(
+        call!(self.device.driver, "cuMemcpyDtoHAsync_v2"(
             to => *mut c_void, self.address => u64, bytes => usize, stream => *mut c_void
         ));
-        call!(self.device.shim, "cuCtxSynchronize"());
+        call!(self.device.driver, "cuCtxSynchronize"());
         // SAFETY: plain numbers, as many as were read.
         let bytes = unsafe { std::slice::from_raw_parts(elements.as_ptr().cast::<u8>(), bytes) };
         self.device.results.borrow_mut().write(bytes);
@@ -215,7 +232,7 @@ impl<T> Drop for Array<'_, T> {
     fn drop(&mut self) {
         self.device.live.set(self.device.live.get() - 1);
         if !std::thread::panicking() {
-            call!(self.device.shim, "cuMemFree_v2"(self.address => u64));
+            call!(self.device.driver, "cuMemFree_v2"(self.address => u64));
         }
     }
 }

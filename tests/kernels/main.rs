@@ -1,12 +1,15 @@
-//! Each CUDA kernel against a reference written here, in f64 where it can be: on the CPU, under the shim. Inputs differ
-//! from run to run; a failing test prints its seed, which GEMMOE_SEED takes.
+//! Each CUDA kernel against a reference written here, in f64 where it can be: on the CPU, under the shim, or on a GPU
+//! (`common/driver.rs`). Inputs differ from run to run; a failing test prints its seed, which GEMMOE_SEED takes.
 
 #[path = "../../src/backend/cuda/arguments.rs"]
 mod arguments;
 mod attention;
 mod attention_tensor;
+mod bench;
 mod candidates;
 mod device;
+#[path = "../common/driver.rs"]
+mod driver;
 mod experts;
 #[allow(dead_code)] // The weights of a draw need the exponential.
 #[path = "../../src/backend/cpu/kernels/math.rs"]
@@ -14,6 +17,8 @@ mod math;
 mod products;
 #[path = "../common/random.rs"]
 mod random;
+#[path = "../common/root.rs"]
+mod root;
 mod rotate;
 mod routing;
 mod rows;
@@ -36,7 +41,7 @@ enum Effort {
 
 type Kernel = fn(&Device, &mut Random, Effort);
 
-const CHECKS: [(&str, Kernel); 22] = [
+const CHECKS: [(&str, Kernel); 25] = [
     ("embed", rows::check_embed),
     ("norm", rows::check_norm),
     ("round_activations", rows::check_round),
@@ -59,6 +64,9 @@ const CHECKS: [(&str, Kernel); 22] = [
     ("attention on tensor cores, special numbers", attention_tensor::check_special_numbers),
     ("route", routing::check_route),
     ("group", routing::check_group),
+    ("fill", bench::check_fill),
+    ("read", bench::check_read),
+    ("mma_rate", bench::check_mma_rate),
 ];
 
 fn run(name: &str) {
@@ -188,6 +196,21 @@ fn slots_are_grouped_by_expert_in_rising_order() {
 }
 
 #[test]
+fn weights_out_of_nothing_have_the_mean_and_the_spread_they_should() {
+    run("fill");
+}
+
+#[test]
+fn every_byte_is_read_once_where_bandwidth_is_measured() {
+    run("read");
+}
+
+#[test]
+fn as_many_products_are_made_as_rates_are_counted_by() {
+    run("mma_rate");
+}
+
+#[test]
 fn nothing_depends_on_the_order_of_lanes_warps_and_blocks() {
     let Some(device) = Device::take() else { return };
     let seed = fresh().bits();
@@ -232,6 +255,9 @@ fn the_committed_ptx_has_every_kernel_of_the_sources() {
         assert!(device.has(name), "{name}");
     }
     for name in ["group", "combine", "log_softmax_at", "select_candidates", "merge_candidates"] {
+        assert!(device.has(name), "{name}");
+    }
+    for name in ["fill", "read", "mma_rate_bf16", "mma_rate_int8"] {
         assert!(device.has(name), "{name}");
     }
     for dtype in ["bf16", "f16", "int8"] {

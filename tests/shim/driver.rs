@@ -246,9 +246,22 @@ impl<'a> Gpu<'a> {
     }
 
     pub fn event(&self) -> *mut c_void {
+        self.event_with(2)
+    }
+
+    /// 2 is one without time.
+    pub fn event_with(&self, flags: c_uint) -> *mut c_void {
         let mut event = null_mut();
-        call!(self.shim, "cuEventCreate"(&mut event => *mut *mut c_void, 2 => c_uint)).unwrap();
+        call!(self.shim, "cuEventCreate"(&mut event => *mut *mut c_void, flags => c_uint)).unwrap();
         event
+    }
+
+    /// Milliseconds between two events.
+    pub fn elapsed(&self, from: *mut c_void, to: *mut c_void) -> Result<f32, i32> {
+        let mut milliseconds = f32::NAN;
+        let place = &mut milliseconds;
+        call!(self.shim, "cuEventElapsedTime"(place => *mut f32, from => *mut c_void, to => *mut c_void))?;
+        Ok(milliseconds)
     }
 
     pub fn record(&self, event: *mut c_void) -> Result<(), i32> {

@@ -345,3 +345,43 @@ pub struct CandidateArguments {
     pub results: *mut u64,
     pub vocab_size: u32,
 }
+
+/// `fill`, of the bench: random words, see `kernels/bench.cu`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct FillArguments {
+    /// `[words]`
+    pub to: *mut u32,
+    pub words: u64,
+    /// What they are: 0 bits, 1 numbers in f32, 2 in bf16, 3 in f16, 4 scales of groups in bf16, 5 in f16.
+    pub content: u32,
+    pub seed: u32,
+    pub scale: f32,
+    /// Of the grid.
+    pub blocks: u32,
+}
+
+/// `read`, of the bench: every byte once.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ReadArguments {
+    pub from: *const u8,
+    /// Times sixteen bytes.
+    pub count: u64,
+    /// `[blocks]`: the exclusive or of all words that a block read.
+    pub seen: *mut u32,
+    /// Of the grid.
+    pub blocks: u32,
+}
+
+/// `mma_rate_bf16` and `mma_rate_int8`, of the bench: products on tensor cores from and to registers.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct MmaRateArguments {
+    /// `[blocks * 256]`: a sum of all that a thread has.
+    pub out: *mut f32,
+    /// Each of eight products a warp.
+    pub rounds: u32,
+    /// Of the factors; where it is 0 all are 1.
+    pub seed: u32,
+}

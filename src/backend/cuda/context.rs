@@ -338,6 +338,26 @@ impl<'a> Current<'a> {
     }
 }
 
+#[cfg(feature = "bench")]
+impl Current<'_> {
+    /// An event that says when it was reached.
+    pub(super) fn create_timed_event(&self) -> Result<Event> {
+        let mut event = std::ptr::null_mut();
+        // SAFETY: writes one handle.
+        self.check("cuEventCreate", unsafe { (self.driver.functions.cuEventCreate)(&mut event, 0) })?;
+        Ok(event)
+    }
+
+    /// Milliseconds between two events.
+    ///
+    /// # Safety
+    /// Both are events of this context.
+    pub(super) unsafe fn elapsed(&self, from: Event, to: Event) -> Result<f32> {
+        // SAFETY: the caller's promise.
+        unsafe { self.driver.elapsed(from, to) }.map_err(|fault| self.device.fault(fault))
+    }
+}
+
 impl Drop for Current<'_> {
     fn drop(&mut self) {
         let mut context = std::ptr::null_mut();

@@ -219,6 +219,25 @@ impl Device {
     }
 }
 
+#[cfg(feature = "bench")]
+impl Device {
+    /// The stream of work that is no pass's.
+    pub(super) fn stream(&self) -> StreamHandle {
+        self.stream
+    }
+
+    /// Bytes of the cache that its multiprocessors share.
+    pub fn cache_bytes(&self) -> Result<usize> {
+        let bytes = self.driver.attribute(self.found.handle, Attribute::CacheBytes);
+        bytes.map(|bytes| bytes as usize).map_err(|fault| self.fault(fault))
+    }
+
+    /// As [`Driver::version`].
+    pub fn driver_version(&self) -> Result<i32> {
+        self.driver.version().map_err(|fault| self.fault(fault))
+    }
+}
+
 impl Drop for Device {
     fn drop(&mut self) {
         if !self.stream.is_null()

@@ -39,6 +39,9 @@ pub enum Attribute {
     CapabilityMinor = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as isize,
     /// Its multiprocessors.
     Multiprocessors = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as isize,
+    /// Bytes of the cache that they share.
+    #[cfg(feature = "bench")]
+    CacheBytes = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE as isize,
 }
 
 /// The oldest driver that takes our kernels, as `cuDriverGetVersion` tells it, and for people.
@@ -287,8 +290,8 @@ impl Driver {
         if version < OLDEST { Err(too_old(version)) } else { Ok(()) }
     }
 
-    /// 12010 for CUDA 12.1.
-    fn version(&self) -> std::result::Result<c_int, Fault> {
+    /// The CUDA version it is for: 12010 for 12.1.
+    pub fn version(&self) -> std::result::Result<c_int, Fault> {
         let mut version = 0;
         // SAFETY: writes one int; may be called before cuInit.
         self.check("cuDriverGetVersion", unsafe { (self.functions.cuDriverGetVersion)(&mut version) })?;
@@ -427,6 +430,25 @@ impl Driver {
     pub fn release(&self, device: DeviceHandle) {
         // SAFETY: the caller retained it once, and uses what it got no more.
         unsafe { (self.functions.cuDevicePrimaryCtxRelease_v2)(device) };
+    }
+}
+
+#[cfg(feature = "bench")]
+impl Driver {
+    /// Milliseconds between two events.
+    ///
+    /// # Safety
+    /// Both are events of the current context.
+    pub unsafe fn elapsed(&self, from: Event, to: Event) -> std::result::Result<f32, Fault> {
+        type Elapsed = unsafe extern "C" fn(*mut f32, Event, Event) -> u32;
+        const NAME: &str = "cuEventElapsedTime";
+        // SAFETY: the driver's function of that name has this signature.
+        let found = unsafe { sys::culib().get::<Elapsed>(NAME.as_bytes()) };
+        let elapsed = found.map_err(|_| Fault { call: NAME, code: NOT_FOUND })?;
+        let mut milliseconds = 0.0;
+        // SAFETY: writes one number; the rest by the caller's promise.
+        self.check(NAME, unsafe { elapsed(&mut milliseconds, from, to) })?;
+        Ok(milliseconds)
     }
 }
 

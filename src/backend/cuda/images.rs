@@ -41,6 +41,17 @@ impl Image {
     }
 }
 
+#[cfg(feature = "bench")]
+impl Image {
+    /// A copy of a text in PTX.
+    pub fn of_text(text: &std::ffi::CStr) -> Result<Image> {
+        let bytes = text.to_bytes_with_nul();
+        let mut image = Buffer::zeroed("the kernels' code", bytes.len())?;
+        image.as_mut_slice().copy_from_slice(bytes);
+        Ok(Image(image))
+    }
+}
+
 /// A file of `kernels/*.cu`, for each target.
 pub struct Code {
     /// Its name without the ending.

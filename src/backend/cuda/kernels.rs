@@ -84,6 +84,8 @@ pub fn width_of(tokens: usize) -> usize {
 /// A kernel that takes an `A`.
 pub struct Kernel<A> {
     function: driver::Function,
+    #[cfg(feature = "bench")]
+    name: Arc<str>,
     threads: u32,
     /// Whether it may be launched while the grid before it runs.
     is_dependent: bool,
@@ -101,7 +103,10 @@ impl<A: Copy> Kernel<A> {
         let size = |count: usize| u32::try_from(count).map_err(|_| Error::new(Status::Internal, "a grid is too large"));
         let grid = [size(grid[0])?, size(grid[1])?, size(grid[2])?];
         // SAFETY: found by its name, which says what it takes; the rest by the caller's promise.
-        unsafe { current.launch(self.function, grid, self.threads, self.is_dependent, arguments) }
+        let launch = || unsafe { current.launch(self.function, grid, self.threads, self.is_dependent, arguments) };
+        #[cfg(feature = "bench")]
+        let launch = || super::bench::around(current, &self.name, grid, launch);
+        launch()
     }
 }
 
@@ -235,8 +240,15 @@ impl Finder<'_> {
         let of_file = FILES.iter().position(|code| code.name == file).ok_or_else(missing)?;
         // SAFETY: a module of this device.
         let function = unsafe { self.current.function(self.modules[of_file], &text) }?;
-        let (function, is_dependent) = (function.ok_or_else(missing)?, self.is_dependent);
-        Ok(Kernel { function, threads, is_dependent, arguments: PhantomData })
+        let function = function.ok_or_else(missing)?;
+        Ok(Kernel {
+            function,
+            #[cfg(feature = "bench")]
+            name: name.into(),
+            threads,
+            is_dependent: self.is_dependent,
+            arguments: PhantomData,
+        })
     }
 
     /// Those of a file and of its likes for tensor cores; for many tokens they have blocks of `threads` threads.

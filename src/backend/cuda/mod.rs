@@ -8,6 +8,8 @@
 
 pub mod arguments;
 mod batch;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod context;
 mod device;
 mod driver;
@@ -29,6 +31,7 @@ mod workspace;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::backend::cpu::CpuOptions;
 use crate::backend::device::LentContext;
@@ -118,6 +121,32 @@ impl CudaBackend {
         checkpoint: &Checkpoint,
         progress: &Progress,
     ) -> Result<CudaBackend> {
+        CudaBackend::new(options, description, |device, numerics, hasher| {
+            let frequencies = &numerics.rotary_frequencies;
+            DeviceWeights::load(device, description, checkpoint, options, progress, frequencies, hasher)
+        })
+    }
+
+    /// As `load`, with weights that `fill` makes on the device; the checkpoint may be nothing but headers.
+    #[cfg(feature = "bench")]
+    pub fn generate(
+        options: &CudaOptions,
+        description: &Description,
+        checkpoint: &Checkpoint,
+        fill: bench::Fill,
+    ) -> Result<CudaBackend> {
+        CudaBackend::new(options, description, |device, numerics, hasher| {
+            let frequencies = &numerics.rotary_frequencies;
+            DeviceWeights::generate(device, description, checkpoint, options, fill, frequencies, hasher)
+        })
+    }
+
+    /// On a device that `take` brings weights to.
+    fn new(
+        options: &CudaOptions,
+        description: &Description,
+        take: impl FnOnce(&Arc<Device>, &Numerics, Xxh3Default) -> Result<(DeviceWeights, Experts)>,
+    ) -> Result<CudaBackend> {
         let CudaOptions { device, lent, variants, exact, dependent_launch, .. } = *options;
         let device = Device::open(device, lent)?;
         let config = description.config.clone();
@@ -126,9 +155,7 @@ impl CudaBackend {
         let mut hasher = numerics.fingerprint(&config);
         hasher.update(b"cuda");
         hasher.update(&[exact as u8]);
-        let frequencies = &numerics.rotary_frequencies;
-        let (weights, experts) =
-            DeviceWeights::load(&device, description, checkpoint, options, progress, frequencies, hasher)?;
+        let (weights, experts) = take(&device, &numerics, hasher)?;
         let (experts, counters) = (Mutex::new(experts), Counters::default());
         let shared = Shared { config, numerics, kernels, weights, experts, counters, exact, device };
         Ok(CudaBackend { shared: Arc::new(shared) })

@@ -1,6 +1,9 @@
 //! Weights on a device: copied there part by part as they are read, in one block of memory; each expert, which may leave
 //! again, in one of its own (`experts`).
 
+#[cfg(feature = "bench")]
+pub mod generated;
+
 use std::sync::Arc;
 
 use safetensors::Dtype;
@@ -109,12 +112,26 @@ impl DeviceWeights {
         rotary_frequencies: &[f32],
         hasher: Xxh3Default,
     ) -> Result<(DeviceWeights, Experts)> {
+        DeviceWeights::take(device, description, options, rotary_frequencies, hasher, |uploader| {
+            let threads = options.cpu.threads.resolved_count();
+            Weights::load_to(uploader, description, checkpoint, threads, options.map, progress)
+        })
+    }
+
+    /// Takes all parts that `read` hands over.
+    fn take(
+        device: &Arc<Device>,
+        description: &Description,
+        options: &CudaOptions,
+        rotary_frequencies: &[f32],
+        hasher: Xxh3Default,
+        read: impl FnOnce(&mut Uploader) -> Result<Weights<DeviceMatrix, DeviceVector, Shape>>,
+    ) -> Result<(DeviceWeights, Experts)> {
         let sizes = planned_sizes(description)?;
         let residency = Residency::choose(&sizes, options.memory_limit)?;
         let mut arena = Arena::new(device, "the weights", sizes.dense)?;
         let mut uploader = Uploader::new(&mut arena, hasher, &sizes, &residency)?;
-        let threads = options.cpu.threads.resolved_count();
-        let loaded = Weights::load_to(&mut uploader, description, checkpoint, threads, options.map, progress)?;
+        let loaded = read(&mut uploader)?;
         let hash = uploader.hasher.digest();
         let rotary_frequencies = uploader.bytes(as_bytes(rotary_frequencies))?;
         uploader.finish()?;
@@ -187,8 +204,13 @@ impl<'a> Uploader<'a> {
         self.arena.device().enter()?.wait()
     }
 
-    /// Has an expert's matrix copied to its place in the expert's block, which is made for the first of them.
-    fn send_part(&mut self, place: ExpertPlace, matrix: &Matrix) -> Result<()> {
+    /// Has an expert's matrix brought by `send` to where its lines and its scales go in the expert's block, which is made for the
+    /// first of them.
+    fn send_part(
+        &mut self,
+        place: ExpertPlace,
+        send: impl FnOnce(&mut Upload, Address, Address) -> Result<()>,
+    ) -> Result<()> {
         let ExpertPlace { layer, expert, part } = place;
         let layout = &self.sizes.experts[layer][expert];
         let device = Arc::clone(self.arena.device());
@@ -198,8 +220,7 @@ impl<'a> Uploader<'a> {
         let block = self.block.as_ref().ok_or_else(out_of_order)?;
         let MatrixLayout { lines, scales, .. } = *layout.of(part);
         let (lines, scales) = (block.address() + lines as Address, block.address() + scales as Address);
-        // SAFETY: the block is new, and laid out for this.
-        unsafe { self.upload.send_matrix(&device.enter()?, matrix, lines, scales) }?;
+        send(&mut self.upload, lines, scales)?;
         if part == ExpertPart::Down
             && let Some(block) = self.block.take()
         {
@@ -239,7 +260,12 @@ impl Destination for Uploader<'_> {
         matrix.sample(&mut |bytes| self.hasher.update(bytes));
         let shape = *matrix.shape();
         if self.residency.has(place.layer, place.expert) {
-            self.send_part(place, &matrix)?;
+            let device = Arc::clone(self.arena.device());
+            let current = device.enter()?;
+            // SAFETY: the block is new, and laid out for this.
+            self.send_part(place, |upload, lines, scales| unsafe {
+                upload.send_matrix(&current, &matrix, lines, scales)
+            })?;
             return Ok(shape);
         }
         self.matrices.push(matrix);

@@ -103,6 +103,11 @@ impl CudaPass {
     /// Whether the current batch can be done as a graph: its stages are the same each time, and nobody wants to stop between
     /// them. A cancel is heard before it or after it, which is milliseconds.
     fn can_be_captured(&self, limit: &Limit) -> bool {
+        // Launches are timed one by one.
+        #[cfg(feature = "bench")]
+        if crate::backend::cuda::bench::is_on() {
+            return false;
+        }
         limit.is_cancel_alone() && self.shape.tokens <= SPLIT_TOKENS && self.shape.scored.is_empty()
     }
 
