@@ -11,12 +11,14 @@ pub mod engine;
 pub mod error;
 pub mod ffi;
 pub mod memory;
+pub mod mix;
 pub mod model;
 mod parallel;
 pub mod platform;
 pub mod quant;
 pub mod quantize;
 mod quiet;
+mod random;
 pub mod text;
 
 pub use engine::sample::LogitBias;
@@ -25,5 +27,6 @@ pub use engine::{
     SessionOptions,
 };
 pub use error::{Error, Result, Status};
+pub use mix::{MixOptions, MixPlan, MixReport, Recipe, mix};
 pub use model::{Formats, Progress};
 pub use quantize::{Importance, QuantizeOptions, QuantizeReport, quantize};

@@ -1,8 +1,8 @@
 //! The draw against a naive one: whole sorted lists in f64.
 
-use super::draw::uniform;
 use super::*;
 use crate::error::Status;
+use crate::random::uniform;
 use crate::text::samples::Random;
 
 /// What the draws must agree with.
