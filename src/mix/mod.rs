@@ -94,7 +94,7 @@ pub fn mix(recipe: &Recipe, target: &Path, options: &MixOptions, progress: &Prog
     let routers = making.routers(&scratch_of(target))?;
     let mut changes = config_changes(recipe, &planned, own_head);
     if !sources.has_key("router_aux_loss_coef")? {
-        changes.push(("router_aux_loss_coef", Some(json!(PUBLISHED_AUX_LOSS))));
+        changes.insert(0, ("router_aux_loss_coef", Some(json!(PUBLISHED_AUX_LOSS))));
     }
     let config = sources.changed_config(changes)?;
     let rounded = write(&sources, &planned, &config, target, recipe.shard_bytes, options, progress, &|layer| {
