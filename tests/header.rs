@@ -12,9 +12,9 @@ fn the_committed_header_is_the_generated_one() {
     let mut builder = cbindgen::Builder::new().with_config(config);
     // Only what makes up the ABI, in the order a host meets it.
     builder = builder.with_src(root.join("src/error.rs"));
-    const FILES: [&str; 16] = [
+    const FILES: [&str; 17] = [
         "version", "error", "device", "load", "model", "text", "chat", "budget", "session", "plan", "generate",
-        "grammar", "experts", "snapshot", "metrics", "batch",
+        "grammar", "experts", "snapshot", "metrics", "batch", "mix",
     ];
     for file in FILES {
         builder = builder.with_src(root.join(format!("src/ffi/{file}.rs")));

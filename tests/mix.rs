@@ -489,7 +489,8 @@ fn routers_made_from_texts_are_those_of_the_reference() {
 #[test]
 fn texts_of_files_are_cut_into_windows_and_count_like_prompts() {
     let models = golden_models();
-    let text: String = Random::new(9).tokens(1300, 26).iter().map(|letter| (b'a' + *letter as u8 % 4) as char).collect();
+    let text: String =
+        Random::new(9).tokens(1300, 26).iter().map(|letter| (b'a' + *letter as u8 % 4) as char).collect();
     std::fs::write(models.path("text.txt"), &text).unwrap();
     // 64 positions, of which BOS is one.
     let windows: Vec<String> =
