@@ -15,11 +15,11 @@ use gemmoe::{Model, Progress, QuantizeOptions, quantize};
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
-use tokenizer::sample;
+use tokenizer::{VOCAB_SIZE, sample};
 
 /// A dense model of the shape of `Directory::random`.
 fn dense(seed: u64) -> Directory {
-    let config = json!({"model_type": "gemma", "architectures": ["GemmaForCausalLM"], "vocab_size": 320,
+    let config = json!({"model_type": "gemma", "architectures": ["GemmaForCausalLM"], "vocab_size": VOCAB_SIZE,
         "num_local_experts": 1, "num_experts_per_tok": 1});
     let mut directory = Directory::random_with(seed, config);
     let tensors = std::mem::take(&mut directory.tensors);
@@ -239,7 +239,7 @@ fn the_base_gives_everything_but_experts_and_routers() {
 fn an_expert_may_be_one_of_a_gemmoe_in_any_layout() {
     for layout in [Layout::BlockSparseMoe, Layout::Fused] {
         let models = Models::new();
-        let mixture = Directory::random_with(5, json!({"vocab_size": 320}));
+        let mixture = Directory::random_with(5, json!({"vocab_size": VOCAB_SIZE}));
         let stored = if layout == Layout::Fused { fused(&mixture) } else { mixture.clone() };
         models.add("mixture", &stored);
         models.add("dense", &dense(1));
