@@ -128,7 +128,7 @@ fn what_is_wrong_is_said_with_the_recipes_line() {
 fn long_recipe(directory: &Path, method: &str) -> (PathBuf, Vec<u8>) {
     let source = directory.join("moe");
     std::fs::create_dir(&source).unwrap();
-    Directory::random_with(45, json!({"hidden_size": 512, "intermediate_size": 4096, "vocab_size": 320}))
+    Directory::random_with(45, json!({"hidden_size": 512, "intermediate_size": 1024, "vocab_size": 320}))
         .write(&source);
     std::fs::write(source.join("tokenizer.json"), tokenizer::sample().to_string()).unwrap();
     let expert = |number| {
@@ -183,7 +183,7 @@ fn a_killed_mix_leaves_the_target_absent_and_the_models_whole() {
     let directory = tempfile::tempdir().unwrap();
     let (recipe, model) = long_recipe(directory.path(), "uniform");
     let (target, partial) = (directory.path().join("mixed"), directory.path().join("mixed.partial"));
-    for round in 0..12 {
+    for round in 0..8 {
         let mut command = command(&["mix", recipe.to_str().unwrap(), "--threads", "1", "--out"]);
         let mut running = command.arg(&target).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
         wait_for(&partial, &mut running);

@@ -249,7 +249,7 @@ fn read_experts(root: &Table, base: &Base, directory: &Path) -> Result<Vec<Exper
             return Err(table.place("weight").fault(text));
         }
         let weight = weight.unwrap_or(1.0);
-        if !(weight >= 0.0 && weight <= 1e6) {
+        if !(0.0..=1e6).contains(&weight) {
             return Err(table.place("weight").fault(&format!("is {weight}, expected a number from 0 to 1000000")));
         }
         let texts = table.texts("texts")?;

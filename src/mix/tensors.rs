@@ -111,7 +111,8 @@ impl Planner<'_> {
 
     /// Norms and attention of a layer, up to the second norm.
     fn add_layer(&mut self, target: LayerParts, layer: usize) -> Result<()> {
-        let parts: [(Part, fn(&LayerParts) -> &Part); 6] = [
+        type Pick = fn(&LayerParts) -> &Part;
+        let parts: [(Part, Pick); 6] = [
             (target.input_norm, |layer| &layer.input_norm),
             (target.query, |layer| &layer.query),
             (target.key, |layer| &layer.key),

@@ -1,6 +1,7 @@
 """Writes tests/golden_mix: four small dense models, and what an independent mixer makes of the first three and of all four.
 
-    pip install -r requirements.txt && pip install --no-deps mixturekit==1.1.1 tqdm pyyaml
+    pip install -r requirements.txt
+    pip install --no-deps mixturekit==1.1.1 tqdm pyyaml
     python make_mix_golden.py ../../tests/golden_mix
 
 The mixer is MixtureKit's method "traditional" in f32: everything but feed-forwards is averaged, those are copied. Its tensors
