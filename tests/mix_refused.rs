@@ -605,7 +605,8 @@ fn tokenizers_and_chat_templates_must_be_the_same_or_be_chosen() {
     place.write("b/tokenizer.json", format!("{:#}", tokenizer::sample()));
     let recipe = Recipe::parse(TWO, "recipe", place.0.path()).unwrap();
     mix::check(&recipe, &place.path("mixed"), &MixOptions::default()).unwrap();
-    let rows: [(&dyn Fn(&mut Value), &str); 4] = [
+    type Row<'a> = (&'a dyn Fn(&mut Value), &'a str);
+    let rows: [Row; 4] = [
         (
             &|sample| {
                 sample["model"]["merges"] = json!(["l l"]);

@@ -11,10 +11,7 @@ use common::{Directory, Random, load, load_options, session};
 use gemmoe::backend::KvDtype;
 use gemmoe::model::names::Layout;
 use gemmoe::quant::{Format, GROUP_SIZES, Groups, ScaleDtype};
-use gemmoe::{
-    Formats, Importance, LoadOptions, Model, Progress, QuantizeOptions, QuantizeReport, SessionOptions, Status,
-    quantize,
-};
+use gemmoe::{Formats, Importance, LoadOptions, Model, Progress, QuantizeOptions, QuantizeReport, Status, quantize};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 

@@ -97,9 +97,8 @@ pub fn mix(recipe: &Recipe, target: &Path, options: &MixOptions, progress: &Prog
         changes.insert(0, ("router_aux_loss_coef", Some(json!(PUBLISHED_AUX_LOSS))));
     }
     let config = sources.changed_config(changes)?;
-    let rounded = write(&sources, &planned, &config, target, recipe.shard_bytes, options, progress, &|layer| {
-        routers.layer(layer)
-    })?;
+    let directory = NewDirectory { target, shard_bytes: recipe.shard_bytes, config: &config, planned: &planned };
+    let rounded = directory.write(&sources, options.threads, progress, &|layer| routers.layer(layer))?;
     Ok(MixReport { plan, rounded })
 }
 
@@ -112,11 +111,11 @@ fn write_dense_mean(
     progress: &Progress,
 ) -> Result<()> {
     let planned = tensors::dense_mean(recipe, sources)?;
-    let own_head = tensors::has_own_head(sources);
-    let changes = vec![("tie_word_embeddings", Some(json!(!own_head)))];
+    let changes = vec![("tie_word_embeddings", Some(json!(!tensors::has_own_head(sources))))];
     let config = sources.changed_config(changes)?;
+    let directory = NewDirectory { target, shard_bytes: recipe.shard_bytes, config: &config, planned: &planned };
     let none = |_| Err(Error::new(Status::Internal, "a dense model has no routers"));
-    write(sources, &planned, &config, target, recipe.shard_bytes, options, progress, &none).map(drop)
+    directory.write(sources, options.threads, progress, &none).map(drop)
 }
 
 /// Where the dense mean is written.
@@ -126,34 +125,40 @@ fn scratch_of(target: &Path) -> PathBuf {
     target.with_file_name(name)
 }
 
-/// Writes a directory of planned tensors.
-#[allow(clippy::too_many_arguments)]
-fn write(
-    sources: &Sources,
-    planned: &[Planned],
-    config: &[u8],
-    target: &Path,
+/// A model directory to be written.
+struct NewDirectory<'a> {
+    target: &'a Path,
     shard_bytes: u64,
-    options: &MixOptions,
-    progress: &Progress,
-    router: &dyn Fn(usize) -> Result<Vec<f32>>,
-) -> Result<Option<Rounded>> {
-    progress.begin(bytes_read(planned, sources)?);
-    progress.check()?;
-    let mut writer = ModelWriter::create(target, &new_tensors(planned), shard_bytes)?;
-    writer.write_file(config::FILE, config)?;
-    sources.copy_files(&writer)?;
-    let threads = ThreadOptions::from(options.threads).resolved_count();
-    let mut merge = Merge { sources, writer: &mut writer, threads, progress };
-    let (mut index, mut rounded) = (0, None::<Rounded>);
-    for tensor in planned {
-        if let Some(of_tensor) = merge.write(tensor, index, router)? {
-            rounded.get_or_insert_default().add(&of_tensor);
+    config: &'a [u8],
+    planned: &'a [Planned],
+}
+
+impl NewDirectory<'_> {
+    /// Writes it; answers how far off what was quantised is. `router` has the numbers of a layer's.
+    fn write(
+        &self,
+        sources: &Sources,
+        threads: usize,
+        progress: &Progress,
+        router: &dyn Fn(usize) -> Result<Vec<f32>>,
+    ) -> Result<Option<Rounded>> {
+        progress.begin(bytes_read(self.planned, sources)?);
+        progress.check()?;
+        let mut writer = ModelWriter::create(self.target, &new_tensors(self.planned), self.shard_bytes)?;
+        writer.write_file(config::FILE, self.config)?;
+        sources.copy_files(&writer)?;
+        let threads = ThreadOptions::from(threads).resolved_count();
+        let mut merge = Merge { sources, writer: &mut writer, threads, progress };
+        let (mut index, mut rounded) = (0, None::<Rounded>);
+        for tensor in self.planned {
+            if let Some(of_tensor) = merge.write(tensor, index, router)? {
+                rounded.get_or_insert_default().add(&of_tensor);
+            }
+            index += tensor.new_tensors().len();
         }
-        index += tensor.new_tensors().len();
+        writer.finish()?;
+        Ok(rounded)
     }
-    writer.finish()?;
-    Ok(rounded)
 }
 
 fn new_tensors(planned: &[Planned]) -> Vec<NewTensor> {
