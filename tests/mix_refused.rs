@@ -567,6 +567,10 @@ fn files_and_dtypes_that_do_not_fit_are_named() {
     let error = place.refused("[[experts]]\nmodel = \"a\"\n[[experts]]\nmodel = \"c\"");
     assert_eq!((error.status(), error.key()), (Status::ModelsDiffer, Some("dtype")), "{error}");
     assert!(error.to_string().contains("is BF16 in") && error.to_string().contains("and F16 in"), "{error}");
+    // Experts are alike among themselves, also where the rest is from elsewhere.
+    let error = place.refused("base = \"a\"\n[[experts]]\nmodel = \"b\"\n[[experts]]\nmodel = \"c\"");
+    assert_eq!((error.status(), error.key()), (Status::ModelsDiffer, Some("dtype")), "{error}");
+    assert!(error.to_string().contains("mlp.gate_proj.weight\" is BF16 in"), "{error}");
     let mut large = dense(4);
     large.tensors.get_mut("model.layers.0.mlp.up_proj.weight").unwrap().1[41] = 1e6;
     place.add("large", &large);
@@ -732,4 +736,28 @@ fn a_mix_cancelled_at_any_moment_leaves_the_target_absent_and_the_sources_whole(
     }
     assert!(sources(&place) == before);
     assert!(cancelled >= 30, "{cancelled} were cancelled, {finished} were not");
+}
+
+#[test]
+fn a_cancel_does_not_wait_for_the_texts_that_routers_are_made_from() {
+    let place = Place::new();
+    place.write("long.txt", "abcdefgh ijklm".repeat(150_000));
+    let recipe = texts("texts = \"long.txt\"").replace("embedding", "hidden");
+    let progress = Progress::default();
+    let (error, took) = std::thread::scope(|scope| {
+        let canceller = scope.spawn(|| {
+            let loaded = || progress.bytes_total() > 0 && progress.bytes_read() == progress.bytes_total();
+            while !loaded() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+            progress.cancel();
+            std::time::Instant::now()
+        });
+        let error = place.mix_to(&format!("base = \"a\"\n{recipe}"), &place.path("mixed"), &progress).unwrap_err();
+        (error, canceller.join().unwrap().elapsed())
+    });
+    assert_eq!(error.status(), Status::Cancelled, "{error}");
+    // Running over all of it takes minutes where nothing is optimised, and many seconds where it is.
+    assert!(took < Duration::from_secs(4), "{took:?}");
 }
