@@ -35,6 +35,8 @@
     { sizeof(gemmoe_load_options), 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, { 0, 0, 0, 0 } }
 #define GEMMOE_DEVICE_INFO_INIT { sizeof(gemmoe_device_info), 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_LOAD_PROGRESS_INIT { sizeof(gemmoe_load_progress), 0, 0, 0 }
+#define GEMMOE_MIX_OPTIONS_INIT { sizeof(gemmoe_mix_options), 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_MIX_PLAN_INIT { sizeof(gemmoe_mix_plan), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_MODEL_INFO_INIT \
     { sizeof(gemmoe_model_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_RESIDENCY_INIT { sizeof(gemmoe_residency), 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
@@ -344,6 +346,12 @@
 #define GEMMOE_NO_EXPERT UINT32_MAX
 
 /**
+ * gemmoe_mix_options.flags: follow symbolic links inside the models' directories, as a download cache's layout needs. Without
+ * it links are refused.
+ */
+#define GEMMOE_MIX_FOLLOW_LINKS 1
+
+/**
  * What a call answers. Every C function that can fail returns one of these; 0 is success.
  *
  * Values never change meaning and are never reused within one ABI version.
@@ -609,6 +617,18 @@ enum gemmoe_status
      * The device failed in a way that ends everything on it: destroy its sessions and models, and load anew.
      */
     GEMMOE_STATUS_DEVICE_LOST = 114,
+    /**
+     * A recipe is not valid TOML, or names a key twice.
+     */
+    GEMMOE_STATUS_RECIPE_SYNTAX = 120,
+    /**
+     * A value in a recipe is missing, of the wrong type or out of range, or a key is not known.
+     */
+    GEMMOE_STATUS_RECIPE_VALUE = 121,
+    /**
+     * The models of a recipe cannot be mixed: geometry, tokenizer, chat template or dtype differ.
+     */
+    GEMMOE_STATUS_MODELS_DIFFER = 122,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -637,6 +657,11 @@ typedef struct gemmoe_grammar gemmoe_grammar;
  * A model being loaded.
  */
 typedef struct gemmoe_load gemmoe_load;
+
+/**
+ * A GemMoE being mixed.
+ */
+typedef struct gemmoe_mix gemmoe_mix;
 
 /**
  * A loaded model. Any number of threads may use it at once. Sessions keep what they need of it alive.
@@ -1425,6 +1450,79 @@ typedef struct gemmoe_batch_info {
     uint64_t reserved[4];
 } gemmoe_batch_info;
 
+/**
+ * How to mix, beside the recipe; the result does not depend on it. Initialise with GEMMOE_MIX_OPTIONS_INIT; zeros are the
+ * defaults.
+ */
+typedef struct gemmoe_mix_options {
+    /**
+     * sizeof(gemmoe_mix_options)
+     */
+    uint32_t struct_size;
+    /**
+     * GEMMOE_MIX_ flags.
+     */
+    uint32_t flags;
+    /**
+     * Threads that quantise and run the base for routers; 0 is one per core the process may use, at most 256.
+     */
+    uint32_t threads;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved0;
+    /**
+     * Must be 0.
+     */
+    uint64_t reserved[4];
+} gemmoe_mix_options;
+
+/**
+ * What a recipe makes. Initialise with GEMMOE_MIX_PLAN_INIT.
+ */
+typedef struct gemmoe_mix_plan {
+    /**
+     * sizeof(gemmoe_mix_plan)
+     */
+    uint32_t struct_size;
+    /**
+     * Experts of each layer.
+     */
+    uint32_t num_local_experts;
+    /**
+     * Experts each token is sent to.
+     */
+    uint32_t num_experts_per_tok;
+    /**
+     * 0.
+     */
+    uint32_t reserved0;
+    /**
+     * Parameters of the mixture.
+     */
+    uint64_t parameters;
+    /**
+     * Parameters one token meets.
+     */
+    uint64_t active_parameters;
+    /**
+     * Bytes of tensors that are read.
+     */
+    uint64_t bytes_read;
+    /**
+     * Bytes of tensors that are written.
+     */
+    uint64_t bytes_written;
+    /**
+     * Bytes of the dense mean that is written beside the target for a while, where routers need it run; 0 without.
+     */
+    uint64_t scratch_bytes;
+    /**
+     * 0.
+     */
+    uint64_t reserved[4];
+} gemmoe_mix_plan;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -2100,6 +2198,65 @@ gemmoe_status gemmoe_batch_get_info(const struct gemmoe_batch *batch,
  * Destroys a batch; its sessions live on. NULL is nothing. Errors: STALE_HANDLE, WRONG_HANDLE_TYPE. Any thread. Since 0.1.
  */
 gemmoe_status gemmoe_batch_destroy(struct gemmoe_batch *batch);
+
+/**
+ * Checks everything but the weights' numbers and tells what a recipe makes; writes nothing. The arguments are those of
+ * gemmoe_mix_start; it takes as long as reading the models' headers and tokenizers does.
+ * Errors: NULL_ARGUMENT, STRUCT_SIZE, INVALID_ARGUMENT, INVALID_UTF8, and those of gemmoe_mix_wait. Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_mix_check(const char *recipe,
+                               size_t recipe_bytes,
+                               const char *directory,
+                               const char *target,
+                               const struct gemmoe_mix_options *options,
+                               struct gemmoe_mix_plan *plan_out,
+                               struct gemmoe_error **error_out);
+
+/**
+ * Starts mixing and returns at once. `recipe` is the text of a recipe, TOML of `recipe_bytes` bytes, as docs/mix.md describes it;
+ * relative paths in it begin at `directory`. `target` is the directory to write, which must not be there or be empty. Both are
+ * NUL-terminated paths; `options` may be NULL. The mix is owned by the host and runs on a thread of its own.
+ * Errors: NULL_ARGUMENT, STRUCT_SIZE, INVALID_ARGUMENT, INVALID_UTF8, RECIPE_SYNTAX, RECIPE_VALUE, FILE_TOO_LARGE (a recipe of more
+ * than 1 MiB), THREAD_UNAVAILABLE; what is wrong with the models comes from gemmoe_mix_wait. Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_mix_start(const char *recipe,
+                               size_t recipe_bytes,
+                               const char *directory,
+                               const char *target,
+                               const struct gemmoe_mix_options *options,
+                               struct gemmoe_mix **mix_out,
+                               struct gemmoe_error **error_out);
+
+/**
+ * How far the mix has come, as that of a load: bytes of the models' weights, which are counted from 0 again where a model is
+ * written, loaded or run for the routers before. Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE. Any thread, never blocks.
+ * Since 0.1.
+ */
+gemmoe_status gemmoe_mix_poll(const struct gemmoe_mix *mix,
+                              struct gemmoe_load_progress *progress_out,
+                              struct gemmoe_error **error_out);
+
+/**
+ * Asks the mix to stop: gemmoe_mix_wait then returns CANCELLED, within the time that a tensor's 16 MiB, or 50 milliseconds of
+ * running a model, take, and nothing of the target is left.
+ * Errors: handle errors. Any thread, never blocks. Since 0.1.
+ */
+gemmoe_status gemmoe_mix_cancel(const struct gemmoe_mix *mix);
+
+/**
+ * Waits for the mix; with OK the target is a model directory. Its outcome is told once. The mix stays to be destroyed.
+ * Errors: handle errors, BUSY (another thread waits), INVALID_ARGUMENT (its outcome was told before, or the target is a mount
+ * point), CANCELLED, RECIPE_VALUE, MODELS_DIFFER, WRITE_FAILED, DISK_FULL, ALREADY_EXISTS, TENSOR_VALUE, NOT_A_NUMBER, and everything
+ * that can be wrong with a model directory: codes 20 to 64, OUT_OF_MEMORY. Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_mix_wait(struct gemmoe_mix *mix,
+                              struct gemmoe_error **error_out);
+
+/**
+ * Destroys a mix, stopping it if it still runs; what it has finished stays. NULL is nothing.
+ * Errors: STALE_HANDLE, WRONG_HANDLE_TYPE. Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_mix_destroy(struct gemmoe_mix *mix);
 
 #ifdef __cplusplus
 }  // extern "C"

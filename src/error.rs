@@ -148,11 +148,18 @@ pub enum Status {
     DeviceFailed = 113,
     /// The device failed in a way that ends everything on it: destroy its sessions and models, and load anew.
     DeviceLost = 114,
+
+    /// A recipe is not valid TOML, or names a key twice.
+    RecipeSyntax = 120,
+    /// A value in a recipe is missing, of the wrong type or out of range, or a key is not known.
+    RecipeValue = 121,
+    /// The models of a recipe cannot be mixed: geometry, tokenizer, chat template or dtype differ.
+    ModelsDiffer = 122,
 }
 
 impl Status {
     /// Every status and its name, in the order of its value.
-    pub const TABLE: [(Status, &'static CStr); 64] = {
+    pub const TABLE: [(Status, &'static CStr); 67] = {
         use Status::*;
         [
             (Ok, c"OK"),
@@ -219,6 +226,9 @@ impl Status {
             (DeviceOutOfMemory, c"DEVICE_OUT_OF_MEMORY"),
             (DeviceFailed, c"DEVICE_FAILED"),
             (DeviceLost, c"DEVICE_LOST"),
+            (RecipeSyntax, c"RECIPE_SYNTAX"),
+            (RecipeValue, c"RECIPE_VALUE"),
+            (ModelsDiffer, c"MODELS_DIFFER"),
         ]
     };
 
@@ -254,6 +264,12 @@ impl Error {
     /// Names the file the error is about, relative to the model directory.
     pub fn in_file(mut self, file: impl Into<String>) -> Self {
         self.file.get_or_insert_with(|| presentable(file.into()));
+        self
+    }
+
+    /// Says which directory the file is in, where there are several models.
+    pub fn in_directory(mut self, directory: &std::path::Path) -> Self {
+        self.file = self.file.map(|file| presentable(directory.join(file).display().to_string()));
         self
     }
 

@@ -305,6 +305,11 @@ fn structs_have_one_layout_in_c_and_in_rust() {
         prefill_chunk: u32, max_context: u32, reserved0: u32, reserved: [u64; 4]);
     layout!(lines, GemmoeBatchInfo, "gemmoe_batch_info", struct_size: u32, reserved0: u32, workspace_bytes: u64,
         touched_experts: f64, reserved: [u64; 4]);
+    layout!(lines, GemmoeMixOptions, "gemmoe_mix_options", struct_size: u32, flags: u32, threads: u32, reserved0: u32,
+        reserved: [u64; 4]);
+    layout!(lines, GemmoeMixPlan, "gemmoe_mix_plan", struct_size: u32, num_local_experts: u32,
+        num_experts_per_tok: u32, reserved0: u32, parameters: u64, active_parameters: u64, bytes_read: u64,
+        bytes_written: u64, scratch_bytes: u64, reserved: [u64; 4]);
     let workshop = Workshop::new();
     for way in ways() {
         let printed = run(&mut Command::new(workshop.program("layout.c", way)));

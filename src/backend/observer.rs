@@ -1,12 +1,13 @@
 //! What the matrices of a model are multiplied with: the mean square of each of their columns, collected over the passes of
-//! a calibration text. A backend that is asked to shows an `Observer` the inputs of every product.
+//! a calibration text; and, where somebody wants them, the inputs of routers themselves. A backend that is asked to shows an
+//! `Observer` the inputs of every product.
 
 use std::fmt;
 
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result, Status};
-use crate::memory::try_vec;
+use crate::memory::{try_vec, try_with_capacity};
 use crate::model::Config;
 
 /// An input that one or several matrices of a layer, or the head, are multiplied with.
@@ -29,6 +30,8 @@ pub struct Observer {
     sizes: Sizes,
     layers: Vec<Layer>,
     head: Mutex<Sums>,
+    /// For each layer the inputs of its router, where they are kept: `[tokens, hidden_size]`.
+    router_inputs: Vec<Mutex<Vec<f32>>>,
 }
 
 /// What a model's inputs are as many as, and as wide as.
@@ -94,7 +97,35 @@ impl Observer {
             })
         };
         let layers = (0..layers).map(layer).collect::<Result<_>>()?;
-        Ok(Observer { sizes, layers, head: Sums::new(hidden)? })
+        let router_inputs = (0..sizes.layers).map(|_| Mutex::default()).collect();
+        Ok(Observer { sizes, layers, head: Sums::new(hidden)?, router_inputs })
+    }
+
+    /// From now on keeps what routers are multiplied with, of as many as `tokens` tokens until they are taken.
+    pub fn keep_router_inputs(&self, tokens: usize) -> Result<()> {
+        let elements = tokens.saturating_mul(self.sizes.hidden);
+        for inputs in &self.router_inputs {
+            *inputs.lock() = try_with_capacity("the inputs of routers", elements)?;
+        }
+        Ok(())
+    }
+
+    /// Takes in the rows of a layer's router input, `[hidden_size]` each; where none are kept, or enough, it passes them over.
+    pub fn see_router<'a>(&self, layer: usize, rows: impl Iterator<Item = &'a [f32]>) {
+        let mut inputs = self.router_inputs[layer].lock();
+        for row in rows {
+            if inputs.capacity() - inputs.len() >= row.len() {
+                inputs.extend_from_slice(row);
+            }
+        }
+    }
+
+    /// Shows the inputs of a layer's router, `[tokens, hidden_size]` in the order of the tokens, and forgets them.
+    pub fn take_router_inputs<T>(&self, layer: usize, see: impl FnOnce(&[f32]) -> T) -> T {
+        let mut inputs = self.router_inputs[layer].lock();
+        let result = see(&inputs);
+        inputs.clear();
+        result
     }
 
     /// Fails with `InvalidArgument` unless a model of `config` has the inputs of the one this was made for.
@@ -135,7 +166,8 @@ impl Observer {
             })
         };
         let layers = self.layers.iter().map(layer).collect::<Result<_>>()?;
-        Ok(Observer { sizes: self.sizes, layers, head: copy(&self.head)? })
+        let router_inputs = (0..self.sizes.layers).map(|_| Mutex::default()).collect();
+        Ok(Observer { sizes: self.sizes, layers, head: copy(&self.head)?, router_inputs })
     }
 
     /// Takes in the rows of a product, `[columns]` each.

@@ -10,6 +10,7 @@ use super::batch::BatchObject;
 use super::error::ErrorObject;
 use super::grammar::GrammarObject;
 use super::load::LoadObject;
+use super::mix::MixObject;
 use super::model::ModelObject;
 use super::session::SessionObject;
 use super::text::TextStreamObject;
@@ -22,6 +23,7 @@ pub enum Object {
     Error(Arc<ErrorObject>),
     Grammar(Arc<GrammarObject>),
     Load(Arc<LoadObject>),
+    Mix(Arc<MixObject>),
     Model(Arc<ModelObject>),
     Session(Arc<SessionObject>),
     TextStream(Arc<TextStreamObject>),
@@ -157,6 +159,7 @@ fn decode<T: Held>(handle: *const T::Opaque, name: &str) -> Result<(usize, usize
         TextStreamObject::KIND,
         BatchObject::KIND,
         GrammarObject::KIND,
+        MixObject::KIND,
     ];
     Err(if known.contains(&kind) { wrong_type::<T>(name) } else { stale::<T>(name) })
 }

@@ -1,18 +1,14 @@
 //! `gemmoe_load`: a model being loaded on a thread of its own, to be polled and cancelled.
 
 use std::ffi::{c_char, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread::JoinHandle;
-
-use parking_lot::Mutex;
 
 use super::arguments::{Out, path};
 use super::error::GemmoeError;
 use super::guard::{guard, guard_status};
 use super::handles::{self, Held, Object};
+use super::job::Job;
 use super::model::{GemmoeModel, ModelObject};
 use super::structs::{self, Versioned, check_reserved};
 use crate::backend::cpu::kernels::Instructions;
@@ -22,7 +18,6 @@ use crate::engine::{LoadOptions, Model};
 use crate::error::{Error, Result, Status};
 use crate::model::{Formats, Progress};
 use crate::quant::{BLOCK, Format, Groups, ScaleDtype};
-use crate::quiet::{Quiet, panic_text};
 
 /// gemmoe_load_options.flags: follow symbolic links inside the model directory, as a download cache's layout needs.
 /// Without it links are refused.
@@ -213,19 +208,7 @@ pub struct GemmoeLoad {
 }
 
 pub struct LoadObject {
-    progress: Arc<Progress>,
-    state: Arc<AtomicU32>,
-    thread: Mutex<Option<JoinHandle<Result<Arc<Model>>>>>,
-}
-
-impl Drop for LoadObject {
-    fn drop(&mut self) {
-        self.progress.cancel();
-        if let Some(thread) = self.thread.get_mut().take() {
-            // The thread's result, even a panic, is of no interest to anybody any more.
-            let _ = thread.join();
-        }
-    }
+    job: Job<Arc<Model>>,
 }
 
 impl Held for LoadObject {
@@ -391,22 +374,8 @@ pub unsafe extern "C" fn gemmoe_load_start(
             let directory = path(directory, "directory")?;
             let options = structs::read(options, "options")?.resolve()?;
             let load_out = Out::new(load_out, "load_out")?;
-            let (progress, state) = (Arc::new(Progress::default()), Arc::new(AtomicU32::new(GEMMOE_LOAD_RUNNING)));
-            let (its_progress, its_state) = (Arc::clone(&progress), Arc::clone(&state));
-            let thread = std::thread::Builder::new().name("gemmoe-load".to_owned()).spawn(move || {
-                let _quiet = Quiet::enter();
-                let work = AssertUnwindSafe(|| Model::load(&directory, &options, &its_progress));
-                let result = catch_unwind(work).unwrap_or_else(|payload| {
-                    let text = format!("a defect of gemmoe was caught: {}", panic_text(&*payload));
-                    Err(Error::new(Status::Internal, text))
-                });
-                its_state.store(GEMMOE_LOAD_OVER, Ordering::Release);
-                result
-            });
-            let thread = thread.map_err(|error| {
-                Error::new(Status::ThreadUnavailable, format!("the loading thread could not be started: {error}"))
-            })?;
-            load_out.set(handles::insert(LoadObject { progress, state, thread: Mutex::new(Some(thread)) })?);
+            let job = Job::start("gemmoe-load", move |progress| Model::load(&directory, &options, progress))?;
+            load_out.set(handles::insert(LoadObject { job })?);
             Ok(())
         })
     }
@@ -425,13 +394,7 @@ pub unsafe extern "C" fn gemmoe_load_poll(
     // SAFETY: the caller's promises.
     unsafe {
         guard(error_out, || {
-            let load = handles::find::<LoadObject>(load, "load")?;
-            let progress = GemmoeLoadProgress {
-                struct_size: 0,
-                state: load.state.load(Ordering::Acquire),
-                bytes_total: load.progress.bytes_total(),
-                bytes_read: load.progress.bytes_read(),
-            };
+            let progress = handles::find::<LoadObject>(load, "load")?.job.progress();
             structs::write(progress_out, &progress, "progress_out")
         })
     }
@@ -443,7 +406,7 @@ pub unsafe extern "C" fn gemmoe_load_poll(
 #[unsafe(no_mangle)]
 pub extern "C" fn gemmoe_load_cancel(load: *const GemmoeLoad) -> Status {
     guard_status(|| {
-        handles::find::<LoadObject>(load, "load")?.progress.cancel();
+        handles::find::<LoadObject>(load, "load")?.job.cancel();
         Ok(())
     })
 }
@@ -466,13 +429,7 @@ pub unsafe extern "C" fn gemmoe_load_wait(
         guard(error_out, || {
             let load = handles::find::<LoadObject>(load, "load")?;
             let model_out = Out::new(model_out, "model_out")?;
-            let busy = || Error::new(Status::Busy, "another thread waits for this load");
-            let mut thread = load.thread.try_lock().ok_or_else(busy)?;
-            let over =
-                || Error::new(Status::InvalidArgument, "this load's outcome was handed over before").at_key("load");
-            let thread = thread.take().ok_or_else(over)?;
-            let lost = |_| Error::new(Status::Internal, "the loading thread was lost");
-            let model = thread.join().map_err(lost)??;
+            let model = load.job.wait("load")?;
             model_out.set(handles::insert(ModelObject::new(model))?);
             Ok(())
         })

@@ -130,18 +130,18 @@ impl<M, V, E> Loader<'_, M, V, E> {
 }
 
 /// A part that is stored row by row, in chunks of the rows of whole panels.
-struct Rows<'a> {
+pub struct Rows<'a> {
     part: &'a Part,
     checkpoint: &'a Checkpoint,
     tensor: &'a Tensor,
     dtype: Dtype,
     /// Panels of a chunk, but for the last one.
-    panels: usize,
+    pub panels: usize,
 }
 
 impl<'a> Rows<'a> {
     /// In chunks of at most `chunk_bytes`, where a panel is not more.
-    fn new(part: &'a Part, checkpoint: &'a Checkpoint, chunk_bytes: usize) -> Result<Rows<'a>> {
+    pub fn new(part: &'a Part, checkpoint: &'a Checkpoint, chunk_bytes: usize) -> Result<Rows<'a>> {
         let dtype = dtype_of(part, checkpoint)?;
         let tensor = find(&part.tensor, &part.shape, part.meaning, checkpoint)?;
         let mut rows = Rows { part, checkpoint, tensor, dtype, panels: 1 };
@@ -157,20 +157,21 @@ impl<'a> Rows<'a> {
         self.panels * PANEL_ROWS * self.row_bytes()
     }
 
-    fn chunks(&self) -> usize {
+    /// How many chunks it has.
+    pub fn chunks(&self) -> usize {
         self.part.rows.div_ceil(self.panels * PANEL_ROWS)
     }
 
     /// The first row of a chunk.
-    fn first_row(&self, chunk: usize) -> usize {
+    pub fn first_row(&self, chunk: usize) -> usize {
         chunk * self.panels * PANEL_ROWS
     }
 
     /// Reads a chunk into `staging`, which it makes large enough.
-    fn read<'s>(&self, chunk: usize, staging: &'s mut Vec<u8>, progress: &Progress) -> Result<Source<'s>> {
+    pub fn read<'s>(&self, chunk: usize, staging: &'s mut Vec<u8>, progress: &Progress) -> Result<Source<'s>> {
         let (first, end) = (self.first_row(chunk), self.first_row(chunk + 1).min(self.part.rows));
-        if staging.is_empty() {
-            let chunk_bytes = self.chunk_bytes().min(self.part.rows * self.row_bytes());
+        let chunk_bytes = self.chunk_bytes().min(self.part.rows * self.row_bytes());
+        if staging.len() < chunk_bytes {
             *staging = try_vec(&self.part.tensor, chunk_bytes, 0u8)?;
         }
         let bytes = &mut staging[..(end - first) * self.row_bytes()];
@@ -180,13 +181,13 @@ impl<'a> Rows<'a> {
     }
 
     /// The error of a number in a chunk that cannot be rounded.
-    fn not_finite(&self, chunk: usize, at: NotFinite) -> Error {
+    pub fn not_finite(&self, chunk: usize, at: NotFinite) -> Error {
         not_finite_in(self.part, NotFinite { row: self.first_row(chunk) + at.row, ..at }, self.checkpoint)
     }
 }
 
 /// Bytes that `each_rows` reads at once, where a panel is not more: enough to be shared out to threads.
-const SHARED_BYTES: usize = 16 << 20;
+pub const SHARED_BYTES: usize = 16 << 20;
 
 /// Reads a part that is stored row by row, and shows `see` the rows of a few panels at a time, with the number of the first
 /// panel.

@@ -1,5 +1,6 @@
 //! A model on disk: its configuration, the files of its directory, and its weights as host memory.
 
+pub mod beside;
 pub mod checkpoint;
 pub mod config;
 pub mod formats;

@@ -28,7 +28,9 @@ impl Progress {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
+    /// Work that reads so many bytes begins; where there are several one after the other, each counts from 0.
     pub(crate) fn begin(&self, bytes_total: u64) {
+        self.bytes_read.store(0, Ordering::Relaxed);
         self.bytes_total.store(bytes_total, Ordering::Relaxed);
     }
 

@@ -132,7 +132,7 @@ impl Source<'_> {
     }
 
     /// The numbers of row `row` from `column` on, widened, as many as `out` takes.
-    fn read(&self, row: usize, column: usize, out: &mut [f32]) {
+    pub fn read(&self, row: usize, column: usize, out: &mut [f32]) {
         let size = self.dtype.bitsize() / 8;
         let at = row * self.row_bytes() + column * size;
         let bytes = &self.bytes[at..at + out.len() * size];

@@ -1,42 +1,28 @@
 //! Quantising ahead of time: from one model directory to another, tensor by tensor.
 
 mod calibration;
+pub(crate) mod matrix;
 mod report;
 mod tensors;
 
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub use calibration::Importance;
 pub use report::{Kind, QuantizeReport, TensorReport};
 
 use crate::backend::cpu::ThreadOptions;
 use crate::error::{Error, Result, Status};
-use crate::memory::try_vec;
-use crate::model::json::UniqueMembers;
 use crate::model::loader::each_rows;
 use crate::model::weights::not_finite_in;
 use crate::model::writer::{DEFAULT_SHARD_BYTES, NewTensor};
 use crate::model::{
-    Checkpoint, Config, Description, Formats, ModelWriter, Progress, Quantization, config, quantization,
+    Checkpoint, Config, Description, Formats, ModelWriter, Progress, Quantization, beside, config, quantization,
 };
-use crate::quant::{Format, NotFinite, PANEL_ROWS, Rounded, Shape, Source, pack_on};
+use crate::quant::{Format, Shape, Source};
+use matrix::RoundedMatrix;
 use tensors::Planned;
-
-/// Files that are copied where they are there, and the largest that are.
-const FILES_BESIDE: [&str; 9] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "LICENSE",
-    "NOTICE",
-];
-const MAX_FILE_BYTES: u64 = 64 << 20;
 
 /// What a host may choose.
 #[derive(Clone, Copy, Debug)]
@@ -94,11 +80,7 @@ pub fn quantize(
     let new_tensors = new_tensors(&planned);
     let mut writer = ModelWriter::create(target, &new_tensors, shard_bytes(options))?;
     writer.write_file(config::FILE, &new_config)?;
-    for name in FILES_BESIDE {
-        if let Some(bytes) = checkpoint.read_small_file(name, MAX_FILE_BYTES)? {
-            writer.write_file(name, &bytes)?;
-        }
-    }
+    beside::copy(&beside::FILES, &checkpoint, &writer)?;
     let threads = ThreadOptions::from(options.threads).resolved_count();
     let mut work = Work { checkpoint: &checkpoint, writer: &mut writer, importance, threads, progress };
     let mut report = QuantizeReport { bytes_before: description.bytes, ..Default::default() };
@@ -132,9 +114,7 @@ impl Prepared {
         check_formats(&options.formats)?;
         ThreadOptions::from(options.threads).check()?;
         let mut checkpoint = Checkpoint::open(source, options.follow_links)?;
-        let config_bytes = checkpoint.read_small_file(config::FILE, config::MAX_BYTES)?.ok_or_else(|| {
-            Error::new(Status::FileNotFound, format!("not found in {}", source.display())).in_file(config::FILE)
-        })?;
+        let config_bytes = beside::read_config(&checkpoint, source)?;
         let config = Config::from_json(&config_bytes)?;
         if config.quantization.is_some() {
             let text = format!("{} is quantised already: begin from the model it was made from", source.display());
@@ -189,28 +169,12 @@ impl Work<'_> {
         let part = &planned.source;
         let shape = Shape { rows: part.rows, columns: part.columns, format };
         let importance = self.importance.zip(planned.input).and_then(|(importance, input)| importance.of(input));
-        let (mut rounded, mut scales, mut lines) = (Rounded::default(), Vec::new(), Vec::new());
+        let mut rounded = RoundedMatrix::new(&part.tensor, shape, index, self.threads);
         let mut bytes_before = 0;
         each_rows(part, self.checkpoint, self.progress, |first, source| {
-            let panels = source.rows().div_ceil(PANEL_ROWS);
-            if lines.is_empty() {
-                lines = try_vec(&part.tensor, panels * shape.panel_bytes(), 0u8)?;
-                scales = try_vec(&part.tensor, panels * shape.panel_scale_bytes(), 0u8)?;
-            }
-            let lines = &mut lines[..panels * shape.panel_bytes()];
-            let scales = &mut scales[..panels * shape.panel_scale_bytes()];
-            // Rows that fill up the last panel are not written.
-            lines.fill(0);
-            scales.fill(0);
             let source = Source { importance: importance.as_deref(), ..*source };
-            let part_rounded = pack_on(self.threads, &source, &shape, lines, scales).map_err(|at| {
-                let at = NotFinite { row: first * PANEL_ROWS + at.row, ..at };
-                not_finite_in(part, at, self.checkpoint)
-            })?;
-            rounded.add(&part_rounded);
             bytes_before += source.bytes.len() as u64;
-            self.writer.write(index, (first * shape.panel_bytes()) as u64, lines)?;
-            self.writer.write(index + 1, (first * shape.panel_scale_bytes()) as u64, scales)
+            rounded.write(self.writer, first, &source, &|at| not_finite_in(part, at, self.checkpoint))
         })?;
         Ok(Some(TensorReport {
             name: planned.name.clone(),
@@ -218,7 +182,7 @@ impl Work<'_> {
             layer: planned.layer,
             expert: planned.expert,
             format,
-            rounded,
+            rounded: rounded.rounded,
             bytes_before,
             bytes_after,
         }))
@@ -236,20 +200,11 @@ impl Work<'_> {
 
 /// The new config.json: all keys of the source's in their order, and what was quantised.
 fn new_config(bytes: &[u8], description: &Description, asked: Formats) -> Result<Vec<u8>> {
-    let unread =
-        |error| Error::new(Status::ConfigSyntax, format!("not a valid JSON object: {error}")).in_file(config::FILE);
-    let mut members = serde_json::from_slice::<UniqueMembers<Value>>(bytes).map_err(unread)?.0;
-    let mut set = |key: &str, value: Value| match members.iter_mut().find(|(name, _)| name == key) {
-        Some((_, old)) => *old = value,
-        None => members.push((key.to_owned(), value)),
-    };
     let own_head = description.head_part().is_some();
-    if own_head {
-        set("tie_word_embeddings", json!(false));
-    }
     let quantization = Quantization { source_dtype: description.embedding_dtype, formats: asked.resolved(!own_head) };
-    set(quantization::KEY, quantization.to_json());
-    let lines =
-        members.iter().map(|(key, value)| format!("  {}: {}", json!(key), format!("{value:#}").replace('\n', "\n  ")));
-    Ok(format!("{{\n{}\n}}\n", lines.collect::<Vec<_>>().join(",\n")).into_bytes())
+    let mut changes = vec![(quantization::KEY, Some(quantization.to_json()))];
+    if own_head {
+        changes.insert(0, ("tie_word_embeddings", Some(json!(false))));
+    }
+    beside::changed_config(bytes, changes)
 }

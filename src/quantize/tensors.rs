@@ -2,6 +2,7 @@
 
 use safetensors::Dtype;
 
+use super::matrix::stored_tensors;
 use super::report::Kind;
 use crate::backend::observer::Input;
 use crate::error::Result;
@@ -9,7 +10,7 @@ use crate::model::names::{self, ExpertParts, LayerParts, Layout, Part};
 use crate::model::weights::dtype_of;
 use crate::model::writer::NewTensor;
 use crate::model::{Checkpoint, Description};
-use crate::quant::{Format, LINE_BYTES, PANEL_ROWS, Shape};
+use crate::quant::{Format, Shape};
 
 /// A tensor of the new directory, or the two a quantised matrix has.
 pub struct Planned {
@@ -36,16 +37,9 @@ pub struct Planned {
 impl Planned {
     /// The tensors it becomes: two for a quantised matrix, its lines and its scales.
     pub fn new_tensors(&self) -> Vec<NewTensor> {
-        let Some((format, groups)) = self.format.and_then(|format| Some((format, format.groups()?))) else {
-            return vec![NewTensor { name: self.name.clone(), dtype: self.dtype, shape: self.shape.clone() }];
-        };
-        let shape = Shape { rows: self.source.rows, columns: self.source.columns, format };
-        let lines = vec![shape.panels(), shape.lines_per_panel(), LINE_BYTES];
-        let scales = vec![shape.panels(), shape.padded_columns() / groups.size, PANEL_ROWS];
-        vec![
-            NewTensor { name: self.name.clone(), dtype: Dtype::U8, shape: lines },
-            NewTensor { name: names::scales(&self.name), dtype: groups.scales.dtype(), shape: scales },
-        ]
+        let matrix = NewTensor { name: self.name.clone(), dtype: self.dtype, shape: self.shape.clone() };
+        let Part { rows, columns, .. } = self.source;
+        stored_tensors(matrix, self.format.map(|format| Shape { rows, columns, format }).as_ref())
     }
 }
 

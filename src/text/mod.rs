@@ -4,6 +4,7 @@
 mod added_tokens;
 mod bpe;
 pub mod chat;
+mod difference;
 pub mod grammar;
 mod json_tree;
 mod merges;
@@ -17,6 +18,7 @@ mod vocabulary;
 pub(crate) mod samples;
 
 pub use chat::{ChatTemplate, Message};
+pub use difference::difference;
 pub use grammar::{Grammar, GrammarKind, GrammarState, GrammarVocabulary};
 pub use stops::{MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS};
 pub use stream::{Stopped, TextStream};

@@ -66,6 +66,8 @@ static int be_a_child(const char *directory, gemmoe_model *model, gemmoe_session
     gemmoe_session_metrics metrics = GEMMOE_SESSION_METRICS_INIT;
     gemmoe_batch_info batch_info = GEMMOE_BATCH_INFO_INIT;
     gemmoe_memory_plan plan = GEMMOE_MEMORY_PLAN_INIT;
+    gemmoe_mix_plan mix_plan = GEMMOE_MIX_PLAN_INIT;
+    gemmoe_mix *new_mix = NULL;
     gemmoe_message message = GEMMOE_MESSAGE_INIT;
     gemmoe_error *error = (gemmoe_error *)&info;
     gemmoe_batch *new_batch = NULL;
@@ -98,6 +100,13 @@ static int be_a_child(const char *directory, gemmoe_model *model, gemmoe_session
     IN_CHILD(gemmoe_load_start(directory, NULL, &new_load, NULL));
     IN_CHILD(gemmoe_load_poll(load, &progress, NULL));
     IN_CHILD(gemmoe_load_cancel(load));
+    IN_CHILD(gemmoe_mix_check("", 0, directory, "/nowhere", NULL, &mix_plan, NULL));
+    IN_CHILD(gemmoe_mix_start("", 0, directory, "/nowhere", NULL, &new_mix, NULL));
+    IN_CHILD(gemmoe_mix_poll(NULL, &progress, NULL));
+    IN_CHILD(gemmoe_mix_cancel(NULL));
+    IN_CHILD(gemmoe_mix_wait(NULL, NULL));
+    IN_CHILD(gemmoe_mix_destroy(NULL));
+    if (new_mix != NULL || mix_plan.parameters != 0) return __LINE__;
     IN_CHILD(gemmoe_load_wait(load, &new_model, NULL));
     IN_CHILD(gemmoe_model_get_info(model, &model_info, NULL));
     IN_CHILD(gemmoe_model_get_residency(model, &residency, NULL));

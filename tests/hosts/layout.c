@@ -21,6 +21,8 @@ int main(void) {
     gemmoe_session_metrics session_metrics = GEMMOE_SESSION_METRICS_INIT;
     gemmoe_batch_options batch_options = GEMMOE_BATCH_OPTIONS_INIT;
     gemmoe_batch_info batch_info = GEMMOE_BATCH_INFO_INIT;
+    gemmoe_mix_options mix_options = GEMMOE_MIX_OPTIONS_INIT;
+    gemmoe_mix_plan mix_plan = GEMMOE_MIX_PLAN_INIT;
 
     CHECK(device_info.struct_size == sizeof device_info && device_info.reserved[3] == 0);
     CHECK(load_options.struct_size == sizeof load_options && load_options.reserved[3] == 0);
@@ -39,6 +41,8 @@ int main(void) {
     CHECK(session_metrics.struct_size == sizeof session_metrics && session_metrics.reserved[3] == 0);
     CHECK(batch_options.struct_size == sizeof batch_options && batch_options.reserved[3] == 0);
     CHECK(batch_info.struct_size == sizeof batch_info && batch_info.reserved[3] == 0);
+    CHECK(mix_options.struct_size == sizeof mix_options && mix_options.reserved[3] == 0);
+    CHECK(mix_plan.struct_size == sizeof mix_plan && mix_plan.reserved[3] == 0);
     CHECK(gemmoe_abi_version() == GEMMOE_ABI_VERSION);
     CHECK(sizeof(gemmoe_status) == 4);
 
@@ -214,5 +218,22 @@ int main(void) {
     FIELD(gemmoe_batch_info, workspace_bytes);
     FIELD(gemmoe_batch_info, touched_experts);
     FIELD(gemmoe_batch_info, reserved);
+    STRUCT(gemmoe_mix_options);
+    FIELD(gemmoe_mix_options, struct_size);
+    FIELD(gemmoe_mix_options, flags);
+    FIELD(gemmoe_mix_options, threads);
+    FIELD(gemmoe_mix_options, reserved0);
+    FIELD(gemmoe_mix_options, reserved);
+    STRUCT(gemmoe_mix_plan);
+    FIELD(gemmoe_mix_plan, struct_size);
+    FIELD(gemmoe_mix_plan, num_local_experts);
+    FIELD(gemmoe_mix_plan, num_experts_per_tok);
+    FIELD(gemmoe_mix_plan, reserved0);
+    FIELD(gemmoe_mix_plan, parameters);
+    FIELD(gemmoe_mix_plan, active_parameters);
+    FIELD(gemmoe_mix_plan, bytes_read);
+    FIELD(gemmoe_mix_plan, bytes_written);
+    FIELD(gemmoe_mix_plan, scratch_bytes);
+    FIELD(gemmoe_mix_plan, reserved);
     return 0;
 }

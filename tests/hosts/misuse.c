@@ -2,12 +2,18 @@
  * returns its documented status, writes nothing it should not, and leaves everything else working. What values do is in
  * misuse_text.c and misuse_session.c. argv[1] is a model with a tokenizer. */
 #include "misuse.h"
+#include <unistd.h>
 
 /* One live and one destroyed object of every type, and what a good call takes. */
-enum kind { ERROR, LOAD, MODEL, SESSION, STREAM, BATCH, GRAMMAR, KINDS };
+enum kind { ERROR, LOAD, MODEL, SESSION, STREAM, BATCH, GRAMMAR, MIX, KINDS };
 static void *live[KINDS];
 static void *stale[KINDS];
 static const char *directory;
+/* Two experts of the model; a directory that is not there, in one that is, and one that cannot be written. */
+static const char recipe[] = "[[experts]]\nmodel = \".\"\nexpert = 0\n[[experts]]\nmodel = \".\"\nexpert = 1\nname = \"b\"\n";
+#define RECIPE recipe, sizeof recipe - 1
+static char mixed[4096];
+#define NOWHERE "/nowhere/at/all/mixed"
 
 /* Of the model. */
 #define HIDDEN 40
@@ -27,6 +33,25 @@ static gemmoe_status error_status(void *handle, gemmoe_error **error) {
 static gemmoe_status error_destroy(void *handle, gemmoe_error **error) {
     (void)error;
     return gemmoe_error_destroy((gemmoe_error *)handle);
+}
+static gemmoe_status mix_poll(void *handle, gemmoe_error **error) {
+    gemmoe_load_progress *progress = (gemmoe_load_progress *)&out[0];
+    gemmoe_status status;
+    progress->struct_size = sizeof *progress;
+    status = gemmoe_mix_poll((gemmoe_mix *)handle, progress, error);
+    memset(&progress->struct_size, MARK, sizeof progress->struct_size);
+    return status;
+}
+static gemmoe_status mix_cancel(void *handle, gemmoe_error **error) {
+    (void)error;
+    return gemmoe_mix_cancel((gemmoe_mix *)handle);
+}
+static gemmoe_status mix_wait(void *handle, gemmoe_error **error) {
+    return gemmoe_mix_wait((gemmoe_mix *)handle, error);
+}
+static gemmoe_status mix_destroy(void *handle, gemmoe_error **error) {
+    (void)error;
+    return gemmoe_mix_destroy((gemmoe_mix *)handle);
 }
 static gemmoe_status load_poll(void *handle, gemmoe_error **error) {
     gemmoe_load_progress *progress = (gemmoe_load_progress *)&out[0];
@@ -360,6 +385,10 @@ static const struct function {
     {"batch_clear_cancel", BATCH, batch_clear_cancel, REFUSES_NULL, SILENT},
     {"batch_get_info", BATCH, batch_get_info, REFUSES_NULL, WITH_ERROR},
     {"batch_destroy", BATCH, batch_destroy, IGNORES_NULL, SILENT},
+    {"mix_poll", MIX, mix_poll, REFUSES_NULL, WITH_ERROR},
+    {"mix_cancel", MIX, mix_cancel, REFUSES_NULL, SILENT},
+    {"mix_wait", MIX, mix_wait, REFUSES_NULL, WITH_ERROR},
+    {"mix_destroy", MIX, mix_destroy, IGNORES_NULL, SILENT},
 };
 #define FUNCTIONS (sizeof functions / sizeof functions[0])
 
@@ -427,8 +456,18 @@ static void null_arguments(void) {
     static const char *const null_strings[2] = {"a", NULL};
     static const uint8_t bytes[64] = {0};
     gemmoe_memory_plan plan = GEMMOE_MEMORY_PLAN_INIT;
+    gemmoe_mix_plan mix_plan = GEMMOE_MIX_PLAN_INIT;
     uint32_t token = 3, missing;
 
+    NULL_ARGUMENT(gemmoe_mix_check(NULL, 5, directory, mixed, NULL, &mix_plan, &error));
+    NULL_ARGUMENT(gemmoe_mix_check(RECIPE, NULL, mixed, NULL, &mix_plan, &error));
+    NULL_ARGUMENT(gemmoe_mix_check(RECIPE, directory, NULL, NULL, &mix_plan, &error));
+    NULL_ARGUMENT(gemmoe_mix_check(RECIPE, directory, mixed, NULL, NULL, &error));
+    NULL_ARGUMENT(gemmoe_mix_start(NULL, 5, directory, NOWHERE, NULL, (gemmoe_mix **)&out[0], &error));
+    NULL_ARGUMENT(gemmoe_mix_start(RECIPE, NULL, NOWHERE, NULL, (gemmoe_mix **)&out[0], &error));
+    NULL_ARGUMENT(gemmoe_mix_start(RECIPE, directory, NULL, NULL, (gemmoe_mix **)&out[0], &error));
+    NULL_ARGUMENT(gemmoe_mix_start(RECIPE, directory, NOWHERE, NULL, NULL, &error));
+    NULL_ARGUMENT(gemmoe_mix_poll((gemmoe_mix *)live[MIX], NULL, &error));
     NULL_ARGUMENT(gemmoe_load_start(NULL, NULL, (gemmoe_load **)&out[0], &error));
     NULL_ARGUMENT(gemmoe_load_start(directory, NULL, NULL, &error));
     NULL_ARGUMENT(gemmoe_load_poll(load, NULL, &error));
@@ -690,6 +729,8 @@ static union padded {
     gemmoe_memory_plan plan;
     gemmoe_batch_options batch;
     gemmoe_batch_info batch_info;
+    gemmoe_mix_options mix;
+    gemmoe_mix_plan mix_plan;
     unsigned char bytes[8192];
 } padded;
 
@@ -771,6 +812,21 @@ static gemmoe_status take_session_info(gemmoe_error **error) {
 static gemmoe_status take_progress(gemmoe_error **error) {
     return gemmoe_load_poll((gemmoe_load *)live[LOAD], &padded.progress, error);
 }
+static gemmoe_status pass_mix_options(gemmoe_error **error) {
+    gemmoe_mix_plan plan = GEMMOE_MIX_PLAN_INIT;
+    gemmoe_mix *mix = NULL;
+    gemmoe_status status = gemmoe_mix_check(RECIPE, directory, mixed, &padded.mix, &plan, error);
+    gemmoe_status other = gemmoe_mix_start(RECIPE, directory, NOWHERE, &padded.mix, &mix, NULL);
+    CHECK(status == other && (status == GEMMOE_STATUS_OK) == (plan.parameters > 0));
+    RETURNS(GEMMOE_STATUS_OK, gemmoe_mix_destroy(mix));
+    return status;
+}
+static gemmoe_status take_mix_plan(gemmoe_error **error) {
+    return gemmoe_mix_check(RECIPE, directory, mixed, NULL, &padded.mix_plan, error);
+}
+static gemmoe_status take_mix_progress(gemmoe_error **error) {
+    return gemmoe_mix_poll((gemmoe_mix *)live[MIX], &padded.progress, error);
+}
 static gemmoe_status take_plan(gemmoe_error **error) {
     return gemmoe_plan_memory(directory, NULL, NULL, &padded.plan, error);
 }
@@ -799,6 +855,7 @@ static void struct_sizes(void) {
         INPUT_WITH_GAP(pass_message, gemmoe_message),
         INPUT_WITH_GAP(pass_sampling, gemmoe_sampling),
         INPUT_WITH_GAP(pass_batch_options, gemmoe_batch_options),
+        INPUT_WITH_GAP(pass_mix_options, gemmoe_mix_options),
         {pass_routes, sizeof(gemmoe_route_arrays), 1, 0, 0},
         OUTPUT(take_model_info, gemmoe_model_info),
         OUTPUT(take_residency, gemmoe_residency),
@@ -807,6 +864,8 @@ static void struct_sizes(void) {
         OUTPUT(take_plan, gemmoe_memory_plan),
         OUTPUT(take_metrics, gemmoe_session_metrics),
         OUTPUT(take_batch_info, gemmoe_batch_info),
+        OUTPUT(take_mix_plan, gemmoe_mix_plan),
+        OUTPUT(take_mix_progress, gemmoe_load_progress),
     };
     static const uint32_t wrong[] = {0, 1, 3, 4, 8, 4097, 0x7FFFFFFF, 0xFFFFFFFF};
     gemmoe_error *error = NULL;
@@ -1013,6 +1072,54 @@ static void loads(void) {
     CHECK(outputs_untouched());
 }
 
+/* ---- Mixes: what they refuse, and one that is written. ---- */
+
+static void mixes(void) {
+    gemmoe_error *error = NULL;
+    gemmoe_mix *mix = NULL;
+    gemmoe_model *model = NULL;
+    gemmoe_load_progress progress = GEMMOE_LOAD_PROGRESS_INIT;
+    gemmoe_mix_options options = GEMMOE_MIX_OPTIONS_INIT;
+    gemmoe_mix_plan plan = GEMMOE_MIX_PLAN_INIT;
+    uint32_t tokens[8];
+
+    FAILS(GEMMOE_STATUS_RECIPE_SYNTAX, gemmoe_mix_check("a = ", 4, directory, mixed, NULL, &plan, &error));
+    FAILS(GEMMOE_STATUS_RECIPE_VALUE, gemmoe_mix_check("a = 1", 5, directory, mixed, NULL, &plan, &error));
+    FAILS(GEMMOE_STATUS_RECIPE_VALUE, gemmoe_mix_check(NULL, 0, directory, mixed, NULL, &plan, &error));
+    FAILS(GEMMOE_STATUS_INVALID_UTF8, gemmoe_mix_check("\xff", 1, directory, mixed, NULL, &plan, &error));
+    FAILS(GEMMOE_STATUS_RECIPE_VALUE, gemmoe_mix_start("a = 1", 5, directory, mixed, NULL, &mix, &error));
+    FAILS(GEMMOE_STATUS_DIRECTORY_NOT_FOUND, gemmoe_mix_check(RECIPE, "/nowhere", mixed, NULL, &plan, &error));
+    FAILS(GEMMOE_STATUS_WRITE_FAILED, gemmoe_mix_check(RECIPE, directory, NOWHERE, NULL, &plan, &error));
+    FAILS(GEMMOE_STATUS_ALREADY_EXISTS, gemmoe_mix_check(RECIPE, directory, directory, NULL, &plan, &error));
+    options.flags = 2;
+    FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_mix_check(RECIPE, directory, mixed, &options, &plan, &error));
+    options.flags = 0;
+    options.threads = 257;
+    FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_mix_start(RECIPE, directory, mixed, &options, &mix, &error));
+    CHECK(mix == NULL && plan.parameters == 0);
+
+    /* What is wrong with the models, or the target, is told by waiting, once. */
+    SUCCEEDS(gemmoe_mix_start(RECIPE, directory, NOWHERE, NULL, &mix, &error));
+    FAILS(GEMMOE_STATUS_WRITE_FAILED, gemmoe_mix_wait(mix, &error));
+    FAILS(GEMMOE_STATUS_INVALID_ARGUMENT, gemmoe_mix_wait(mix, &error));
+    RETURNS(GEMMOE_STATUS_OK, gemmoe_mix_destroy(mix));
+    RETURNS(GEMMOE_STATUS_STALE_HANDLE, gemmoe_mix_destroy(mix));
+
+    options.threads = 2;
+    SUCCEEDS(gemmoe_mix_check(RECIPE, directory, mixed, &options, &plan, &error));
+    CHECK(plan.num_local_experts == 2 && plan.num_experts_per_tok == 2 && plan.scratch_bytes == 0);
+    SUCCEEDS(gemmoe_mix_start(RECIPE, directory, mixed, &options, &mix, &error));
+    SUCCEEDS(gemmoe_mix_wait(mix, &error));
+    SUCCEEDS(gemmoe_mix_poll(mix, &progress, &error));
+    CHECK(progress.state == GEMMOE_LOAD_OVER && progress.bytes_read == progress.bytes_total);
+    CHECK(progress.bytes_total == plan.bytes_read && plan.bytes_read > 0);
+    RETURNS(GEMMOE_STATUS_OK, gemmoe_mix_cancel(mix));
+    RETURNS(GEMMOE_STATUS_OK, gemmoe_mix_destroy(mix));
+    model = load_model(mixed);
+    generate_once(model, tokens);
+    RETURNS(GEMMOE_STATUS_OK, gemmoe_model_destroy(model));
+}
+
 static void destroy_orders(const uint32_t expected[8]) {
     gemmoe_error *error = NULL;
     gemmoe_model *model = load_model(directory);
@@ -1071,6 +1178,7 @@ static void make_objects(void *objects[KINDS]) {
     SUCCEEDS(gemmoe_load_start(directory, NULL, (gemmoe_load **)&objects[LOAD], &error));
     SUCCEEDS(gemmoe_grammar_create(model, GEMMOE_GRAMMAR_REGEX, "[ab]+", 5, (gemmoe_grammar **)&objects[GRAMMAR], &error));
     SUCCEEDS(gemmoe_batch_create(model, NULL, (gemmoe_batch **)&objects[BATCH], &error));
+    SUCCEEDS(gemmoe_mix_start(RECIPE, directory, NOWHERE, NULL, (gemmoe_mix **)&objects[MIX], &error));
     CHECK(gemmoe_session_step(NULL, NULL, NULL, (gemmoe_error **)&objects[ERROR]) == GEMMOE_STATUS_NULL_ARGUMENT);
 }
 
@@ -1082,6 +1190,7 @@ static void destroy_objects(void *objects[KINDS]) {
     RETURNS(GEMMOE_STATUS_OK, gemmoe_text_stream_destroy((gemmoe_text_stream *)objects[STREAM]));
     RETURNS(GEMMOE_STATUS_OK, gemmoe_grammar_destroy((gemmoe_grammar *)objects[GRAMMAR]));
     RETURNS(GEMMOE_STATUS_OK, gemmoe_batch_destroy((gemmoe_batch *)objects[BATCH]));
+    RETURNS(GEMMOE_STATUS_OK, gemmoe_mix_destroy((gemmoe_mix *)objects[MIX]));
 }
 
 int main(int argc, char **argv) {
@@ -1089,6 +1198,7 @@ int main(int argc, char **argv) {
     uint32_t before[8], after[8];
     CHECK(argc > 1);
     directory = argv[1];
+    snprintf(mixed, sizeof mixed, "%s/mixed-%ld", directory, (long)getpid());
     make_objects(stale);
     destroy_objects(stale);
     make_objects(live);
@@ -1109,6 +1219,7 @@ int main(int argc, char **argv) {
     free(kept);
     load_values();
     loads();
+    mixes();
     destroy_orders(before);
     errors();
     TWINS_AGREE();

@@ -524,6 +524,13 @@ impl Pass for CpuPass {
         let (hidden_size, experts) = (shared.config.hidden_size, shared.config.num_local_experts);
         let jobs = &mut self.jobs;
         ready!(shared.norm(jobs, limit, &weights.post_attention_norm, &self.x, tokens, &mut self.normed))?;
+        if let Some(observer) = &self.observer {
+            let normed = &self.normed[..tokens * hidden_size];
+            ready!(jobs.run_here(limit, 1, |_| {
+                observer.see_router(layer, normed.chunks_exact(hidden_size));
+                Ok(())
+            }))?;
+        }
         if let Some(router) = &weights.router {
             let x = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: tokens };
             let out = &mut self.router_logits[..tokens * experts];

@@ -14,6 +14,7 @@ mod inspect;
 mod interrupt;
 mod load;
 mod logits;
+mod mix;
 mod plan;
 mod quantize;
 mod routes;
@@ -48,6 +49,19 @@ enum Command {
     Plan(plan::Plan),
     /// Round a model's weights to 8 or 4 bits and write it to another directory, with a report of the errors.
     Quantize(quantize::Quantize),
+    /// Mix fine-tuned Gemmas of one geometry into a GemMoE whose experts they are, as a recipe says.
+    ///
+    /// A recipe is a TOML file:
+    ///
+    ///     base = "mean"               # or a directory: where all but experts is from
+    ///     [[experts]]                 # 2 to 64 of them
+    ///     model = "gemma-math"        # expert = 3 takes one expert of a GemMoE
+    ///     [[experts]]
+    ///     model = "gemma-code"
+    ///     [router]
+    ///     method = "uniform"          # normal, hidden, embedding or ridge
+    #[command(verbatim_doc_comment)]
+    Mix(mix::Mix),
     /// Continue a prompt.
     Generate(generate::Generate),
     /// Talk with the model, turn by turn, through its chat template.
@@ -137,6 +151,7 @@ fn main() -> ExitCode {
         Command::Inspect(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Quantize(command) => command.run(),
+        Command::Mix(command) => command.run(),
         Command::Generate(command) => command.run(),
         Command::Chat(command) => command.run(),
         Command::Logits(command) => command.run(),

@@ -9,6 +9,7 @@ use super::{LogitBias, Sampling};
 use crate::backend::logits::Candidates;
 use crate::error::{Error, Result, Status};
 use crate::memory::Buffer;
+use crate::random::uniform;
 
 /// What a token is drawn from.
 #[derive(Clone, Copy)]
@@ -166,18 +167,6 @@ fn nothing_to_choose(draw: &Draw) -> Error {
         ("logit_bias", "logit bias and penalties leave no finite logit to choose from")
     };
     Error::new(Status::NotANumber, text).at_key(key)
-}
-
-/// The random number in [0, 1) of a seed and a counter: SplitMix64's finaliser (Steele, Lea, Flood 2014) over both.
-pub(super) fn uniform(seed: u64, counter: u64) -> f64 {
-    let mix = |mut z: u64| {
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-    let bits = mix(mix(seed.wrapping_add(GOLDEN)).wrapping_add(counter.wrapping_mul(GOLDEN)));
-    (bits >> 11) as f64 / (1u64 << 53) as f64
 }
 
 #[cfg(test)]

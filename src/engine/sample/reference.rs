@@ -1,11 +1,11 @@
 //! The draw against a naive one: whole sorted lists in f64.
 
 use super::candidates::Shortlist;
-use super::draw::uniform;
 use super::*;
 use crate::backend::cpu::kernels::math::exp;
 use crate::backend::logits::Candidates;
 use crate::error::Status;
+use crate::random::uniform;
 use crate::text::samples::Random;
 
 /// What the draws must agree with.

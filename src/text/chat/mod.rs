@@ -52,6 +52,15 @@ enum Kind {
     Jinja(Box<Jinja>),
 }
 
+/// The text of the template of a model directory, as `ChatTemplate::choose` takes it from its files; none where they have
+/// none. Fails with TemplateSyntax.
+pub fn stored_template(template: Option<&[u8]>, settings: Option<&[u8]>) -> Result<Option<String>> {
+    if let Some(bytes) = template {
+        return template_text(bytes).map(Some);
+    }
+    Ok(settings.map(Settings::from_json).transpose()?.and_then(|settings| settings.template))
+}
+
 impl ChatTemplate {
     /// The template of a model directory: `template` are the bytes of its `TEMPLATE_FILE`, `settings` those of its
     /// `SETTINGS_FILE`. Without a template in either, the turns the tokenizer has special tokens for.
