@@ -3,7 +3,7 @@
 //! A token goes one way through the rooms of this house:
 //! [`ffi`] (the C ABI) -> [`engine`] (sessions and the forward pass) -> [`backend`] (operations on a device) ->
 //! kernels. Beside the way stand [`model`] (a checkpoint on disk), [`text`] (the tokenizer), [`quant`] (how weights are
-//! held); above, [`quantize`], which makes one model directory from another; and below everything [`error`], [`memory`] and
+//! held); above, [`quantize`], which makes one model directory from another, and [`train`], which trains routers; and below everything [`error`], [`memory`] and
 //! [`platform`]. `docs/architecture.md` draws it.
 
 pub mod backend;
@@ -18,6 +18,7 @@ pub mod quant;
 pub mod quantize;
 mod quiet;
 pub mod text;
+pub mod train;
 
 pub use engine::sample::LogitBias;
 pub use engine::{

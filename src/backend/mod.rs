@@ -8,6 +8,7 @@ pub mod kv;
 pub mod numerics;
 pub mod observer;
 pub mod ops;
+pub mod training;
 
 pub use device::{Device, DeviceInfo, devices};
 pub use kv::{KvDtype, KvGeometry, KvPage};
