@@ -48,7 +48,6 @@ fn training_that_goes_on_from_a_file_gives_the_bits_of_training_that_was_never_l
     for step in 4..7 {
         let metrics = whole.step(&documents(step)).unwrap();
         assert_eq!(resumed.step(&documents(step)).unwrap(), metrics);
-        assert_eq!(metrics.step, step + 1);
         assert_eq!(resumed.step_pairs(&mut pairs(step)).unwrap(), whole.step_pairs(&mut pairs(step)).unwrap());
     }
     assert_eq!(resumed.state().unwrap(), whole.state().unwrap());
