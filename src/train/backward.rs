@@ -2,7 +2,8 @@
 
 use super::balance::{RouterLoad, RouterLosses};
 use super::document::Packed;
-use super::pass::{Parts, RouterPass};
+use super::pass::{Parts, RouterPass, host_numbers};
+use super::routing::Routes;
 use crate::backend::training::{ExpertProjection, Norm, Projection};
 use crate::error::Result;
 
@@ -42,7 +43,7 @@ impl RouterPass {
         let sums = parts.head_sums.first(targets);
         device.add_log_probability_gradient(&batch.targets, inputs, sums, derivatives, of_inputs)?;
         device.clear(normed_gradient)?;
-        device.add_combined(&batch.head_slots(), false, of_inputs, normed_gradient)?;
+        device.add_combined(&batch.head_slots()?, false, of_inputs, normed_gradient)?;
         device.clear(gradient)?;
         let x = parts.inputs[self.layers].first(tokens);
         device.add_norm_gradient(Norm::Final, x, normed_gradient, gradient)
@@ -50,13 +51,7 @@ impl RouterPass {
 
     /// Turns `gradient` from that of the layer's output into that of `middle`, and adds the gate's. Below layer 0's gate
     /// nothing is needed.
-    fn experts_backward(
-        &mut self,
-        layer: usize,
-        batch: &Packed,
-        routes: &super::routing::Routes,
-        auxiliary: &Auxiliary,
-    ) -> Result<()> {
+    fn experts_backward(&mut self, layer: usize, batch: &Packed, routes: &Routes, auxiliary: &Auxiliary) -> Result<()> {
         let (tokens, slots, count) = (batch.tokens.len(), &routes.slots, routes.slots.count());
         let (middle, normed) = (self.parts.middle.first(tokens), self.parts.normed.first(tokens));
         self.device.norm(Norm::PostAttention(layer), middle, normed)?;
@@ -68,11 +63,10 @@ impl RouterPass {
         // g_i: what the loss gains by more of a slot's output.
         device.gather(slots, false, gradient, inputs)?;
         device.row_products(inputs, outputs, products)?;
-        self.products.resize(count, 0.0);
+        host_numbers(&mut self.products, count)?;
         device.read(products, &mut self.products)?;
-        self.logits.clear();
-        self.logits.resize(tokens * self.choice.experts, 0.0);
-        routes.add_logit_gradient(&self.products, &mut self.logits);
+        host_numbers(&mut self.logits, tokens * self.choice.experts)?;
+        routes.add_logit_gradient(&self.products, &mut self.logits)?;
         let Auxiliary { load, losses, share } = auxiliary;
         load.add_logit_gradient(layer, routes, losses, *share, &mut self.logits);
         let logit_gradient = parts.logits.first(tokens);

@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use crate::backend::training::{NO_SLOT, Slots};
 use crate::error::{Error, Result, Status};
+use crate::memory::{try_vec, try_with_capacity};
 use crate::model::Config;
+
+const WHAT: &str = "a batch of documents";
 
 /// A text as token ids, and which of them are to be learned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,11 +80,26 @@ pub struct Packed {
 
 impl Packed {
     /// Packs documents, and fills up to `length` tokens with `padding` where they are fewer.
-    pub fn new<'a>(documents: impl IntoIterator<Item = &'a Document>, length: usize, padding: u32) -> Packed {
-        let mut packed = Packed::default();
+    pub fn new<'a>(
+        documents: impl Iterator<Item = &'a Document> + Clone,
+        length: usize,
+        padding: u32,
+    ) -> Result<Packed> {
+        let tokens = documents.clone().map(|document| document.tokens.len()).sum::<usize>().max(length);
+        let targets = documents.clone().map(Document::targets).sum();
+        let count = documents.clone().count();
+        let mut packed = Packed {
+            tokens: try_with_capacity(WHAT, tokens)?,
+            positions: try_with_capacity(WHAT, tokens)?,
+            documents: try_with_capacity(WHAT, count + 1)?,
+            counted: 0,
+            sources: try_with_capacity(WHAT, targets)?,
+            targets: try_with_capacity(WHAT, targets)?,
+            target_ranges: try_with_capacity(WHAT, count)?,
+        };
         for document in documents {
             let (first, first_target) = (packed.tokens.len(), packed.targets.len());
-            packed.add(&document.tokens);
+            packed.add(document.tokens.iter().copied());
             for token in (1..document.tokens.len()).filter(|token| document.is_response[*token]) {
                 packed.sources.push((first + token - 1) as u32);
                 packed.targets.push(document.tokens[token]);
@@ -90,28 +108,25 @@ impl Packed {
         }
         packed.counted = packed.tokens.len();
         if packed.counted < length {
-            packed.add(&vec![padding; length - packed.counted]);
+            packed.add(std::iter::repeat_n(padding, length - packed.counted));
         }
-        packed
+        Ok(packed)
     }
 
     /// The tokens that have a target as slots: of one kind, with one choice each.
-    pub(super) fn head_slots(&self) -> Slots {
-        let mut of_tokens = vec![NO_SLOT; self.tokens.len()];
+    pub(super) fn head_slots(&self) -> Result<Slots> {
+        let mut of_tokens = try_vec(WHAT, self.tokens.len(), NO_SLOT)?;
+        let mut tokens = try_with_capacity(WHAT, self.sources.len())?;
+        tokens.extend(&self.sources);
         self.sources.iter().enumerate().for_each(|(slot, token)| of_tokens[*token as usize] = slot as u32);
-        Slots {
-            starts: vec![0, self.sources.len() as u32],
-            tokens: self.sources.clone(),
-            weights: vec![1.0; self.sources.len()],
-            choices: 1,
-            of_tokens,
-        }
+        let weights = try_vec(WHAT, self.sources.len(), 1f32)?;
+        Ok(Slots { starts: vec![0, self.sources.len() as u32], tokens, weights, choices: 1, of_tokens })
     }
 
-    fn add(&mut self, tokens: &[u32]) {
+    fn add(&mut self, tokens: impl ExactSizeIterator<Item = u32>) {
         let first = self.tokens.len();
-        self.tokens.extend(tokens);
         self.positions.extend(0..tokens.len() as u32);
+        self.tokens.extend(tokens);
         self.documents.push(first..self.tokens.len());
     }
 }
@@ -123,7 +138,7 @@ mod tests {
     #[test]
     fn packing_keeps_documents_apart_and_marks_what_is_predicted() {
         let documents = [Document::new(&[2, 5], &[7, 1]), Document::new(&[], &[2, 9])];
-        let packed = Packed::new(&documents, 8, 0);
+        let packed = Packed::new(documents.iter(), 8, 0).unwrap();
         assert_eq!(packed.tokens, [2, 5, 7, 1, 2, 9, 0, 0]);
         assert_eq!(packed.positions, [0, 1, 2, 3, 0, 1, 0, 1]);
         assert_eq!(packed.documents, [0..4, 4..6, 6..8]);

@@ -1,7 +1,7 @@
 //! The forward pass of training, over the operations of a backend, in the order of `engine/forward.rs`.
 
 use super::document::Packed;
-use super::pass::{Parts, RouterPass};
+use super::pass::{Parts, RouterPass, host_numbers};
 use super::routing::{Noise, Routes};
 use crate::backend::training::{ExpertProjection, Norm, Projection, Slots};
 use crate::error::Result;
@@ -51,9 +51,9 @@ impl RouterPass {
         device.norm(Norm::PostAttention(layer), parts.middle.first(tokens), normed)?;
         device.clear(logits)?;
         device.add_gate_product(normed, Parts::of_layer(parts.gates, layer, self.choice.experts), logits)?;
-        self.logits.resize(logits.count(), 0.0);
+        host_numbers(&mut self.logits, logits.count())?;
         device.read(logits, &mut self.logits)?;
-        Ok(Routes::new(&self.choice, layer, (tokens, batch.counted), &self.logits, noise))
+        Routes::new(&self.choice, layer, (tokens, batch.counted), &self.logits, noise)
     }
 
     /// The outputs of all slots' experts, from `normed`; what is inside the experts stays for the gradient.
@@ -79,9 +79,9 @@ impl RouterPass {
         let (normed, inputs, sums) =
             (parts.normed.first(tokens), parts.head_inputs.first(targets), parts.head_sums.first(targets));
         device.norm(Norm::Final, parts.inputs[self.layers].first(tokens), normed)?;
-        device.gather(&batch.head_slots(), false, normed, inputs)?;
+        device.gather(&batch.head_slots()?, false, normed, inputs)?;
         device.log_probabilities(&batch.targets, inputs, sums)?;
-        self.log_sums.resize(sums.count(), 0.0);
+        host_numbers(&mut self.log_sums, sums.count())?;
         device.read(sums, &mut self.log_sums)
     }
 }

@@ -7,8 +7,8 @@ use crate::error::{Error, Result, Status};
 
 /// The mean negative log-likelihood of response tokens: `-1 / count * sum of log p`. The part of it that these tokens have,
 /// and the derivative with respect to each, of `count` tokens in all batches of a step.
-pub fn supervised(log_probabilities: &[f32], count: usize) -> (f64, f32) {
-    let sum: f64 = log_probabilities.iter().map(|log_probability| f64::from(*log_probability)).sum();
+pub fn supervised(log_probabilities: impl Iterator<Item = f32>, count: usize) -> (f64, f32) {
+    let sum: f64 = log_probabilities.map(f64::from).sum();
     (-sum / count as f64, (-1.0 / count as f64) as f32)
 }
 
@@ -83,9 +83,9 @@ impl PreferenceOptions {
     }
 
     /// A response's log-probability from those of its tokens.
-    pub fn of_response(&self, log_probabilities: &[f32]) -> f64 {
-        let sum: f64 = log_probabilities.iter().map(|log_probability| f64::from(*log_probability)).sum();
-        sum * self.token_share(log_probabilities.len())
+    pub fn of_response(&self, log_probabilities: impl ExactSizeIterator<Item = f32>) -> f64 {
+        let share = self.token_share(log_probabilities.len());
+        share * log_probabilities.map(f64::from).sum::<f64>()
     }
 
     /// What one token's log-probability counts in its response's.

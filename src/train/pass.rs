@@ -230,9 +230,18 @@ impl RouterPass {
     }
 
     /// The log-probabilities of the targets of the last batch, by the ranges that are asked for.
-    pub fn log_probabilities(&self, range: Range<usize>) -> Vec<f32> {
-        self.log_sums.as_chunks::<2>().0[range].iter().map(|[_, log_probability]| *log_probability).collect()
+    pub fn log_probabilities(&self, range: Range<usize>) -> impl ExactSizeIterator<Item = f32> {
+        self.log_sums.as_chunks::<2>().0[range].iter().map(|[_, log_probability]| *log_probability)
     }
+}
+
+/// Makes `numbers` that many zeros.
+pub(super) fn host_numbers(numbers: &mut Vec<f32>, count: usize) -> Result<()> {
+    numbers.clear();
+    let too_many = |_| Error::out_of_memory("numbers of a training pass", count.saturating_mul(size_of::<f32>()));
+    numbers.try_reserve(count).map_err(too_many)?;
+    numbers.resize(count, 0.0);
+    Ok(())
 }
 
 /// Fails with `InvalidArgument` where nothing could be learned.

@@ -6,6 +6,10 @@
 //! kept logits, which is what the division by their sum makes of it (Mixtral, arXiv 2401.04088, section 2.1).
 
 use crate::backend::training::{NO_SLOT, Slots};
+use crate::error::Result;
+use crate::memory::{try_vec, try_with_capacity};
+
+const WHAT: &str = "routes of a batch";
 
 /// How a batch is routed.
 #[derive(Clone, Copy, Debug)]
@@ -76,11 +80,18 @@ impl Routes {
         (tokens, counted): (usize, usize),
         logits: &[f32],
         noise: Option<&Noise>,
-    ) -> Routes {
-        let mut routes = Routes::default();
+    ) -> Result<Routes> {
         let kept = choice.slots();
-        let mut kept_experts = Vec::with_capacity(counted * kept);
-        let mut kept_weights = Vec::with_capacity(counted * kept);
+        let mut routes = Routes {
+            probabilities: try_with_capacity(WHAT, counted * choice.experts)?,
+            log_sums: try_with_capacity(WHAT, counted)?,
+            chosen: try_with_capacity(WHAT, counted * choice.top_k)?,
+            weights: try_with_capacity(WHAT, counted * kept)?,
+            slots: Slots::default(),
+        };
+        let mut kept_experts = try_with_capacity(WHAT, counted * kept)?;
+        let mut kept_weights = try_with_capacity(WHAT, counted * kept)?;
+        let mut order: Vec<u32> = try_with_capacity(WHAT, choice.experts)?;
         for (token, logits) in logits.chunks_exact(choice.experts).take(counted).enumerate() {
             let noise = |expert| noise.map_or(0.0, |noise| noise.at(layer, token, expert));
             let logits = logits.iter().enumerate().map(|(expert, logit)| f64::from(*logit) + noise(expert));
@@ -89,7 +100,8 @@ impl Routes {
             let probabilities = &mut routes.probabilities[first..];
             routes.log_sums.push(softmax(probabilities));
             // Stable, so that of equal ones the lower index comes first.
-            let mut order: Vec<u32> = (0..choice.experts as u32).collect();
+            order.clear();
+            order.extend(0..choice.experts as u32);
             order.sort_by(|a, b| probabilities[*b as usize].total_cmp(&probabilities[*a as usize]));
             routes.chosen.extend(&order[..choice.top_k]);
             let kept = &order[..kept];
@@ -97,16 +109,19 @@ impl Routes {
             kept_weights.extend(kept.iter().map(|expert| probabilities[*expert as usize] / sum));
             kept_experts.extend(kept);
         }
-        routes.group(choice, tokens, &kept_experts, &kept_weights);
-        routes
+        routes.group(choice, tokens, &kept_experts, &kept_weights)?;
+        Ok(routes)
     }
 
     /// Numbers the slots expert by expert.
-    fn group(&mut self, choice: &Choice, tokens: usize, experts: &[u32], weights: &[f64]) {
+    fn group(&mut self, choice: &Choice, tokens: usize, experts: &[u32], weights: &[f64]) -> Result<()> {
         let slots = &mut self.slots;
         slots.choices = choice.slots();
-        slots.of_tokens = vec![NO_SLOT; tokens * slots.choices];
-        slots.starts = vec![0];
+        slots.of_tokens = try_vec(WHAT, tokens * slots.choices, NO_SLOT)?;
+        slots.tokens = try_with_capacity(WHAT, experts.len())?;
+        slots.weights = try_with_capacity(WHAT, experts.len())?;
+        slots.starts = try_with_capacity(WHAT, choice.experts + 1)?;
+        slots.starts.push(0);
         for expert in 0..choice.experts as u32 {
             for (at, _) in experts.iter().enumerate().filter(|(_, chosen)| **chosen == expert) {
                 slots.of_tokens[at] = slots.tokens.len() as u32;
@@ -116,13 +131,14 @@ impl Routes {
             }
             slots.starts.push(slots.tokens.len() as u32);
         }
+        Ok(())
     }
 
     /// Adds the gradient of the weights to `out: [tokens, experts]`, the gradient of the logits; `products: [slots]` are the
     /// g_i of the slots.
-    pub fn add_logit_gradient(&self, products: &[f32], out: &mut [f32]) {
+    pub fn add_logit_gradient(&self, products: &[f32], out: &mut [f32]) -> Result<()> {
         let experts = self.slots.starts.len() - 1;
-        let mut means = vec![0f64; out.len() / experts];
+        let mut means = try_vec(WHAT, out.len() / experts, 0f64)?;
         let slots = || self.slots.tokens.iter().map(|token| *token as usize).zip(&self.weights).zip(products);
         for ((token, weight), product) in slots() {
             means[token] += weight * f64::from(*product);
@@ -134,6 +150,7 @@ impl Routes {
                 out[token * experts + expert] += (weight * (f64::from(*product) - means[token])) as f32;
             }
         }
+        Ok(())
     }
 }
 

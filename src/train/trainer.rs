@@ -12,7 +12,7 @@ use super::routing::{Noise, mix};
 use crate::backend::ops::Cancel;
 use crate::engine::Model;
 use crate::error::{Error, Result, Status};
-use crate::memory::try_vec;
+use crate::memory::{try_vec, try_with_capacity};
 
 /// What a host may choose about training.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -147,7 +147,7 @@ enum Unit<'a> {
 }
 
 impl Unit<'_> {
-    fn documents(&self) -> impl Iterator<Item = &Document> {
+    fn documents(&self) -> impl Iterator<Item = &Document> + Clone {
         match self {
             Unit::Document(document) => [Some(*document), None],
             Unit::Pair(pair, _) => [Some(&pair.chosen), Some(&pair.rejected)],
@@ -271,7 +271,8 @@ impl RouterTrainer {
     }
 
     fn run_documents(&mut self, documents: &[Document], learn: bool) -> Result<StepMetrics> {
-        let units: Vec<Unit> = documents.iter().map(Unit::Document).collect();
+        let mut units = try_with_capacity("documents of a step", documents.len())?;
+        units.extend(documents.iter().map(Unit::Document));
         self.run(&units, learn)
     }
 
@@ -290,7 +291,7 @@ impl RouterTrainer {
         let mut found = Vec::new();
         self.pass.set_gates(&self.reference)?;
         for units in self.batches(&units) {
-            let batch = self.packed(units);
+            let batch = self.packed(units)?;
             self.forward(&batch, None)?;
             found.extend((0..units.len()).map(|pair| self.pair_log_probabilities(&batch, pair)));
         }
@@ -329,7 +330,7 @@ impl RouterTrainer {
         batches
     }
 
-    fn packed(&self, units: &[Unit]) -> Packed {
+    fn packed(&self, units: &[Unit]) -> Result<Packed> {
         let length = if self.options.fill { self.options.max_tokens } else { 0 };
         Packed::new(units.iter().flat_map(Unit::documents), length, PADDING)
     }
@@ -351,7 +352,7 @@ impl RouterTrainer {
     fn pair_log_probabilities(&self, batch: &Packed, pair: usize) -> PairLogProbabilities {
         let of = |document: usize| {
             let tokens = self.pass.log_probabilities(batch.target_ranges[document].clone());
-            self.options.preference.of_response(&tokens)
+            self.options.preference.of_response(tokens)
         };
         PairLogProbabilities { chosen: of(2 * pair), rejected: of(2 * pair + 1) }
     }
@@ -397,7 +398,7 @@ impl RouterTrainer {
         index: Option<usize>,
         metrics: &mut StepMetrics,
     ) -> Result<()> {
-        let batch = self.packed(units);
+        let batch = self.packed(units)?;
         let noise = index.filter(|_| self.options.noise > 0.0).map(|index| Noise {
             deviation: self.options.noise,
             seed: mix(mix(self.options.seed ^ mix(self.optimiser.steps())) ^ index as u64),
@@ -407,7 +408,7 @@ impl RouterTrainer {
         match units[0] {
             Unit::Document(_) => {
                 let log_probabilities = self.pass.log_probabilities(0..batch.targets.len());
-                let (loss, derivative) = supervised(&log_probabilities, whole.targets);
+                let (loss, derivative) = supervised(log_probabilities, whole.targets);
                 metrics.text_loss += loss;
                 derivatives.fill(derivative);
             }

@@ -18,7 +18,7 @@ use crate::model::weights::{ExpertWeights, LayerWeights, Matrix};
 use crate::quant::PANEL_ROWS;
 use attention::{Heads, Inputs};
 use products::{Product, Way};
-use rows::LogSum;
+use rows::{LogSum, rotate_back};
 
 const WHAT: &str = "the workspace of training";
 
@@ -33,6 +33,9 @@ pub struct CpuTraining {
     numbers: Buffer<f32>,
     /// `[max_targets, HEAD_PANELS * PANEL_ROWS]`: logits of a part of the vocabulary.
     logits: Buffer<f32>,
+    /// `[max_tokens, head_dim / 2]` each: of every position a document can have.
+    cosines: Buffer<f32>,
+    sines: Buffer<f32>,
     /// `[threads, scratch_size]`
     scratch: Buffer<f32>,
     scratch_size: usize,
@@ -43,7 +46,18 @@ impl CpuTraining {
         let heads = heads(&shared);
         let scratch_size = heads.scratch(limits.max_tokens).max(products::SCRATCH);
         let times = |a: usize, b: usize| a.checked_mul(b).ok_or_else(|| Error::out_of_memory(WHAT, usize::MAX));
+        let frequencies = &shared.numerics.rotary_frequencies;
+        let angles = times(limits.max_tokens, frequencies.len())?;
+        let (mut cosines, mut sines) = (Buffer::zeroed(WHAT, angles)?, Buffer::zeroed(WHAT, angles)?);
+        for (at, (cosine, sine)) in cosines.iter_mut().zip(sines.iter_mut()).enumerate() {
+            // As the pass of inference has them.
+            let (position, pair) = (at / frequencies.len(), at % frequencies.len());
+            let (exact_sine, exact_cosine) = f64::from(position as f32 * frequencies[pair]).sin_cos();
+            (*cosine, *sine) = (exact_cosine as f32, exact_sine as f32);
+        }
         Ok(CpuTraining {
+            cosines,
+            sines,
             numbers: Buffer::zeroed(WHAT, limits.numbers)?,
             logits: Buffer::zeroed(WHAT, times(limits.max_targets, HEAD_PANELS * PANEL_ROWS)?)?,
             scratch: Buffer::zeroed(WHAT, times(shared.pool.threads(), scratch_size)?)?,
@@ -60,7 +74,8 @@ impl CpuTraining {
             .get_disjoint_mut(rows.map(|rows| rows.range()))
             .map_err(|_| Error::new(Status::Internal, "parts of a training workspace overlap or are not in it"))?;
         let scratch = Output::new(&mut self.scratch, self.scratch_size);
-        Ok((Work { shared: &self.shared, cancel: &self.cancel, scratch }, parts))
+        let angles = (&*self.cosines, &*self.sines);
+        Ok((Work { shared: &self.shared, cancel: &self.cancel, angles, scratch }, parts))
     }
 }
 
@@ -81,6 +96,8 @@ const ITEM_NUMBERS: usize = 1 << 14;
 struct Work<'a> {
     shared: &'a Shared,
     cancel: &'a Cancel,
+    /// Cosines and sines, as `CpuTraining` has them.
+    angles: (&'a [f32], &'a [f32]),
     scratch: Output,
 }
 
@@ -271,10 +288,11 @@ impl Training for CpuTraining {
 
     fn rotate(&mut self, positions: &[u32], back: bool, heads: Rows) -> Result<()> {
         let (work, [numbers]) = self.parts([heads])?;
-        let (frequencies, head_dim) = (&work.shared.numerics.rotary_frequencies, work.shared.config.head_dim);
+        let (head_dim, (cosines, sines)) = (work.shared.config.head_dim, work.angles);
         work.for_rows(heads.rows, [(numbers, heads.columns)], |token, [numbers]| {
-            let scratch = rotary_angles(frequencies, positions[token], back);
-            numbers.chunks_exact_mut(head_dim).for_each(|head| rotate(head, &scratch.0, &scratch.1));
+            let angles = |table| row(table, head_dim / 2, positions[token] as usize);
+            let rotate = if back { rotate_back } else { rotate };
+            numbers.chunks_exact_mut(head_dim).for_each(|head| rotate(head, angles(cosines), angles(sines)));
         })
     }
 
@@ -442,16 +460,6 @@ impl Training for CpuTraining {
 
 /// Columns of a gate's gradient that a thread sums at once.
 const GATE_COLUMNS: usize = 256;
-
-/// Cosines and sines of a position, or of its inverse rotation.
-fn rotary_angles(frequencies: &[f32], position: u32, back: bool) -> (Vec<f32>, Vec<f32>) {
-    let sign = if back { -1.0 } else { 1.0 };
-    frequencies
-        .iter()
-        .map(|frequency| (position as f32 * frequency).sin_cos())
-        .map(|(sin, cos)| (cos, sign * sin))
-        .unzip()
-}
 
 impl CpuTraining {
     /// Calls `see` with the logits of all rows of `x` for one part of the vocabulary after the other: `see(work, panels, logits

@@ -117,3 +117,78 @@ impl<'a> Product<'a> {
 
 /// Tokens whose rows of a block stay in the first cache while the strips pass.
 const TOKENS: usize = 12;
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+    use safetensors::Dtype;
+
+    use super::*;
+    use crate::backend::cpu::kernels::Instructions;
+    use crate::quant::{Format, Shape, Source};
+
+    /// Numbers from -1 to 1 that differ.
+    fn number(index: usize) -> f32 {
+        (index * 2_654_435_761 % 4093) as f32 / 2046.5 - 1.0
+    }
+
+    /// Every way, format and instruction set, with sizes past a block and odd at every end, against f64.
+    #[test]
+    fn products_both_ways_are_those_of_f64() {
+        let formats = [(Format::F32, Dtype::F32), (Format::Bf16, Dtype::BF16), (Format::INT4, Dtype::F32)];
+        for (rows, columns) in [(300, 517), (5, 3), (16, 256), (257, 64)] {
+            for (format, dtype) in formats {
+                let numbers = (0..rows * columns).map(number);
+                let bytes: Vec<u8> = match dtype {
+                    Dtype::BF16 => numbers.flat_map(|number| bf16::from_f32(number).to_le_bytes()).collect(),
+                    _ => numbers.flat_map(f32::to_le_bytes).collect(),
+                };
+                let source = Source { dtype, bytes: &bytes, columns, importance: None };
+                let matrix = Matrix::from_rows("a test", Shape { rows, columns, format }, &source).unwrap();
+                let mut weights = vec![0f32; rows * columns];
+                weights.chunks_exact_mut(columns).enumerate().for_each(|(row, out)| matrix.read_row(row, out));
+                for tokens in [1, 31] {
+                    check(&matrix, &weights, tokens);
+                }
+            }
+        }
+    }
+
+    fn check(matrix: &Matrix, weights: &[f32], tokens: usize) {
+        let (rows, columns) = (matrix.rows(), matrix.columns());
+        // All panels, and those from the middle on.
+        for panels in [0..matrix.shape().panels(), matrix.shape().panels() / 2..matrix.shape().panels()] {
+            let first = panels.start * PANEL_ROWS;
+            for way in [Way::Forward, Way::Transposed] {
+                let (inputs, outputs) =
+                    if way == Way::Forward { (columns, rows - first) } else { (rows - first, columns) };
+                let x: Vec<f32> = (0..tokens * inputs).map(|index| number(index + 7)).collect();
+                let expected = |token: usize, output: usize| -> f64 {
+                    let weight = |input: usize| match way {
+                        Way::Forward => weights[(first + output) * columns + input],
+                        Way::Transposed => weights[(first + input) * columns + output],
+                    };
+                    (0..inputs).map(|input| f64::from(x[token * inputs + input]) * f64::from(weight(input))).sum()
+                };
+                for set in Instructions::ALL {
+                    let Ok(kernels) = Kernels::get(set) else { continue };
+                    let mut out = vec![1f32; tokens * outputs];
+                    let rows = TokenRows { data: &x, columns: inputs, index: None, count: tokens };
+                    let output = Output::new(&mut out, outputs);
+                    let product = Product { panels: panels.clone(), ..Product::new(matrix, way, rows, output) };
+                    let mut scratch = vec![f32::NAN; SCRATCH];
+                    // SAFETY: `out` is ours alone.
+                    (0..product.items()).for_each(|item| unsafe { product.run(&kernels, item, &mut scratch) });
+                    // The ends, where blocks and strips do, and some between.
+                    for token in [0, tokens / 2, tokens - 1] {
+                        for output in (0..outputs).filter(|output| output % 13 < 2 || *output + 2 > outputs) {
+                            let (found, expected) = (out[token * outputs + output], 1.0 + expected(token, output));
+                            let error = (f64::from(found) - expected).abs();
+                            assert!(error < 2e-5 * (inputs as f64).sqrt(), "{} {found} {expected}", kernels.name);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -43,6 +43,16 @@ pub fn geglu_gradient(gradient: &[f32], exact: bool, gate: &mut [f32], up: &mut 
     }
 }
 
+/// The inverse of `math::rotate`, which is its transpose.
+pub fn rotate_back(head: &mut [f32], cosines: &[f32], sines: &[f32]) {
+    let (first, second) = head.split_at_mut(cosines.len());
+    for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
+        let (x, y) = (*a, *b);
+        *a = x * cos + y * sin;
+        *b = y * cos - x * sin;
+    }
+}
+
 /// The product of two rows, summed in f64.
 pub fn product(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32
