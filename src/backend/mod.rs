@@ -11,6 +11,7 @@ pub mod numerics;
 pub mod observer;
 pub mod ops;
 pub mod residency;
+pub mod training;
 
 pub use device::{Device, DeviceInfo, LentContext, devices};
 pub use kv::{KvDtype, KvGeometry, KvPage};

@@ -13,6 +13,7 @@ use super::kv::{KvDtype, KvGeometry, KvPage, PAGE_TOKENS};
 use super::logits::{Logits, LogitsPlace, PassLogits};
 use super::observer::Observer;
 use super::residency::{OffloadCounts, WeightResidency};
+use super::training::{Training, TrainingLimits};
 use crate::error::{Error, Result, Status};
 use crate::model::Config;
 
@@ -259,6 +260,13 @@ pub trait Backend: Send + Sync {
     /// Begins to collect what matrices are multiplied with in passes that are made while somebody holds the collection.
     /// Fails with `OutOfMemory`.
     fn observe(&self) -> Result<Arc<Observer>>;
+
+    /// A workspace for training the model's routers. A cancel ends what runs in it. Fails with `InvalidArgument` on a
+    /// device that does not train yet.
+    fn new_training(&self, _limits: TrainingLimits, _cancel: &Arc<Cancel>) -> Result<Box<dyn Training>> {
+        let text = format!("{} does not train routers; load the model on the CPU for that", self.device_name());
+        Err(Error::new(Status::InvalidArgument, text).at_key("device"))
+    }
 
     /// A number that differs between models that give different results: of sizes, numerical options, and bytes from
     /// all over the weights.

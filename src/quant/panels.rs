@@ -17,6 +17,8 @@
 //! with what makes them unsigned added, because the processors' dot products take one unsigned side.
 //! This file is the only one that knows.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 use safetensors::Dtype;
 
@@ -401,6 +403,67 @@ pub fn unpack_row(shape: &Shape, lines: &[u8], scales: &[u8], row: usize, out: &
     }
 }
 
+/// Some columns of panel `panel` of a packed matrix, widened to f32: `out[column][row]`, zeros in rows that fill up the last
+/// panel.
+pub fn unpack_columns(
+    shape: &Shape,
+    lines: &[u8],
+    scales: &[u8],
+    panel: usize,
+    columns: Range<usize>,
+    out: &mut [[f32; PANEL_ROWS]],
+) {
+    assert!(columns.end <= shape.columns && out.len() == columns.len());
+    let lines = &lines[panel * shape.panel_bytes()..(panel + 1) * shape.panel_bytes()];
+    let scales = &scales[panel * shape.panel_scale_bytes()..(panel + 1) * shape.panel_scale_bytes()];
+    let (lines, per_line) = (lines.as_chunks::<LINE_BYTES>().0, shape.columns_per_line());
+    match shape.format {
+        Format::F32 => {
+            for (out, line) in out.iter_mut().zip(&lines[columns]) {
+                for (out, bytes) in out.iter_mut().zip(line.as_chunks().0) {
+                    *out = f32::from_le_bytes(*bytes);
+                }
+            }
+        }
+        Format::Bf16 => {
+            for (out, column) in out.iter_mut().zip(columns) {
+                let shift = 16 * (1 - column % per_line) as u32;
+                for (out, word) in out.iter_mut().zip(lines[column / per_line].as_chunks().0) {
+                    // The upper half of an f32 is a bf16; the second column of a word is its upper half.
+                    *out = f32::from_bits(u32::from_le_bytes(*word) << shift & 0xffff_0000);
+                }
+            }
+        }
+        Format::F16 => {
+            for (out, column) in out.iter_mut().zip(columns) {
+                let halves = &lines[column / per_line][column % per_line * LINE_BYTES / 2..][..LINE_BYTES / 2];
+                for (out, bytes) in out.iter_mut().zip(halves.as_chunks().0) {
+                    *out = f16::from_le_bytes(*bytes).to_f32();
+                }
+            }
+        }
+        Format::Int8(groups) | Format::Int4(groups) => {
+            let mask = if matches!(shape.format, Format::Int8(_)) { 0xff } else { 0x0f };
+            let mut factors = [0f32; PANEL_ROWS];
+            let mut group = usize::MAX;
+            for (out, column) in out.iter_mut().zip(columns) {
+                if group != column / groups.size {
+                    group = column / groups.size;
+                    let scales = scales[2 * group * PANEL_ROWS..][..2 * PANEL_ROWS].as_chunks().0;
+                    for (factor, bytes) in factors.iter_mut().zip(scales) {
+                        *factor = groups.scales.decode(*bytes);
+                    }
+                }
+                let (at, shift, bias) = integer_place(shape.format, 0, column);
+                let (line, byte) = (&lines[at / LINE_BYTES], at % LINE_BYTES);
+                for ((out, word), factor) in out.iter_mut().zip(line.as_chunks::<WORD>().0).zip(&factors) {
+                    *out = factor * ((word[byte] >> shift & mask) as i32 - bias) as f32;
+                }
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -449,10 +512,15 @@ mod tests {
                     let (lines, scales, rounded) = packed(&source, &shape).unwrap();
                     assert_eq!(lines.len(), shape.panels() * shape.lines_per_panel() * LINE_BYTES);
                     let mut sums = Rounded::default();
+                    let first = columns / 3;
+                    let mut transposed = vec![[7f32; PANEL_ROWS]; columns - first];
                     let (mut expected, mut found) = (vec![0f32; columns], vec![0f32; columns]);
                     for row in 0..rows {
                         source.read(row, 0, &mut expected);
                         unpack_row(&shape, &lines, &scales, row, &mut found);
+                        unpack_columns(&shape, &lines, &scales, row / PANEL_ROWS, first..columns, &mut transposed);
+                        let of_row = transposed.iter().map(|column| column[row % PANEL_ROWS]);
+                        assert!(of_row.eq(found[first..].iter().copied()), "{format}, {rows} x {columns}, row {row}");
                         if plain {
                             assert_eq!(found, expected, "{format} of {dtype}, {rows} x {columns}, row {row}");
                         }

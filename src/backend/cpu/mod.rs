@@ -11,6 +11,7 @@ mod host_experts;
 mod jobs;
 mod pass;
 mod routing;
+mod training;
 
 use std::sync::{Arc, Weak};
 
@@ -20,14 +21,16 @@ use crate::backend::kv::{KvDtype, KvGeometry, KvPage};
 use crate::backend::logits::Logits;
 use crate::backend::numerics::{Numerics, Variants};
 use crate::backend::observer::Observer;
-use crate::backend::ops::{Backend, Pass, PassLimits};
+use crate::backend::ops::{Backend, Cancel, Pass, PassLimits};
 use crate::backend::residency::WeightResidency;
+use crate::backend::training::{Training, TrainingLimits};
 use crate::error::Result;
 use crate::model::{Config, Weights};
 use kernels::{Instructions, Kernels};
 use pass::CpuPass;
 use pool::Pool;
 pub use threads::{ParallelFor, Priority, ThreadOptions};
+use training::CpuTraining;
 #[cfg(feature = "cuda")]
 pub(super) use {
     experts::Slots,
@@ -139,6 +142,10 @@ impl Backend for CpuBackend {
         let observer = Arc::new(Observer::new(&self.shared.config)?);
         *weak = Arc::downgrade(&observer);
         Ok(observer)
+    }
+
+    fn new_training(&self, limits: TrainingLimits, cancel: &Arc<Cancel>) -> Result<Box<dyn Training>> {
+        Ok(Box::new(CpuTraining::new(Arc::clone(&self.shared), limits, Arc::clone(cancel))?))
     }
 
     fn fingerprint(&self) -> u64 {

@@ -61,6 +61,11 @@ impl Output {
         Output { start: data.as_mut_ptr(), stride, count: data.len() }
     }
 
+    /// Numbers from one token's results to the next's.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
     /// The same buffer without its first `rows` rows.
     pub fn skip_rows(&self, rows: usize) -> Output {
         let skipped = rows * self.stride;

@@ -7,6 +7,7 @@ mod lanes;
 pub(crate) mod math;
 pub(super) mod matmul;
 mod store;
+pub(super) mod strips;
 mod tile;
 mod vector;
 
@@ -20,6 +21,7 @@ use activations::{Packed, Packing, Place};
 use attention::QueryBlock;
 use dots::{Bf16, F16, F32, Int4, Int8, Widened};
 use matmul::{Output, Panels, Sums, TileKernel, TokenRows};
+use strips::{AddStrip, STRIP};
 use tile::{Dot, Span, TokenPart};
 
 use crate::backend::kv::{KvBlock, KvPage};
@@ -81,6 +83,7 @@ pub struct Kernels {
     geglu: unsafe fn(TileKernel, &ExpertWeights, Range<usize>, &Packed, bool, &Output),
     attend: unsafe fn(&QueryBlock, Range<usize>, &Output, &Output),
     store: unsafe fn(&[f32], &mut KvPage, KvBlock, usize),
+    add_strip: AddStrip,
 }
 
 /// The tiles of each format.
@@ -176,6 +179,22 @@ impl Kernels {
         // SAFETY: `get` hands the table out only where its instruction set is present.
         unsafe { (self.store)(row, page, block, slot) }
     }
+
+    /// `out[token][columns] += x[token][depth] . strip`; see [`strips::add_strip`].
+    ///
+    /// # Safety
+    /// Nobody else touches these columns of `out` during the call, and its buffer is alive.
+    pub unsafe fn add_strip(
+        &self,
+        x: &TokenRows,
+        depth: Range<usize>,
+        strip: &[[f32; STRIP]],
+        out: &Output,
+        columns: Range<usize>,
+    ) {
+        // SAFETY: as in `pack`.
+        unsafe { (self.add_strip)(x, depth, strip, out, columns) }
+    }
 }
 
 /// The tiles of one kind of dot product, compiled with the features that their instruction set needs.
@@ -205,7 +224,7 @@ macro_rules! integers {
 /// are compiled with, which are to be present where the table is handed out.
 macro_rules! kernels {
     ($name:literal, $lanes:ty, $vector:ty $(, $features:literal)?) => {{
-        // SAFETY of the five: called through a table that is handed out only where the features are present; what else they
+        // SAFETY of the six: called through a table that is handed out only where the features are present; what else they
         // need is their callers' promise.
         $(#[target_feature(enable = $features)])?
         unsafe fn pack(packing: &Packing, place: &Place, tile: usize, x: &TokenRows) {
@@ -238,13 +257,24 @@ macro_rules! kernels {
         unsafe fn store(row: &[f32], page: &mut KvPage, block: KvBlock, slot: usize) {
             store::store(row, page, block, slot)
         }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn add_strip(
+            x: &TokenRows,
+            depth: Range<usize>,
+            strip: &[[f32; STRIP]],
+            out: &Output,
+            columns: Range<usize>,
+        ) {
+            // SAFETY: see above.
+            unsafe { strips::add_strip::<$vector>(x, depth, strip, out, columns) }
+        }
         let tiles = TileKernels {
             f32: tiles!(Widened<F32<$lanes>, 1> $(, $features)?),
             f16: tiles!(Widened<F16<$lanes>, 2> $(, $features)?),
             bf16: tiles!(Widened<Bf16<$lanes>, 2> $(, $features)?),
             integers: integers!($lanes $(, $features)?),
         };
-        Kernels { name: $name, tiles, pack, matmul, geglu, attend, store }
+        Kernels { name: $name, tiles, pack, matmul, geglu, attend, store, add_strip }
     }};
 }
 
