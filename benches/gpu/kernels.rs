@@ -98,7 +98,7 @@ fn rows(pass: &Pass, passes: &[Vec<Launch>]) -> Vec<Kernel> {
     rows
 }
 
-/// Which matrices a dense product is with, told from its panels: a grid of them, or of eights of each matrix.
+/// Which matrices a dense product is with, told from its panels: a grid of them, or of twos or eights of each matrix.
 fn part_of(pass: &Pass, launch: &Launch) -> &'static str {
     if !launch.kernel.starts_with("matmul") {
         return "";
@@ -112,12 +112,13 @@ fn part_of(pass: &Pass, launch: &Launch) -> &'static str {
     ];
     let panels = |rows: &usize| rows.div_ceil(PANEL_ROWS);
     let found = parts.into_iter().find(|(_, matrices)| {
-        let tiled: usize = matrices.iter().map(panels).sum();
-        let eights: usize = matrices.iter().map(|rows| panels(rows).div_ceil(8)).sum();
+        let groups_of = |size: usize| matrices.iter().map(|rows| panels(rows).div_ceil(size)).sum::<usize>() as u32;
         if launch.kernel.contains("tensor") {
-            launch.grid[1] == eights.max(1) as u32
+            launch.grid[1] == groups_of(8)
+        } else if launch.kernel.contains("narrow") {
+            launch.grid[0] == groups_of(2)
         } else {
-            launch.grid[0] == tiled as u32
+            launch.grid[0] == groups_of(1)
         }
     });
     found.map_or("", |(name, _)| name)
