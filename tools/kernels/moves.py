@@ -105,7 +105,7 @@ def attention(g):
     return g.layers * (g.heads * cache + other), g.layers * (g.key_value_heads * cache + other)
 
 
-def attention_tensor(g, weight, *_):
+def attention_tensor(g, weight=2, *_):
     # Integers with a scale of four bytes for each position and head.
     element = 2 if weight == 2 else 1 + 4 / g.head_dim
     cache = 2 * g.context * g.head_dim * element
