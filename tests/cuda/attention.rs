@@ -8,6 +8,7 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use crate::common::{Directory, Random, batch, golden, load_options, session_with};
+use crate::driver::Driver;
 use crate::shim::{ORDERS, Order, Shim};
 use crate::{difference, embedding_in, on_device, on_processor, on_tensor_cores};
 
@@ -63,7 +64,7 @@ fn logits_of(path: &Path, options: &LoadOptions, kv_dtype: KvDtype, tokens: &[u3
 
 #[test]
 fn a_token_attends_to_the_same_bits_in_slices_of_any_number_past_sixteen_and_in_any_batch() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     let directory = directory(json!({}));
     let model = load_options(directory.path(), &on_tensor_cores());
     let tokens = Random::new(32).tokens(100, 97);
@@ -106,7 +107,7 @@ fn a_token_attends_to_the_same_bits_in_slices_of_any_number_past_sixteen_and_in_
 
 #[test]
 fn beside_tiles_a_token_alone_is_split_over_its_context_and_keeps_its_bits() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     let directory = directory(json!({"num_hidden_layers": 1, "max_position_embeddings": 1024}));
     let model = load_options(directory.path(), &on_tensor_cores());
     let tokens = Random::new(33).tokens(560, 97);

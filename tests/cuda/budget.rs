@@ -20,6 +20,7 @@ use serde_json::json;
 
 use crate::common::{Directory, Random, batch, checkpoints, draw_each, golden, load_options, session_with};
 use crate::counting::failing_after;
+use crate::driver::Driver;
 use crate::shim::Shim;
 use crate::{TOLERANCE, difference, on_device, on_tensor_cores};
 
@@ -125,7 +126,7 @@ fn every_golden_checkpoint_agrees_with_the_reference_under_every_limit() {
 
 #[test]
 fn every_format_gives_the_same_under_every_limit_and_the_same_bits_where_experts_are_copied() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     for (name, directory, formats) in models() {
         let directory = directory.to_temporary();
         let prompt = Random::new(11).tokens(24, 97);
@@ -166,7 +167,7 @@ fn every_format_gives_the_same_under_every_limit_and_the_same_bits_where_experts
 
 #[test]
 fn batches_of_one_to_seventeen_sessions_draw_what_they_draw_without_a_limit() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     let directory = Directory::random(31).to_temporary();
     let draw = |options: &LoadOptions, count: usize| {
         let model = load_options(directory.path(), options);
@@ -226,7 +227,7 @@ fn missing(session: &mut Session, sizes: &[usize], residency: &WeightResidency) 
 
 #[test]
 fn counters_count_the_experts_that_were_missing() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     let directory = Directory::random_with(8, json!({"num_local_experts": 8, "num_hidden_layers": 3})).to_temporary();
     for limit in limits(directory.path(), &on_both()) {
         for options in [on_both(), on_device()] {
@@ -382,7 +383,7 @@ fn a_limit_that_shrinks_and_grows_between_steps_changes_no_token() {
 
 #[test]
 fn work_left_after_any_layer_goes_on_under_another_limit() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     let directory = Directory::random_with(13, json!({"num_hidden_layers": 3})).to_temporary();
     let [none, some, _, whole] = limits(directory.path(), &on_both());
     for (options, count) in [(on_device(), 20), (on_device(), 5), (on_both(), 20)] {
@@ -467,7 +468,7 @@ fn the_hosts_threads_compute_experts_and_find_no_context_of_ours() {
 
 #[test]
 fn sessions_go_on_in_other_threads_while_experts_move() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     let directory = Directory::random_with(15, json!({"num_hidden_layers": 4})).to_temporary();
     let [none, some, one_less, whole] = limits(directory.path(), &on_both());
     // Buffers come and go with each change; then experts alone.
@@ -572,7 +573,7 @@ fn a_change_of_the_limit_that_finds_no_host_memory_leaves_a_model_that_works() {
 
 #[test]
 fn experts_of_mixed_dtypes_are_where_they_fit() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     let path = golden().into_iter().find(|path| path.ends_with("block_mixed_dtypes_shards")).unwrap();
     let prompt: Vec<u32> = (0..19).map(|index| 2 + index % 11).collect();
     let expected = bits(&continuation(&load_options(&path, &on_device()), &prompt, 64).0);

@@ -4,7 +4,7 @@ use gemmoe::LoadOptions;
 
 use crate::common::held_out::{check_rise, demo_model, perplexities, promises};
 use crate::common::load_options;
-use crate::shim::Shim;
+use crate::driver::Driver;
 use crate::{on_processor, on_tensor_cores};
 
 /// By how much more perplexity may rise than on the processor, in percent: int8 and int4 are the same numbers on both, what they
@@ -13,7 +13,7 @@ const MOST_MORE_PERCENT: f64 = 0.1;
 
 #[test]
 fn rounding_raises_perplexity_by_no_more_than_on_the_processor() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     let of = |options: LoadOptions| perplexities(&load_options(&demo_model(), &options));
     let (device, processor) = (of(on_tensor_cores()), of(on_processor()));
     for (name, formats, most) in promises() {

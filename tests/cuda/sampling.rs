@@ -8,6 +8,7 @@ use gemmoe::{Budget, LogitBias, Model, Sampling, Session, SessionOptions, Status
 use serde_json::json;
 
 use crate::common::{Directory, Random, batch, draw_each, load_options, session};
+use crate::driver::Driver;
 use crate::on_device;
 use crate::shim::Shim;
 
@@ -105,7 +106,7 @@ fn a_bias_is_added_to_candidates_and_where_it_lifts_others_all_logits_are_looked
 
 #[test]
 fn logits_are_those_of_their_own_session_whatever_others_did_since() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     let model = model(3);
     let prompts: Vec<Vec<u32>> = [5, 9, 2].map(|length| Random::new(length as u64).tokens(length, VOCAB)).into();
     let prepare = |index: usize| {
@@ -186,7 +187,7 @@ fn logits_stay_until_the_next_pass_is_done() {
 
 #[test]
 fn forks_snapshots_and_batches_draw_alike_with_any_setting() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     let model = model(5);
     let mut batch = batch(&model, 1, 16, 256);
     let warm = Sampling { temperature: 1.0, seed: 4, ..Default::default() };
@@ -211,7 +212,7 @@ fn forks_snapshots_and_batches_draw_alike_with_any_setting() {
 
 #[test]
 fn plans_count_the_logits_of_a_session() {
-    let Some(_shim) = Shim::take() else { return };
+    let Some(_driver) = Driver::take() else { return };
     let directory = Directory::random(6).to_temporary();
     let model = load_options(directory.path(), &on_device());
     for batch_only in [false, true] {
