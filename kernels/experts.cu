@@ -10,8 +10,8 @@
 // combine moves 4 bytes a slot and column and 8 a column of x, the least. Grid (tokens), 256 threads. Limit: the wait
 // for memory. Formulas: Mixtral's experts with Gemma's GeGLU, w2(gelu(w1 x) * (w3 x)).
 
-#include "math.cuh"
 #include "products.cuh"
+#include "results.cuh"
 
 constexpr uint32_t NO_EXPERT = 0xffffffff;
 
@@ -34,13 +34,8 @@ DEVICE void multiply_slots(const ExpertArguments &arguments) {
         Starts<TOKENS> starts = starts_of<TOKENS>(arguments.x, first, end);
         Products<MATRICES> product = products<Format, MATRICES, TOKENS>(panels, arguments.x, starts);
         uint32_t slot = first + thread_index() / PANEL_ROWS;
-        if (thread_index() < TOKENS * PANEL_ROWS && slot < end && row < rows) {
-            float result = product.of[0];
-            if (MATRICES == 2) {
-                float gate = arguments.exact_gelu ? gelu_erf(result) : gelu_tanh(result);
-                result = gate * product.of[MATRICES - 1];
-            }
-            arguments.out[static_cast<size_t>(slot) * arguments.out_stride + row] = result;
+        if (thread_index() < TOKENS * PANEL_ROWS && slot < end) {
+            store_slot(arguments, rows, slot, row, product.of);
         }
     }
 }

@@ -9,8 +9,8 @@
 // 36 for gate_up; the loop is in narrow.cuh. Limit: memory.
 // Formulas: Mixtral's experts with Gemma's GeGLU, w2(gelu(w1 x) * (w3 x)).
 
-#include "math.cuh"
 #include "narrow.cuh"
+#include "results.cuh"
 
 template <class Tensor, uint32_t MATRICES> DEVICE void multiply_slots(const ExpertArguments &arguments) {
     uint32_t expert = arguments.selected ? arguments.selected[block_y()] : block_y();
@@ -25,15 +25,8 @@ template <class Tensor, uint32_t MATRICES> DEVICE void multiply_slots(const Expe
         panels[1] = narrow_panel<Tensor>(arguments.up[expert], block_x());
     }
     auto store = [&arguments, expert](uint32_t slot, uint32_t row_of_group, const float (&products)[MATRICES]) {
-        uint32_t row = block_x() * NARROW_ROWS + row_of_group;
-        if (row >= arguments.weights[expert].rows) {
-            return;
-        }
-        float result = products[0];
-        if constexpr (MATRICES == 2) {
-            result = (arguments.exact_gelu ? gelu_erf(result) : gelu_tanh(result)) * products[1];
-        }
-        arguments.out[static_cast<size_t>(slot) * arguments.out_stride + row] = result;
+        uint32_t rows = arguments.weights[expert].rows;
+        store_slot(arguments, rows, slot, block_x() * NARROW_ROWS + row_of_group, products);
     };
     // One round, unless there are more tokens than these kernels are for.
     for (uint32_t first = begin; first < end; first += NARROW_TOKENS) {

@@ -13,7 +13,7 @@
 // and block of 32 columns.
 // Formulas: Mixtral's experts with Gemma's GeGLU, w2(gelu(w1 x) * (w3 x)).
 
-#include "math.cuh"
+#include "results.cuh"
 #include "tensor.cuh"
 
 template <class Tensor, uint32_t MATRICES> DEVICE void multiply_slots(const ExpertArguments &arguments) {
@@ -28,15 +28,8 @@ template <class Tensor, uint32_t MATRICES> DEVICE void multiply_slots(const Expe
     Panel panel = tensor_panel<Tensor>(matrices[expert], block_y());
     // What is only needed for results is read at the end: registers are dear before.
     auto store = [&arguments, expert](uint32_t slot, uint32_t row_of_group, const float (&products)[MATRICES]) {
-        uint32_t row = block_y() * TENSOR_ROWS + row_of_group;
-        if (row >= arguments.weights[expert].rows) {
-            return;
-        }
-        float result = products[0];
-        if constexpr (MATRICES == 2) {
-            result = (arguments.exact_gelu ? gelu_erf(result) : gelu_tanh(result)) * products[1];
-        }
-        arguments.out[static_cast<size_t>(slot) * arguments.out_stride + row] = result;
+        uint32_t rows = arguments.weights[expert].rows;
+        store_slot(arguments, rows, slot, block_y() * TENSOR_ROWS + row_of_group, products);
     };
     tensor_products<Tensor, MATRICES>(panel, arguments.x, first, end, store);
 }

@@ -8,14 +8,11 @@
 // Limit: memory with few tokens; with many, multiply-adds of f32 or dp4a.
 
 #include "products.cuh"
+#include "results.cuh"
 
 template <class Format, uint32_t TOKENS> DEVICE void matmul(const MatmulArguments &arguments) {
     uint32_t first = block_y() * TOKENS;
-    uint32_t panel = block_x(), matrix = 0;
-    while (matrix + 1 < arguments.count && panel >= panel_count(arguments.weights[matrix])) {
-        panel -= panel_count(arguments.weights[matrix]);
-        matrix++;
-    }
+    uint32_t panel = block_x(), matrix = find_matrix(arguments, panel, panel_count);
     if (first >= arguments.tokens) {
         return;
     }
@@ -23,9 +20,8 @@ template <class Format, uint32_t TOKENS> DEVICE void matmul(const MatmulArgument
     Starts<TOKENS> starts = starts_of<TOKENS>(arguments.x, first, arguments.tokens);
     float product = products<Format, 1, TOKENS>(panels, arguments.x, starts).of[0];
     uint32_t token = first + thread_index() / PANEL_ROWS, row = panel * PANEL_ROWS + thread_index() % PANEL_ROWS;
-    if (thread_index() < TOKENS * PANEL_ROWS && token < arguments.tokens && row < arguments.weights[matrix].rows) {
-        float &out = arguments.out[matrix][static_cast<size_t>(token) * arguments.out_stride[matrix] + row];
-        out = arguments.accumulate ? out + product : product;
+    if (thread_index() < TOKENS * PANEL_ROWS && token < arguments.tokens) {
+        store_product(arguments, matrix, token, row, product);
     }
 }
 

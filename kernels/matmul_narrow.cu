@@ -8,20 +8,13 @@
 // memory; the loop is in narrow.cuh. Limit: memory.
 
 #include "narrow.cuh"
+#include "results.cuh"
 
 template <class Tensor> DEVICE void matmul_narrow(const MatmulArguments &arguments) {
-    uint32_t group = block_x(), matrix = 0;
-    while (matrix + 1 < arguments.count && group >= narrow_groups(arguments.weights[matrix])) {
-        group -= narrow_groups(arguments.weights[matrix]);
-        matrix++;
-    }
+    uint32_t group = block_x(), matrix = find_matrix(arguments, group, narrow_groups);
     Panel panels[1] = {narrow_panel<Tensor>(arguments.weights[matrix], group)};
     auto store = [&arguments, matrix, group](uint32_t token, uint32_t row_of_group, const float (&products)[1]) {
-        uint32_t row = group * NARROW_ROWS + row_of_group;
-        if (row < arguments.weights[matrix].rows) {
-            float &out = arguments.out[matrix][static_cast<size_t>(token) * arguments.out_stride[matrix] + row];
-            out = arguments.accumulate ? out + products[0] : products[0];
-        }
+        store_product(arguments, matrix, token, group * NARROW_ROWS + row_of_group, products[0]);
     };
     narrow_products<Tensor, 1>(panels, arguments.x, 0, arguments.tokens, store);
 }

@@ -11,15 +11,12 @@
 // Limit: in bf16 and f16 the second cache and tensor cores; with scales the three operations of f32 for each product
 // and block of 32 columns.
 
+#include "results.cuh"
 #include "tensor.cuh"
 
 template <class Tensor> DEVICE void matmul_tensor(const MatmulArguments &arguments) {
     uint32_t first = block_x() * TENSOR_TOKENS;
-    uint32_t group = block_y(), matrix = 0;
-    while (matrix + 1 < arguments.count && group >= tensor_groups(arguments.weights[matrix])) {
-        group -= tensor_groups(arguments.weights[matrix]);
-        matrix++;
-    }
+    uint32_t group = block_y(), matrix = find_matrix(arguments, group, tensor_groups);
     if (first >= arguments.tokens) {
         return;
     }
@@ -27,11 +24,7 @@ template <class Tensor> DEVICE void matmul_tensor(const MatmulArguments &argumen
     Panel panel = tensor_panel<Tensor>(weights, group);
     // What is only needed for results is read at the end: registers are dear before.
     auto store = [&arguments, matrix, group](uint32_t token, uint32_t row_of_group, const float (&products)[1]) {
-        uint32_t row = group * TENSOR_ROWS + row_of_group;
-        if (row < arguments.weights[matrix].rows) {
-            float &out = arguments.out[matrix][static_cast<size_t>(token) * arguments.out_stride[matrix] + row];
-            out = arguments.accumulate ? out + products[0] : products[0];
-        }
+        store_product(arguments, matrix, token, group * TENSOR_ROWS + row_of_group, products[0]);
     };
     tensor_products<Tensor, 1>(panel, arguments.x, first, arguments.tokens, store);
 }

@@ -66,6 +66,18 @@ DEVICE void add_stage(NarrowSums<MATRICES> &sums, const StageWeights<Tensor> (&w
     uint32_t place = thread_index() % 4;
     UNROLL
     for (uint32_t step = 0; step < STAGE_STEPS; step++) {
+        Fragment fragments[MATRICES][2];
+        FourScales scales[MATRICES];
+        UNROLL
+        for (uint32_t m = 0; m < MATRICES; m++) {
+            UNROLL
+            for (uint32_t pair = 0; pair < 2; pair++) {
+                fragments[m][pair] = Tensor::fragment(weights[m].loads[step], pair);
+            }
+            if constexpr (Tensor::SCALED) {
+                scales[m] = wide_scales(panels[m], weights[m].scale_bits[step]);
+            }
+        }
         UNROLL
         for (uint32_t tile = 0; tile < NARROW_TILES; tile++) {
             if (tile >= tiles) {
@@ -83,12 +95,10 @@ DEVICE void add_stage(NarrowSums<MATRICES> &sums, const StageWeights<Tensor> (&w
                 UNROLL
                 for (uint32_t pair = 0; pair < 2; pair++) {
                     float(&to)[4] = sums.of[m][pair][tile];
-                    Fragment fragment = Tensor::fragment(weights[m].loads[step], pair);
                     if constexpr (Tensor::SCALED) {
-                        FourScales scales = wide_scales(panels[m], weights[m].scale_bits[step]);
-                        add_block<Tensor>(to, fragment, b, scales, pair, two_scales);
+                        add_block<Tensor>(to, fragments[m][pair], b, scales[m], pair, two_scales);
                     } else {
-                        Tensor::mma(to, fragment, b);
+                        Tensor::mma(to, fragments[m][pair], b);
                     }
                 }
             }
