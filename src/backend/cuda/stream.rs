@@ -16,7 +16,8 @@ use crate::error::Result;
 pub struct Stream {
     device: Arc<Device>,
     handle: StreamHandle,
-    /// Whether it records what its pass does, so that nothing of it is in progress, and nobody may wait for it.
+    /// Whether it records what its pass does instead of doing it, so that nothing of it is in progress, and nobody may wait
+    /// for it.
     is_recording: AtomicBool,
 }
 

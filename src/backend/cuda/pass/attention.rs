@@ -63,7 +63,7 @@ impl CudaPass {
         let (tiles, apart) = (&self.shape.tiles, self.shape.apart);
         let multiprocessors = shared.device.multiprocessors();
         // A graph is for all contexts to come.
-        let longest = if self.graphs.is_recording() { self.limits.max_context } else { self.shape.longest };
+        let longest = if self.stream.is_recording() { self.limits.max_context } else { self.shape.longest };
         let splits = splits_of(apart, heads, longest, multiprocessors);
         let is_split = splits > 1;
         let arguments = AttentionArguments {

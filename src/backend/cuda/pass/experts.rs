@@ -70,7 +70,7 @@ impl CudaPass {
     pub(super) fn run_experts(&mut self, current: &Current, layer: usize, limit: &Limit) -> Result<bool> {
         let shared = Arc::clone(&self.shared);
         let mut experts = shared.experts.lock();
-        self.graphs.check_generation(experts.generation())?;
+        self.check_generation(experts.generation())?;
         if !experts.has_host(layer) {
             self.run_resident_experts(current, layer, experts.tables(current, layer)?)?;
         } else if self.run_split_experts(current, layer, limit, experts)? {

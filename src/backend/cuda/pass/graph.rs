@@ -59,8 +59,7 @@ pub(super) struct Graphs {
     kept: Vec<(Key, Graph)>,
     /// Where the next one goes, once there are MAX_GRAPHS.
     oldest: usize,
-    /// Whether work is written down instead of done, and of which generation of the experts.
-    is_recording: bool,
+    /// Of the experts, when the recording began.
     generation: u64,
     /// Whether making one has failed: then it is not tried again.
     are_given_up: bool,
@@ -69,19 +68,7 @@ pub(super) struct Graphs {
 impl Graphs {
     pub(super) fn new() -> Result<Graphs> {
         let kept = try_with_capacity("the graphs of a pass", MAX_GRAPHS)?;
-        Ok(Graphs { kept, oldest: 0, is_recording: false, generation: 0, are_given_up: false })
-    }
-
-    pub(super) fn is_recording(&self) -> bool {
-        self.is_recording
-    }
-
-    /// Fails where experts have moved since the recording began.
-    pub(super) fn check_generation(&self, generation: u64) -> Result<()> {
-        match self.is_recording && generation != self.generation {
-            true => Err(Error::new(Status::Internal, "experts moved while a graph of them was recorded")),
-            false => Ok(()),
-        }
+        Ok(Graphs { kept, oldest: 0, generation: 0, are_given_up: false })
     }
 
     fn find(&self, key: Key) -> Option<&Graph> {
@@ -127,9 +114,16 @@ impl CudaPass {
             self.stream.set_recording(true);
         }
         let begun = self.shared.device.enter_to_record(&self.stream).and_then(|current| current.begin_capture());
-        self.graphs.is_recording = begun.is_ok();
         self.stream.set_recording(begun.is_ok());
         Ok(self.unless_lost(begun)?.is_some())
+    }
+
+    /// Fails where work is recorded and experts, now of this generation, have moved since it began to be.
+    pub(super) fn check_generation(&self, generation: u64) -> Result<()> {
+        match self.stream.is_recording() && generation != self.graphs.generation {
+            true => Err(Error::new(Status::Internal, "experts moved while a graph of them was recorded")),
+            false => Ok(()),
+        }
     }
 
     /// See `Pass::end_recording`.
@@ -138,10 +132,9 @@ impl CudaPass {
         self.stop_recording();
         let generation = self.graphs.generation;
         let have_moved = self.shared.experts.lock().generation() != generation;
-        let were_given_up = self.graphs.are_given_up;
         match self.unless_lost(made)? {
             // The next step records anew.
-            _ if have_moved => self.graphs.are_given_up = were_given_up,
+            _ if have_moved => self.graphs.are_given_up = false,
             Some(graph) => self.graphs.keep(Key::of(&self.shape, generation), graph),
             None => {}
         }
@@ -151,7 +144,6 @@ impl CudaPass {
     fn recorded_graph(&mut self) -> Result<Graph> {
         let device = &self.shared.device;
         let current = device.enter_to_record(&self.stream)?;
-        self.graphs.is_recording = false;
         let recorded = current.end_capture();
         self.stream.set_recording(false);
         let recorded = recorded?;
@@ -164,7 +156,7 @@ impl CudaPass {
 
     /// Ends a recording that nobody wants, so that the stream works again.
     pub(super) fn stop_recording(&mut self) {
-        if std::mem::take(&mut self.graphs.is_recording)
+        if self.stream.is_recording()
             && let Some(current) = self.shared.device.enter_to_stop(&self.stream)
             && let Ok(recorded) = current.end_capture()
         {

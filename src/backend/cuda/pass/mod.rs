@@ -90,7 +90,7 @@ impl CudaPass {
     /// Does a stage's work, after which the device may go on alone; where it fails, what was begun is waited for.
     fn stage<T>(&mut self, work: impl FnOnce(&mut Self, &Current) -> Result<T>) -> Result<T> {
         let shared = Arc::clone(&self.shared);
-        let current = match self.graphs.is_recording() {
+        let current = match self.stream.is_recording() {
             true => shared.device.enter_to_record(&self.stream),
             false => shared.device.enter_on(&self.stream),
         }?;
@@ -117,7 +117,7 @@ impl CudaPass {
 
     /// Answers for a stage that may not begin because its limit is reached.
     fn stopped(&mut self, limit: &Limit) -> Option<Poll<Result<()>>> {
-        if !limit.is_reached() || self.graphs.is_recording() {
+        if !limit.is_reached() || self.stream.is_recording() {
             return None;
         }
         let result = self.settle().and_then(|()| limit.check_cancel());
@@ -126,7 +126,7 @@ impl CudaPass {
 
     /// Keeps the host from running ahead: a cancel is to be heard, and time to be kept.
     fn pace(&mut self, current: &Current, limit: &Limit) -> Result<()> {
-        if self.graphs.is_recording() {
+        if self.stream.is_recording() {
             return Ok(());
         }
         let this = self.marked % self.marks.len();
@@ -229,7 +229,7 @@ impl Pass for CudaPass {
         }
         self.stage(|pass, current| {
             pass.fetch_results(current)?;
-            if pass.graphs.is_recording() {
+            if pass.stream.is_recording() {
                 return Ok(());
             }
             pass.wait_for_results(current)?;
