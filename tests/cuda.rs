@@ -31,12 +31,13 @@ mod sampling;
 mod shim;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use common::{Directory, Random, checkpoints, golden, load_options, session_with};
 use driver::Driver;
 use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::backend::cpu::kernels::Instructions;
-use gemmoe::backend::{Device, KvDtype};
+use gemmoe::backend::{Backend, Batch, Device, KvDtype, Pass, PassLimits, SequenceSlice};
 use gemmoe::quant::{Format, GROUP_SIZES, Groups, ScaleDtype};
 use gemmoe::{Formats, LoadOptions, Pooling};
 use serde_json::json;
@@ -69,6 +70,17 @@ fn every_golden_checkpoint_agrees_with_the_float64_reference() {
 fn on_processor() -> LoadOptions {
     let cpu = CpuOptions { threads: 2.into(), instructions: Instructions::Portable };
     LoadOptions { cpu, ..Default::default() }
+}
+
+/// Has `work` done with a pass for one token, and a batch of one that wants logits.
+fn with_a_token(backend: &dyn Backend, work: impl FnOnce(&mut dyn Pass, &mut Batch)) {
+    let limits = PassLimits { max_tokens: 1, max_sequences: 1, max_context: 16, logit_rows: 1 };
+    let mut pass = backend.new_pass(limits).unwrap();
+    let mut pages = [Arc::new(backend.new_kv_page(backend.default_kv_dtype()).unwrap())];
+    let kept = backend.new_logits().unwrap();
+    let (tokens, targets, logits, router) = (&[5][..], &[][..], Some(kept.place()), None);
+    let mut sequences = [SequenceSlice { tokens, start: 0, pages: &mut pages, logits, targets, router }];
+    work(&mut *pass, &mut Batch { sequences: &mut sequences });
 }
 
 /// The largest difference, as a share of the largest number.

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::task::Poll;
 
-use gemmoe::backend::{Batch, Cancel, KvDtype, Limit, PassLimits, SequenceSlice};
+use gemmoe::backend::{Cancel, KvDtype, Limit};
 use gemmoe::{Budget, Model, Session, SessionBatch, SessionOptions, Status};
 use serde_json::json;
 
 use crate::common::{Directory, Random, batch, draw_each, load_options, session};
-use crate::on_device;
 use crate::shim::{Order, Shim};
+use crate::{on_device, with_a_token};
 
 /// Of the driver: in and out of the context twice, the batch's block, the graph, the wait for it.
 const CALLS: u64 = 7;
@@ -180,27 +180,22 @@ fn more_shapes_than_are_kept_replace_the_oldest() {
 fn a_cancel_is_heard_before_a_graph_is_recorded_or_launched() {
     let Some(shim) = Shim::take() else { return };
     let model = model(1);
-    let limits = PassLimits { max_tokens: 1, max_sequences: 1, max_context: 16, logit_rows: 1 };
-    let mut pass = model.backend().new_pass(limits).unwrap();
-    let mut pages = [Arc::new(model.backend().new_kv_page(KvDtype::F32).unwrap())];
-    let kept = model.backend().new_logits().unwrap();
-    let (tokens, targets, logits, router) = (&[5][..], &[][..], Some(kept.place()), None);
-    let mut sequences = [SequenceSlice { tokens, start: 0, pages: &mut pages, logits, targets, router }];
-    let batch = &mut Batch { sequences: &mut sequences };
-    let (none, wish) = (Cancel::default(), Cancel::default());
-    wish.request();
-    let (unlimited, cancelled) = (Limit::none(&none), Limit::none(&wish));
-    pass.begin(batch).unwrap();
-    assert!(!pass.begin_recording(&cancelled).unwrap());
-    assert!(pass.begin_recording(&unlimited).unwrap());
-    assert!(pass.embed(batch, &cancelled).map(Result::unwrap).is_ready(), "a recording is not stopped");
-    pass.end_recording(Ok(())).unwrap();
-    let calls = shim.calls();
-    assert!(!pass.replay(batch, &cancelled).unwrap());
-    assert_eq!(shim.calls(), calls, "nothing was begun");
-    let Poll::Ready(Err(error)) = pass.embed(batch, &cancelled) else { panic!("a stage is not stopped") };
-    assert_eq!(error.status(), Status::Cancelled);
-    assert!(pass.replay(batch, &unlimited).unwrap());
+    with_a_token(model.backend(), |pass, batch| {
+        let (none, wish) = (Cancel::default(), Cancel::default());
+        wish.request();
+        let (unlimited, cancelled) = (Limit::none(&none), Limit::none(&wish));
+        pass.begin(batch).unwrap();
+        assert!(!pass.begin_recording(&cancelled).unwrap());
+        assert!(pass.begin_recording(&unlimited).unwrap());
+        assert!(pass.embed(batch, &cancelled).map(Result::unwrap).is_ready(), "a recording is not stopped");
+        pass.end_recording(Ok(())).unwrap();
+        let calls = shim.calls();
+        assert!(!pass.replay(batch, &cancelled).unwrap());
+        assert_eq!(shim.calls(), calls, "nothing was begun");
+        let Poll::Ready(Err(error)) = pass.embed(batch, &cancelled) else { panic!("a stage is not stopped") };
+        assert_eq!(error.status(), Status::Cancelled);
+        assert!(pass.replay(batch, &unlimited).unwrap());
+    });
 }
 
 #[test]

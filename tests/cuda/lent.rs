@@ -4,12 +4,12 @@ use std::ffi::{c_int, c_void};
 use std::ptr::{NonNull, null_mut};
 use std::sync::{Arc, Barrier};
 
-use gemmoe::backend::{Batch, Cancel, Device, KvDtype, LentContext, Limit, PassLimits, SequenceSlice, devices};
+use gemmoe::backend::{Cancel, Device, LentContext, Limit, devices};
 use gemmoe::{LoadOptions, Model, Pooling, Progress, Session, SessionOptions, Status};
 
 use crate::common::{Directory, Random, load_options, session};
-use crate::on_device;
 use crate::shim::Shim;
+use crate::{on_device, with_a_token};
 
 /// Calls a function of the driver, whose arguments are given with their types.
 macro_rules! call {
@@ -178,21 +178,17 @@ fn nothing_is_recorded_on_a_lent_stream() {
     let directory = Directory::random(3).to_temporary();
     let host = Host::new(&shim, 0);
     let model = load_options(directory.path(), &host.options(true));
-    let limits = PassLimits { max_tokens: 1, max_sequences: 1, max_context: 16, logit_rows: 1 };
-    let mut pass = model.backend().new_pass(limits).unwrap();
-    let mut pages = [Arc::new(model.backend().new_kv_page(KvDtype::F32).unwrap())];
-    let kept = model.backend().new_logits().unwrap();
-    let (tokens, targets, logits, router) = (&[5][..], &[][..], Some(kept.place()), None);
-    let mut sequences = [SequenceSlice { tokens, start: 0, pages: &mut pages, logits, targets, router }];
-    let (batch, cancel) = (&mut Batch { sequences: &mut sequences }, Cancel::default());
-    let limit = Limit::none(&cancel);
-    pass.begin(batch).unwrap();
-    assert!(pass.begin_recording(&limit).unwrap());
-    assert!(pass.embed(batch, &limit).map(Result::unwrap).is_ready());
-    // While a stream captures this would be refused.
-    assert_eq!(host.synchronize(), 0);
-    pass.end_recording(Ok(())).unwrap();
-    assert!(pass.replay(batch, &limit).unwrap());
+    with_a_token(model.backend(), |pass, batch| {
+        let cancel = Cancel::default();
+        let limit = Limit::none(&cancel);
+        pass.begin(batch).unwrap();
+        assert!(pass.begin_recording(&limit).unwrap());
+        assert!(pass.embed(batch, &limit).map(Result::unwrap).is_ready());
+        // While a stream captures this would be refused.
+        assert_eq!(host.synchronize(), 0);
+        pass.end_recording(Ok(())).unwrap();
+        assert!(pass.replay(batch, &limit).unwrap());
+    });
 }
 
 #[test]

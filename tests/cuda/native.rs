@@ -1,20 +1,18 @@
 //! Which code of the kernels a device is given, and how their launches follow each other.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::task::Poll;
 
-use gemmoe::backend::Backend;
 use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::backend::cuda::{CudaBackend, CudaOptions};
 use gemmoe::backend::numerics::Variants;
-use gemmoe::backend::ops::{Batch, Cancel, Limit, NO_TARGET, PassLimits, SequenceSlice};
+use gemmoe::backend::{Cancel, Limit};
 use gemmoe::model::{Checkpoint, Config, Description};
 use gemmoe::{Formats, Model, Progress, Status};
 
 use crate::common::{Directory, Random, load_options, session};
-use crate::on_device;
 use crate::shim::Shim;
+use crate::{on_device, with_a_token};
 
 /// A token, and bits that decide it, from a model of its own on the device as the shim shows it.
 fn results(directory: &Path) -> (u32, Vec<f32>) {
@@ -111,23 +109,15 @@ fn launches_with(shim: &Shim, directory: &Path, dependent_launch: bool) -> (u64,
         memory_limit: 0,
     };
     let backend = CudaBackend::load(&options, &description, &checkpoint, &Progress::default()).unwrap();
-    let limits = PassLimits { max_tokens: 1, max_sequences: 1, max_context: 16, logit_rows: 1 };
-    let mut pass = backend.new_pass(limits).unwrap();
-    let mut pages = [Arc::new(backend.new_kv_page(backend.default_kv_dtype()).unwrap())];
-    let mut sequences = [SequenceSlice {
-        tokens: &[1],
-        start: 0,
-        pages: &mut pages,
-        logits: None,
-        targets: &[NO_TARGET],
-        router: None,
-    }];
-    let batch = Batch { sequences: &mut sequences };
-    let before = (shim.launches(), shim.dependent_launches());
-    pass.begin(&batch).unwrap();
-    let embedded = pass.embed(&batch, &Limit::none(&Cancel::default()));
-    assert!(matches!(embedded, Poll::Ready(Ok(()))));
-    (shim.launches() - before.0, shim.dependent_launches() - before.1)
+    let mut launches = (0, 0);
+    with_a_token(&backend, |pass, batch| {
+        let before = (shim.launches(), shim.dependent_launches());
+        pass.begin(batch).unwrap();
+        let embedded = pass.embed(batch, &Limit::none(&Cancel::default()));
+        assert!(matches!(embedded, Poll::Ready(Ok(()))));
+        launches = (shim.launches() - before.0, shim.dependent_launches() - before.1);
+    });
+    launches
 }
 
 #[test]
