@@ -205,41 +205,34 @@ fn narrow(numbers: &[f32], dtype: Dtype, out: &mut Vec<u8>, name: &str, columns:
         *out = try_vec(name, numbers.len() * size, 0u8)?;
     }
     out.truncate(numbers.len() * size);
-    let fits = match dtype {
-        Dtype::BF16 => {
-            let pairs = out.as_chunks_mut().0.iter_mut().zip(numbers);
-            pairs.fold(true, |fits, (out, x)| {
-                let rounded = bf16::from_f32(*x);
-                *out = rounded.to_le_bytes();
-                fits & rounded.is_finite()
-            })
-        }
-        Dtype::F16 => {
-            let pairs = out.as_chunks_mut().0.iter_mut().zip(numbers);
-            pairs.fold(true, |fits, (out, x)| {
-                let rounded = f16::from_f32(*x);
-                *out = rounded.to_le_bytes();
-                fits & rounded.is_finite()
-            })
-        }
-        _ => {
-            let pairs = out.as_chunks_mut().0.iter_mut().zip(numbers);
-            pairs.fold(true, |fits, (out, x)| {
-                *out = x.to_le_bytes();
-                fits & x.is_finite()
-            })
-        }
+    let at = match dtype {
+        Dtype::BF16 => narrow_each(numbers, out, |x| {
+            let rounded = bf16::from_f32(x);
+            (rounded.to_le_bytes(), rounded.is_finite())
+        }),
+        Dtype::F16 => narrow_each(numbers, out, |x| {
+            let rounded = f16::from_f32(x);
+            (rounded.to_le_bytes(), rounded.is_finite())
+        }),
+        _ => narrow_each(numbers, out, |x| (x.to_le_bytes(), x.is_finite())),
     };
-    if fits {
-        return Ok(());
-    }
-    let too_large = |x: &&f32| match dtype {
-        Dtype::BF16 => !bf16::from_f32(**x).is_finite(),
-        Dtype::F16 => !f16::from_f32(**x).is_finite(),
-        _ => !x.is_finite(),
-    };
-    let at = numbers.iter().position(|x| too_large(&x)).unwrap_or_default();
+    let Some(at) = at else { return Ok(()) };
     let (row, column, x) = (row + at / columns, at % columns, numbers[at]);
     let text = format!("tensor \"{name}\" has in row {row}, column {column} a number that {dtype} cannot hold: {x}");
     Err(Error::new(Status::TensorValue, text).at_key(name))
+}
+
+/// Rounds each number by `round`, which also tells whether it fits; answers the place of the first that does not.
+fn narrow_each<const N: usize>(
+    numbers: &[f32],
+    out: &mut [u8],
+    round: impl Fn(f32) -> ([u8; N], bool),
+) -> Option<usize> {
+    // Without a way out of the loop numbers are rounded in vectors.
+    let fits = out.as_chunks_mut().0.iter_mut().zip(numbers).fold(true, |fits, (out, x)| {
+        let (bytes, is_finite) = round(*x);
+        *out = bytes;
+        fits & is_finite
+    });
+    if fits { None } else { numbers.iter().position(|x| !round(*x).1) }
 }
