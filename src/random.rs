@@ -1,14 +1,22 @@
 //! Random numbers that are a function of a seed and a counter, the same on every system.
 
-/// The random number in [0, 1) of a seed and a counter: SplitMix64's finaliser (Steele, Lea, Flood 2014) over both.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// SplitMix64's finaliser (Steele, Lea, Flood 2014).
+fn finalise(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// A number well mixed from another: the first of SplitMix64 from there on.
+pub fn mixed(number: u64) -> u64 {
+    finalise(number.wrapping_add(GOLDEN))
+}
+
+/// The random number in [0, 1) of a seed and a counter.
 pub fn uniform(seed: u64, counter: u64) -> f64 {
-    let mix = |mut z: u64| {
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-    let bits = mix(mix(seed.wrapping_add(GOLDEN)).wrapping_add(counter.wrapping_mul(GOLDEN)));
+    let bits = finalise(mixed(seed).wrapping_add(counter.wrapping_mul(GOLDEN)));
     (bits >> 11) as f64 / (1u64 << 53) as f64
 }
 

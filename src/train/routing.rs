@@ -5,9 +5,11 @@
 //! i's output, `dL/dlogit_i = w_i (g_i - sum over S of w_j g_j)` for i in S, 0 otherwise: the derivative of a softmax over the
 //! kept logits, which is what the division by their sum makes of it (Mixtral, arXiv 2401.04088, section 2.1).
 
+use crate::backend::cpu::kernels::math::softmax_f64;
 use crate::backend::training::{NO_SLOT, Slots};
 use crate::error::Result;
 use crate::memory::{try_vec, try_with_capacity};
+use crate::random::mixed;
 
 const WHAT: &str = "routes of a batch";
 
@@ -39,20 +41,12 @@ pub struct Noise {
     pub seed: u64,
 }
 
-/// A number well mixed from another (SplitMix64: Steele, Lea and Flood, 2014).
-pub(super) fn mix(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 impl Noise {
     /// The number for one logit, by Box and Muller.
     fn at(&self, layer: usize, token: usize, expert: usize) -> f64 {
-        let place = [layer, token, expert].into_iter().fold(self.seed, |state, part| mix(state ^ mix(part as u64)));
+        let place = [layer, token, expert].into_iter().fold(self.seed, |state, part| mixed(state ^ mixed(part as u64)));
         let unit = |bits: u64| ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-        let (radius, angle) = (unit(mix(place)), unit(mix(place ^ 1)));
+        let (radius, angle) = (unit(mixed(place)), unit(mixed(place ^ 1)));
         self.deviation * (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()
     }
 }
@@ -98,7 +92,8 @@ impl Routes {
             let first = routes.probabilities.len();
             routes.probabilities.extend(logits);
             let probabilities = &mut routes.probabilities[first..];
-            routes.log_sums.push(softmax(probabilities));
+            let (largest, sum) = softmax_f64(probabilities);
+            routes.log_sums.push(largest + sum.ln());
             // Stable, so that of equal ones the lower index comes first.
             order.clear();
             order.extend(0..choice.experts as u32);
@@ -152,12 +147,4 @@ impl Routes {
         }
         Ok(())
     }
-}
-
-/// Softmax in place; the logarithm of the sum of all e^logit.
-fn softmax(logits: &mut [f64]) -> f64 {
-    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = logits.iter().map(|logit| (logit - largest).exp()).sum();
-    logits.iter_mut().for_each(|logit| *logit = (*logit - largest).exp() / sum);
-    largest + sum.ln()
 }

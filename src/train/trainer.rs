@@ -8,11 +8,12 @@ use super::balance::{RouterLoad, RouterLosses};
 use super::document::{Document, Packed};
 use super::loss::{PairLogProbabilities, PairLoss, PreferenceOptions, supervised};
 use super::pass::{PassSize, RouterPass};
-use super::routing::{Noise, mix};
+use super::routing::Noise;
 use crate::backend::ops::Cancel;
 use crate::engine::Model;
 use crate::error::{Error, Result, Status};
 use crate::memory::{try_vec, try_with_capacity};
+use crate::random::mixed;
 
 /// What a host may choose about training.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -401,7 +402,7 @@ impl RouterTrainer {
         let batch = self.packed(units)?;
         let noise = index.filter(|_| self.options.noise > 0.0).map(|index| Noise {
             deviation: self.options.noise,
-            seed: mix(mix(self.options.seed ^ mix(self.optimiser.steps())) ^ index as u64),
+            seed: mixed(mixed(self.options.seed ^ mixed(self.optimiser.steps())) ^ index as u64),
         });
         self.forward(&batch, noise.as_ref())?;
         let mut derivatives = try_vec("derivatives of targets", batch.targets.len(), 0f32)?;

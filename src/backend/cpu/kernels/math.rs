@@ -37,8 +37,9 @@ pub fn gelu_erf(x: f32) -> f32 {
     0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
-/// The softmax of `logits`, in place, in f64: what the router computes over a few dozen experts.
-pub fn softmax_f64(logits: &mut [f64]) {
+/// The softmax of `logits`, in place, in f64: what the router computes over a few dozen experts. Answers the largest logit and
+/// the sum of all `e^(logit - largest)`.
+pub fn softmax_f64(logits: &mut [f64]) -> (f64, f64) {
     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let mut sum = 0.0;
     for logit in logits.iter_mut() {
@@ -48,6 +49,7 @@ pub fn softmax_f64(logits: &mut [f64]) {
     for probability in logits.iter_mut() {
         *probability /= sum;
     }
+    (max, sum)
 }
 
 /// The logarithm of the sum of all `e^logit`, NaN counting as nothing; NaN where the largest is not finite.
