@@ -629,6 +629,22 @@ enum gemmoe_status
      * The models of a recipe cannot be mixed: geometry, tokenizer, chat template or dtype differ.
      */
     GEMMOE_STATUS_MODELS_DIFFER = 122,
+    /**
+     * A row of training or evaluation data cannot be used; the error names its file and line.
+     */
+    GEMMOE_STATUS_DATA_ROW = 123,
+    /**
+     * The data is not what the checkpoint was begun with.
+     */
+    GEMMOE_STATUS_DATA_CHANGED = 124,
+    /**
+     * A router patch is cut off, altered, or not a router patch.
+     */
+    GEMMOE_STATUS_PATCH_DAMAGED = 125,
+    /**
+     * A router patch is of another model's routers.
+     */
+    GEMMOE_STATUS_PATCH_MODEL = 126,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L

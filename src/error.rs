@@ -155,11 +155,19 @@ pub enum Status {
     RecipeValue = 121,
     /// The models of a recipe cannot be mixed: geometry, tokenizer, chat template or dtype differ.
     ModelsDiffer = 122,
+    /// A row of training or evaluation data cannot be used; the error names its file and line.
+    DataRow = 123,
+    /// The data is not what the checkpoint was begun with.
+    DataChanged = 124,
+    /// A router patch is cut off, altered, or not a router patch.
+    PatchDamaged = 125,
+    /// A router patch is of another model's routers.
+    PatchModel = 126,
 }
 
 impl Status {
     /// Every status and its name, in the order of its value.
-    pub const TABLE: [(Status, &'static CStr); 67] = {
+    pub const TABLE: [(Status, &'static CStr); 71] = {
         use Status::*;
         [
             (Ok, c"OK"),
@@ -229,6 +237,10 @@ impl Status {
             (RecipeSyntax, c"RECIPE_SYNTAX"),
             (RecipeValue, c"RECIPE_VALUE"),
             (ModelsDiffer, c"MODELS_DIFFER"),
+            (DataRow, c"DATA_ROW"),
+            (DataChanged, c"DATA_CHANGED"),
+            (PatchDamaged, c"PATCH_DAMAGED"),
+            (PatchModel, c"PATCH_MODEL"),
         ]
     };
 

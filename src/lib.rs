@@ -20,6 +20,7 @@ pub mod quantize;
 mod quiet;
 mod random;
 pub mod text;
+mod toml_table;
 pub mod train;
 
 pub use engine::sample::LogitBias;

@@ -7,7 +7,6 @@ mod ridge;
 mod router;
 mod sources;
 mod tensors;
-mod toml_table;
 
 use std::path::{Path, PathBuf};
 

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
-use super::toml_table::{Place, Table, parse};
 use crate::error::{Error, Result, Status};
 use crate::model::Formats;
 use crate::model::config::MAX_EXPERTS;
 use crate::model::quantization::PARTS;
 use crate::model::writer::DEFAULT_SHARD_BYTES;
 use crate::quant::{Format, GROUP_SIZES, Groups, ScaleDtype};
+use crate::toml_table::{Place, Table, parse};
 
 /// The largest recipe that is parsed, in bytes.
 const MAX_BYTES: u64 = 1 << 20;

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::recipe::{Base, Recipe};
-use super::toml_table::Place;
 use crate::error::{Error, Result, Status};
 use crate::model::config::FILE;
 use crate::model::{Checkpoint, Config, Description, Formats, ModelWriter, beside};
 use crate::text::chat::{self, stored_template};
 use crate::text::difference;
+use crate::toml_table::Place;
 
 /// A model that tensors are taken from.
 pub struct Source {

@@ -1,4 +1,4 @@
-//! Tables of a recipe: values of the type that is expected, or an error with their key and line.
+//! Tables of recipes, for mixing and for training: values of the type that is expected, or an error with their key and line.
 
 use toml::de::{DeTable, DeValue};
 
