@@ -14,6 +14,7 @@ use super::mix::MixObject;
 use super::model::ModelObject;
 use super::session::SessionObject;
 use super::text::TextStreamObject;
+use super::trainer::TrainerObject;
 use crate::error::{Error, Result, Status};
 
 /// Anything a host can hold.
@@ -27,6 +28,7 @@ pub enum Object {
     Model(Arc<ModelObject>),
     Session(Arc<SessionObject>),
     TextStream(Arc<TextStreamObject>),
+    Trainer(Arc<TrainerObject>),
 }
 
 /// A type a host can hold, and the opaque C type its handles have.
@@ -160,6 +162,7 @@ fn decode<T: Held>(handle: *const T::Opaque, name: &str) -> Result<(usize, usize
         BatchObject::KIND,
         GrammarObject::KIND,
         MixObject::KIND,
+        TrainerObject::KIND,
     ];
     Err(if known.contains(&kind) { wrong_type::<T>(name) } else { stale::<T>(name) })
 }

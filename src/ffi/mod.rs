@@ -26,6 +26,7 @@ mod session;
 mod snapshot;
 mod structs;
 mod text;
+mod trainer;
 mod version;
 
 pub use batch::*;
@@ -45,4 +46,5 @@ pub use residency::*;
 pub use session::*;
 pub use snapshot::*;
 pub use text::*;
+pub use trainer::*;
 pub use version::*;
