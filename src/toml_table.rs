@@ -1,8 +1,17 @@
 //! Tables of recipes, for mixing and for training: values of the type that is expected, or an error with their key and line.
 
+use std::io::Read;
+use std::path::Path;
+
 use toml::de::{DeTable, DeValue};
 
 use crate::error::{Error, Result, Status};
+use crate::model::Formats;
+use crate::model::quantization::PARTS;
+use crate::quant::{Format, GROUP_SIZES, Groups, ScaleDtype};
+
+/// The largest recipe that is parsed, in bytes.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// Where a key stands.
 #[derive(Clone, Debug, Default)]
@@ -47,8 +56,26 @@ pub struct Table<'a> {
     members: &'a DeTable<'a>,
 }
 
+/// The text of a recipe's file, which errors call `name`.
+pub fn read_text(path: &Path, name: &str) -> Result<String> {
+    let unreadable = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => Error::new(Status::FileNotFound, "there is no such recipe").in_file(name),
+        _ => Error::new(Status::ReadFailed, format!("cannot be read: {error}")).in_file(name),
+    };
+    let mut bytes = Vec::new();
+    std::fs::File::open(path).map_err(unreadable)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Error::new(Status::InvalidUtf8, format!("is not UTF-8 from byte {at} on")).in_file(name)
+    })
+}
+
 /// Parses a text and shows its root table to `read`.
 pub fn parse<T>(text: &str, read: impl FnOnce(Table) -> Result<T>) -> Result<T> {
+    if text.len() as u64 > MAX_BYTES {
+        let text = format!("is {} bytes, at most {MAX_BYTES} are parsed", text.len());
+        return Err(Error::new(Status::FileTooLarge, text));
+    }
     let root = DeTable::parse(text).map_err(|error| {
         let line = error.span().map_or(1, |span| line_of(text, span.start));
         Error::new(Status::RecipeSyntax, format!("line {line}: {}", error.message()))
@@ -67,6 +94,11 @@ impl<'a> Table<'a> {
 
     fn get(&self, key: &str) -> Option<&'a DeValue<'a>> {
         self.members.iter().find(|(name, _)| name.get_ref().as_ref() == key).map(|(_, value)| value.get_ref())
+    }
+
+    /// Whether a key is there.
+    pub fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
     }
 
     /// Where a key stands, or the table where it is missing.
@@ -143,15 +175,29 @@ impl<'a> Table<'a> {
     /// A finite number.
     pub fn number(&self, key: &str) -> Result<Option<f64>> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        let number = match value {
-            DeValue::Integer(integer) => i64::from_str_radix(integer.as_str(), integer.radix()).ok().map(|n| n as f64),
-            DeValue::Float(float) => float.as_str().parse().ok(),
-            _ => None,
-        };
-        match number.filter(|number: &f64| number.is_finite()) {
-            Some(number) => Ok(Some(number)),
-            None => Err(self.wrong(key, value, "a number")),
+        number_of(value).map(Some).ok_or_else(|| self.wrong(key, value, "a number"))
+    }
+
+    /// A number in a range, which `expected` describes.
+    pub fn number_in(&self, key: &str, expected: &str, is_right: impl Fn(f64) -> bool) -> Result<Option<f64>> {
+        let Some(number) = self.number(key)? else { return Ok(None) };
+        match is_right(number) {
+            true => Ok(Some(number)),
+            false => Err(self.place(key).fault(&format!("is {number}, expected {expected}"))),
         }
+    }
+
+    /// A list of numbers.
+    pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let numbers = value.as_array().and_then(|items| items.iter().map(|item| number_of(item.get_ref())).collect());
+        numbers.map(Some).ok_or_else(|| self.wrong(key, value, "a list of numbers"))
+    }
+
+    /// True or false.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_bool().map(Some).ok_or_else(|| self.wrong(key, value, "true or false"))
     }
 
     /// Which of `choices` a string is.
@@ -189,6 +235,40 @@ impl<'a> Table<'a> {
         };
         items.iter().enumerate().map(table).collect()
     }
+}
+
+/// A finite number.
+fn number_of(value: &DeValue) -> Option<f64> {
+    let number: f64 = match value {
+        DeValue::Integer(integer) => i64::from_str_radix(integer.as_str(), integer.radix()).ok()? as f64,
+        DeValue::Float(float) => float.as_str().parse().ok()?,
+        _ => return None,
+    };
+    number.is_finite().then_some(number)
+}
+
+/// What the parts of a model are rounded to: the table `[quantize]`.
+pub fn read_formats(table: &Table) -> Result<Formats> {
+    table.check_keys(&["experts", "attention", "head", "embedding", "group_size", "scales"])?;
+    let size = table.count("group_size", 32, 128)?.unwrap_or(32) as usize;
+    if !GROUP_SIZES.contains(&size) {
+        return Err(table.place("group_size").fault(&format!("is {size}, expected 32, 64 or 128")));
+    }
+    let scales = ScaleDtype::ALL[table.choice("scales", &ScaleDtype::ALL.map(ScaleDtype::name))?.unwrap_or(0)];
+    let groups = Groups { size, scales };
+    let mut formats = [None; 4];
+    for (part, format) in PARTS.into_iter().zip(&mut formats) {
+        *format = match table.choice(part, &["int8", "int4", "stored"])? {
+            Some(0) => Some(Format::Int8(groups)),
+            Some(1) => Some(Format::Int4(groups)),
+            _ => None,
+        };
+    }
+    if formats == [None; 4] {
+        let text = "asks for nothing: give experts, attention, head or embedding a format";
+        return Err(table.own_place().fault(text));
+    }
+    Ok(Formats::from_parts(formats))
 }
 
 /// A value as it may stand in a message.

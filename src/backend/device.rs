@@ -17,6 +17,18 @@ pub enum Device {
     Auto,
 }
 
+impl Device {
+    /// Takes `cpu`, `auto`, `cuda` and `cuda:1`.
+    pub fn from_name(name: &str) -> Option<Device> {
+        match name {
+            "cpu" => Some(Device::Cpu),
+            "auto" => Some(Device::Auto),
+            "cuda" => Some(Device::Cuda(0)),
+            _ => name.strip_prefix("cuda:")?.parse().ok().map(Device::Cuda),
+        }
+    }
+}
+
 /// A CUDA context of the host's, and perhaps a stream in it, that a model is to use instead of its own. Nothing of them is
 /// retained or destroyed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,6 @@
 //! A recipe: what a GemMoE is mixed from, read from TOML and checked as far as it can be by itself.
 //! `docs/mix.md` lists every key.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
@@ -9,13 +8,8 @@ use safetensors::Dtype;
 use crate::error::{Error, Result, Status};
 use crate::model::Formats;
 use crate::model::config::MAX_EXPERTS;
-use crate::model::quantization::PARTS;
 use crate::model::writer::DEFAULT_SHARD_BYTES;
-use crate::quant::{Format, GROUP_SIZES, Groups, ScaleDtype};
-use crate::toml_table::{Place, Table, parse};
-
-/// The largest recipe that is parsed, in bytes.
-const MAX_BYTES: u64 = 1 << 20;
+use crate::toml_table::{Place, Table, parse, read_formats, read_text};
 
 /// What a GemMoE is mixed from.
 #[derive(Clone, Debug)]
@@ -140,20 +134,7 @@ impl Recipe {
     /// Reads a recipe's file; paths in it are relative to the file's directory.
     pub fn read(path: &Path) -> Result<Recipe> {
         let name = path.display().to_string();
-        let unreadable = |error: std::io::Error| match error.kind() {
-            std::io::ErrorKind::NotFound => Error::new(Status::FileNotFound, "there is no such recipe").in_file(&*name),
-            _ => Error::new(Status::ReadFailed, format!("cannot be read: {error}")).in_file(&*name),
-        };
-        let mut bytes = Vec::new();
-        std::fs::File::open(path)
-            .map_err(unreadable)?
-            .take(MAX_BYTES + 1)
-            .read_to_end(&mut bytes)
-            .map_err(unreadable)?;
-        let text = String::from_utf8(bytes).map_err(|error| {
-            let at = error.utf8_error().valid_up_to();
-            Error::new(Status::InvalidUtf8, format!("is not UTF-8 from byte {at} on")).in_file(&*name)
-        })?;
+        let text = read_text(path, &name)?;
         Recipe::parse(&text, &name, path.parent().unwrap_or(Path::new("")))
     }
 
@@ -161,10 +142,6 @@ impl Recipe {
     ///
     /// Fails with `RecipeSyntax`, `RecipeValue` and `FileTooLarge`; the error names the key and its line.
     pub fn parse(text: &str, name: &str, directory: &Path) -> Result<Recipe> {
-        if text.len() as u64 > MAX_BYTES {
-            let text = format!("is {} bytes, at most {MAX_BYTES} are parsed", text.len());
-            return Err(Error::new(Status::FileTooLarge, text).in_file(name));
-        }
         parse(text, |root| read(&root, name, directory)).map_err(|error| error.in_file(name))
     }
 
@@ -311,28 +288,4 @@ fn check_texts(experts: &[Expert], method: Method) -> Result<()> {
         return Err(expert.place.at(key).fault(&text));
     }
     Ok(())
-}
-
-fn read_formats(table: &Table) -> Result<Formats> {
-    table.check_keys(&["experts", "attention", "head", "embedding", "group_size", "scales"])?;
-    let size = table.count("group_size", 32, 128)?.unwrap_or(32) as usize;
-    if !GROUP_SIZES.contains(&size) {
-        return Err(table.place("group_size").fault(&format!("is {size}, expected 32, 64 or 128")));
-    }
-    let scales = ScaleDtype::ALL[table.choice("scales", &ScaleDtype::ALL.map(ScaleDtype::name))?.unwrap_or(0)];
-    let groups = Groups { size, scales };
-    let mut formats = [None; 4];
-    for (part, format) in PARTS.into_iter().zip(&mut formats) {
-        *format = match table.choice(part, &["int8", "int4", "stored"])? {
-            Some(0) => Some(Format::Int8(groups)),
-            Some(1) => Some(Format::Int4(groups)),
-            _ => None,
-        };
-    }
-    let [experts, attention, head, embedding] = formats;
-    if formats == [None; 4] {
-        let text = "asks for nothing: give experts, attention, head or embedding a format";
-        return Err(table.own_place().fault(text));
-    }
-    Ok(Formats { experts, attention, head, embedding })
 }

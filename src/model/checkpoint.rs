@@ -119,6 +119,47 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// All tensor names, file by file and in the order of their bytes.
+    pub fn tensor_names_in_order(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.tensor_names().collect();
+        names.sort_unstable_by_key(|name| {
+            self.tensors.get(*name).map(|tensor| (tensor.shard, tensor.info.offset, *name))
+        });
+        names
+    }
+
+    /// Bytes of the tensors of each weight file.
+    pub fn bytes_of_files(&self) -> Vec<u64> {
+        let mut bytes = vec![0; self.shards.len()];
+        self.tensors.values().for_each(|tensor| bytes[tensor.shard] += tensor.info.bytes());
+        bytes
+    }
+
+    /// Names of the files beside the weights, sorted; folders are left out. Fails with `FileNotAllowed` where a name is none that
+    /// could be opened.
+    pub fn files_beside(&self) -> Result<Vec<String>> {
+        let path = self.directory.path();
+        let unreadable =
+            |error: io::Error| Error::new(Status::ReadFailed, format!("{} cannot be listed: {error}", path.display()));
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(path).map_err(unreadable)? {
+            let entry = entry.map_err(unreadable)?;
+            if entry.file_type().map_err(unreadable)?.is_dir() {
+                continue;
+            }
+            match entry.file_name().to_str().filter(|name| platform::is_plain_name(name)) {
+                Some(name) if holds_weights(name) => {}
+                Some(name) => names.push(name.to_owned()),
+                None => {
+                    let text = "has a name that is not a plain one";
+                    return Err(Error::new(Status::FileNotAllowed, text).in_file(entry.path().display().to_string()));
+                }
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
     /// The file a tensor is stored in.
     pub fn file_of(&self, tensor: &Tensor) -> &str {
         &self.shards[tensor.shard].name
@@ -168,7 +209,8 @@ impl Checkpoint {
         Ok(Some(Bytes::Mapped(Arc::clone(file), start..start + bytes)))
     }
 
-    fn open_file(&self, name: &str) -> Result<File> {
+    /// Opens a regular file of the directory.
+    pub fn open_file(&self, name: &str) -> Result<File> {
         self.directory.open_file(name, self.follow_links).map_err(|error| match error {
             OpenError::NotFound => {
                 let text = format!("not found in {}", self.directory.path().display());
@@ -242,6 +284,24 @@ impl Checkpoint {
         self.shards.push(Shard { name: name.to_owned(), file, read_ahead: Mutex::default(), mapped: Mutex::default() });
         Ok(())
     }
+}
+
+/// Whether a file of this name has weights, in this format or another, or says where they are.
+fn holds_weights(name: &str) -> bool {
+    const ENDS: [&str; 11] = [
+        ".safetensors",
+        ".safetensors.index.json",
+        ".bin",
+        ".bin.index.json",
+        ".pt",
+        ".pth",
+        ".ckpt",
+        ".gguf",
+        ".h5",
+        ".msgpack",
+        ".onnx",
+    ];
+    ENDS.iter().any(|end| name.ends_with(end))
 }
 
 /// A file's length in bytes.

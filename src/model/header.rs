@@ -32,6 +32,14 @@ pub struct TensorInfo {
     pub offset: u64,
 }
 
+impl TensorInfo {
+    /// Its size. The header was checked: it fits.
+    pub fn bytes(&self) -> u64 {
+        let elements = self.shape.iter().map(|size| *size as u64).product::<u64>();
+        (elements * self.dtype.bitsize() as u64).div_ceil(8)
+    }
+}
+
 /// Reads the header of an opened safetensors file.
 pub fn read(name: &str, file: &File) -> Result<HashMap<String, TensorInfo>> {
     let fail = |status, text: String| Error::new(status, text).in_file(name);

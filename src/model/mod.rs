@@ -8,8 +8,10 @@ pub mod header;
 pub mod json;
 pub mod loader;
 pub mod names;
+pub mod narrow;
 pub mod progress;
 pub mod quantization;
+pub mod router_patch;
 pub mod weights;
 pub mod writer;
 

@@ -138,6 +138,17 @@ impl ModelWriter {
         written.map_err(|error| write_error(&path, &error))
     }
 
+    /// Copies a file beside the weights.
+    pub fn copy_file(&self, name: &str, mut source: File) -> Result<()> {
+        let path = self.partial.join(name);
+        let file = OpenOptions::new().write(true).create_new(true).open(&path);
+        let written = file.and_then(|mut file| {
+            io::copy(&mut source, &mut file)?;
+            file.sync_all()
+        });
+        written.map_err(|error| write_error(&path, &error))
+    }
+
     /// Sees to it that all of it is on the disk, and gives the directory its name.
     pub fn finish(mut self) -> Result<()> {
         if let Some(place) = self.places.iter().find(|place| place.written != place.bytes) {

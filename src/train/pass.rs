@@ -94,6 +94,26 @@ pub(super) struct Parts {
     pub head_sums: Rows,
 }
 
+/// Memory of training, beside that of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrainingBytes {
+    /// The workspace of a batch, on the device that trains; what its operations need of their own comes on top.
+    pub workspace: u64,
+    /// Gates, reference, gradients and moments, in host memory.
+    pub optimiser: u64,
+    /// A checkpoint, about.
+    pub checkpoint: u64,
+}
+
+/// What training the routers of a model with batches of `max_tokens` takes; with `soft`, all experts see every token.
+pub fn training_bytes(config: &Config, max_tokens: usize, soft: bool) -> Result<TrainingBytes> {
+    let choice = Choice { experts: config.num_local_experts, top_k: config.num_experts_per_tok, soft };
+    check_trainable(&choice)?;
+    let (parts, numbers) = Parts::new(config, &choice, PassSize { max_tokens, max_targets: max_tokens })?;
+    let gates = (parts.gates.count() * size_of::<f32>()) as u64;
+    Ok(TrainingBytes { workspace: (numbers * size_of::<f32>()) as u64, optimiser: 5 * gates, checkpoint: 4 * gates })
+}
+
 /// Hands out parts of a workspace one after the other.
 #[derive(Default)]
 struct Plan(usize);

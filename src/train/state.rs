@@ -40,7 +40,7 @@ fn tensor_name(layer: usize, suffix: &str) -> String {
     format!("model.layers.{layer}.block_sparse_moe.gate.weight{suffix}")
 }
 
-fn damaged(text: String) -> Error {
+pub(super) fn damaged(text: String) -> Error {
     Error::new(Status::SnapshotDamaged, text)
 }
 
@@ -57,6 +57,11 @@ impl RouterTrainer {
 
     /// The state as the bytes of a file.
     pub fn state(&self) -> Result<Vec<u8>> {
+        self.state_with(None)
+    }
+
+    /// The same with one more key in the metadata, and its value.
+    pub(super) fn state_with(&self, more: Option<(&str, String)>) -> Result<Vec<u8>> {
         let [layers, experts, hidden_size] = self.sizes();
         let size = experts * hidden_size;
         let all = [&self.gates, &self.optimiser.first, &self.optimiser.second, &self.reference];
@@ -72,17 +77,19 @@ impl RouterTrainer {
         let header = Header { version: VERSION, steps: self.optimiser.step, model: self.fingerprint() };
         let header = serde_json::to_string(&header)
             .map_err(|error| Error::new(Status::Internal, format!("a training state has no header: {error}")))?;
-        safetensors::serialize(views, Some(std::iter::once((KEY.to_owned(), header)).collect())).map_err(defect)
+        let metadata = std::iter::once((KEY, header)).chain(more).map(|(key, value)| (key.to_owned(), value));
+        safetensors::serialize(views, Some(metadata.collect())).map_err(defect)
     }
 
-    /// Goes on from a state. Fails with `SnapshotDamaged`, `SnapshotVersion` or `SnapshotModel`, and is then as before.
-    pub fn set_state(&mut self, bytes: &[u8]) -> Result<()> {
-        let [layers, experts, hidden_size] = self.sizes();
-        let not_a_file = |error| damaged(format!("this is no training state: {error}"));
-        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(not_a_file)?;
-        let header = metadata.metadata().as_ref().and_then(|entries| entries.get(KEY));
+    /// Steps that a state has taken, once its header is checked.
+    pub(super) fn steps_of_state(&self, bytes: &[u8]) -> Result<u64> {
+        Ok(self.header_of_state(bytes)?.steps)
+    }
+
+    fn header_of_state(&self, bytes: &[u8]) -> Result<Header> {
+        let header = header(bytes, KEY)?;
         let header = header.ok_or_else(|| damaged(format!("this is no training state: its header lacks \"{KEY}\"")))?;
-        let header: Header = serde_json::from_str(header)
+        let header: Header = serde_json::from_str(&header)
             .map_err(|error| damaged(format!("the header of a training state cannot be read: {error}")))?;
         if header.version != VERSION {
             let text = format!("the training state is of version {}, expected {VERSION}", header.version);
@@ -92,6 +99,13 @@ impl RouterTrainer {
             let text = "the training state is of another model, or of the same one loaded with other options";
             return Err(Error::new(Status::SnapshotModel, text));
         }
+        Ok(header)
+    }
+
+    /// Goes on from a state. Fails with `SnapshotDamaged`, `SnapshotVersion` or `SnapshotModel`, and is then as before.
+    pub fn set_state(&mut self, bytes: &[u8]) -> Result<()> {
+        let [layers, experts, hidden_size] = self.sizes();
+        let header = self.header_of_state(bytes)?;
         let file = SafeTensors::deserialize(bytes).map_err(not_a_file)?;
         let mut all = [(); SUFFIXES.len()].map(|()| Vec::new());
         for layer in 0..layers {
@@ -116,39 +130,61 @@ impl RouterTrainer {
 
     /// Writes the state to a file, whose old content is there until the new one is whole.
     pub fn save_state(&self, path: &Path) -> Result<()> {
-        let bytes = self.state()?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let beside = path.with_file_name(format!(".{name}.part"));
-        let write = || {
-            let mut file = File::create(&beside)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            drop(file);
-            std::fs::rename(&beside, path)?;
-            platform::sync_directory(platform::parent_directory(path))
-        };
-        write().map_err(|error| {
-            // What was begun is of no use to anybody; that it cannot be removed changes nothing.
-            let _ = std::fs::remove_file(&beside);
-            let text = format!("the training state cannot be written to {}: {error}", path.display());
-            Error::new(Status::WriteFailed, text).in_file(name)
-        })
+        write_file(path, &self.state()?)
     }
 
     /// Goes on from a file; see `set_state`.
     pub fn load_state(&mut self, path: &Path) -> Result<()> {
-        let name = || path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let bytes = self.read_file(path)?;
+        self.set_state(&bytes).map_err(|error| error.in_file(name_of(path)))
+    }
+
+    /// The bytes of a file that is not longer than a state of this model can be.
+    pub(super) fn read_file(&self, path: &Path) -> Result<Vec<u8>> {
         let read_failed = |error: std::io::Error| {
             let text = format!("{} cannot be read: {error}", path.display());
-            Error::new(Status::ReadFailed, text).in_file(name())
+            Error::new(Status::ReadFailed, text).in_file(name_of(path))
         };
         let most = (self.gates().len() * SUFFIXES.len() * size_of::<f32>()) as u64 + MAX_HEADER_BYTES;
         let length = std::fs::metadata(path).map_err(read_failed)?.len();
         if length > most {
             let text = format!("it has {length} bytes, and a training state of this model at most {most}");
-            return Err(damaged(text).in_file(name()));
+            return Err(damaged(text).in_file(name_of(path)));
         }
-        let bytes = std::fs::read(path).map_err(read_failed)?;
-        self.set_state(&bytes).map_err(|error| error.in_file(name()))
+        std::fs::read(path).map_err(read_failed)
     }
+}
+
+/// A key of a state's metadata.
+pub(super) fn header(bytes: &[u8], key: &str) -> Result<Option<String>> {
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(not_a_file)?;
+    Ok(metadata.metadata().as_ref().and_then(|entries| entries.get(key)).cloned())
+}
+
+fn not_a_file(error: safetensors::SafeTensorError) -> Error {
+    damaged(format!("this is no training state: {error}"))
+}
+
+/// What messages call a file.
+pub(super) fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Writes a file, whose old content is there until the new one is whole.
+pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let beside = path.with_file_name(format!(".{}.part", name_of(path)));
+    let write = || {
+        let mut file = File::create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        drop(file);
+        std::fs::rename(&beside, path)?;
+        platform::sync_directory(platform::parent_directory(path))
+    };
+    write().map_err(|error| {
+        // What was begun is of no use to anybody; that it cannot be removed changes nothing.
+        let _ = std::fs::remove_file(&beside);
+        let text = format!("the training state cannot be written to {}: {error}", path.display());
+        Error::new(Status::WriteFailed, text).in_file(name_of(path))
+    })
 }

@@ -221,6 +221,13 @@ impl RouterTrainer {
         self.reference.copy_from_slice(&self.gates);
     }
 
+    /// Changes how the gates move from now on, such as a learning rate's schedule that takes the length of the data.
+    pub fn set_optimiser(&mut self, options: &OptimiserOptions) -> Result<()> {
+        options.check()?;
+        self.options.optimiser = *options;
+        Ok(())
+    }
+
     /// Steps taken.
     pub fn steps(&self) -> u64 {
         self.optimiser.steps()

@@ -48,14 +48,5 @@ fn gpu_json(gpu: &DeviceInfo) -> serde_json::Value {
 
 /// Takes `cpu`, `auto`, `cuda` and `cuda:1`.
 pub fn parse_device(name: &str) -> std::result::Result<Device, String> {
-    match name {
-        "cpu" => Ok(Device::Cpu),
-        "auto" => Ok(Device::Auto),
-        "cuda" => Ok(Device::Cuda(0)),
-        _ => name
-            .strip_prefix("cuda:")
-            .and_then(|index| index.parse().ok())
-            .map(Device::Cuda)
-            .ok_or_else(|| "expected cpu, auto, cuda or cuda:N; `gemmoe devices` lists them".to_owned()),
-    }
+    Device::from_name(name).ok_or_else(|| "expected cpu, auto, cuda or cuda:N; `gemmoe devices` lists them".to_owned())
 }
