@@ -17,7 +17,8 @@ use crate::backend::Cancel;
 use crate::engine::Model;
 use crate::error::{Error, Result, Status};
 use crate::model::Progress;
-use crate::train::{Objective, Run, StepMetrics, TrainRecipe};
+use crate::train::recipe::Objective;
+use crate::train::{Run, StepMetrics, TrainRecipe};
 
 /// state: the model is loaded and the data read and checked.
 pub const GEMMOE_TRAINER_PREPARING: u32 = 0;

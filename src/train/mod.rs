@@ -27,6 +27,7 @@ pub mod trainer;
 
 pub use adamw::{AdamW, Decay, OptimiserOptions};
 pub use balance::{BalanceForm, RouterLoad, RouterLosses};
+pub use data::{BadRow, BadRows, DataOptions, DataReport, DataSet, LongRows, Rows, shuffled};
 pub use document::{Document, Packed};
 pub use loss::{PairLogProbabilities, PreferenceLoss, PreferenceOptions};
 pub use recipe::TrainRecipe;
