@@ -12,7 +12,7 @@ use crate::backend::Device;
 use crate::backend::cpu::CpuOptions;
 use crate::backend::cpu::threads::MAX_THREADS;
 use crate::engine::LoadOptions;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::Formats;
 use crate::toml_table::{Place, Table, parse, read_formats, read_text};
 
@@ -195,7 +195,7 @@ impl TrainRecipe {
         };
         let warmup_steps = match self.warmup {
             Warmup::Steps(warmup) => warmup,
-            Warmup::Share(share) => (share * steps as f64).ceil() as u64,
+            Warmup::Share(share) => (share * steps as f64) as u64,
         };
         let mut options = self.fixed;
         options.optimiser.warmup_steps = warmup_steps;
@@ -253,7 +253,7 @@ fn read(root: &Table, name: &str, directory: &Path) -> Result<TrainRecipe> {
             ..TrainOptions::default()
         },
         output: read_output(&output, directory)?,
-        places: Places { files: data.place("files"), held_out: data.place("held_out"), ..Places::default() },
+        warmup_place: Place::default(),
     };
     if let Some(train) = train {
         read_train(&train, &mut recipe)?;
@@ -350,7 +350,6 @@ fn read_train(table: &Table, recipe: &mut TrainRecipe) -> Result<()> {
     }
     if let Some(share) = table.number_in("warmup_share", "0 to below 1", |share| (0.0..1.0).contains(&share))? {
         recipe.warmup = Warmup::Share(share);
-        recipe.warmup_place = table.place("warmup_share");
     }
     let final_share = table.number_in("final_share", "0 to 1", |share| (0.0..=1.0).contains(&share))?;
     match table.choice("schedule", &["cosine", "constant"])? {
