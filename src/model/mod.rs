@@ -20,6 +20,7 @@ pub use config::Config;
 pub use formats::Formats;
 pub use progress::Progress;
 pub use quantization::Quantization;
+pub use router_patch::RouterPatch;
 pub use weights::{Description, Destination, Weights};
 pub use writer::ModelWriter;
 

@@ -6,8 +6,7 @@
 //! puts them together, with the optimiser of [`adamw`], and [`state`] is what it can go on from.
 //!
 //! Above them stands a whole run: [`recipe`] says what it is, [`data`] are its rows, [`run`] takes them step by step, [`checkpoint`]
-//! is where it stands as a file and [`result`] is the model that comes out of
-//! it.
+//! is where it stands as a file, and [`result`] the model that comes out of it.
 
 pub mod adamw;
 pub mod backward;

@@ -12,7 +12,7 @@ use crate::backend::Device;
 use crate::backend::cpu::CpuOptions;
 use crate::backend::cpu::threads::MAX_THREADS;
 use crate::engine::LoadOptions;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::Formats;
 use crate::toml_table::{Place, Table, parse, read_formats, read_text};
 
@@ -52,15 +52,8 @@ pub struct TrainRecipe {
     pub fixed: TrainOptions,
     /// What becomes of it.
     pub output: Output,
-    pub(super) places: Places,
-}
-
-/// Where keys stand that are found wrong only with the model and the data.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Places {
-    pub files: Place,
-    pub held_out: Place,
-    pub warmup: Place,
+    /// Where its warm-up stands, which may be found wrong only with the data.
+    warmup_place: Place,
 }
 
 /// What is learned.
@@ -202,7 +195,7 @@ impl TrainRecipe {
         };
         let warmup_steps = match self.warmup {
             Warmup::Steps(warmup) => warmup,
-            Warmup::Share(share) => (share * steps as f64).ceil() as u64,
+            Warmup::Share(share) => (share * steps as f64) as u64,
         };
         let mut options = self.fixed;
         options.optimiser.warmup_steps = warmup_steps;
@@ -211,15 +204,10 @@ impl TrainRecipe {
             if warmup_steps >= steps {
                 let text =
                     format!("makes {warmup_steps} steps of warm-up, and there are {steps} in all: expected fewer");
-                return Err(self.fault(&self.places.warmup, &text));
+                return Err(self.warmup_place.fault(&text).in_file(&*self.name));
             }
         }
         Ok((steps, options))
-    }
-
-    /// The error of a key that is wrong.
-    pub(super) fn fault(&self, place: &Place, text: &str) -> Error {
-        place.fault(text).in_file(&*self.name)
     }
 }
 
@@ -243,6 +231,8 @@ fn read(root: &Table, name: &str, directory: &Path) -> Result<TrainRecipe> {
         }
         Some(table) => read_dpo(&table, directory)?,
     };
+    // BOS and a token to learn; for a pair twice.
+    let least = if objective == Objective::Dpo { 4 } else { 2 };
     let mut recipe = TrainRecipe {
         name: name.to_owned(),
         model: directory.join(model),
@@ -257,13 +247,13 @@ fn read(root: &Table, name: &str, directory: &Path) -> Result<TrainRecipe> {
         evaluate_every: 100,
         reference,
         fixed: TrainOptions {
-            max_tokens: data.count("max_tokens", 2, MAX_TOKENS as u64)?.unwrap_or(2048) as usize,
+            max_tokens: data.count("max_tokens", least, MAX_TOKENS as u64)?.unwrap_or(2048) as usize,
             seed: data.count("seed", 0, i64::MAX as u64)?.unwrap_or(0),
             preference,
             ..TrainOptions::default()
         },
         output: read_output(&output, directory)?,
-        places: Places { files: data.place("files"), held_out: data.place("held_out"), ..Places::default() },
+        warmup_place: Place::default(),
     };
     if let Some(train) = train {
         read_train(&train, &mut recipe)?;
@@ -356,11 +346,10 @@ fn read_train(table: &Table, recipe: &mut TrainRecipe) -> Result<()> {
     }
     if let Some(steps) = table.count("warmup_steps", 0, MAX_STEPS)? {
         recipe.warmup = Warmup::Steps(steps);
-        recipe.places.warmup = table.place("warmup_steps");
+        recipe.warmup_place = table.place("warmup_steps");
     }
     if let Some(share) = table.number_in("warmup_share", "0 to below 1", |share| (0.0..1.0).contains(&share))? {
         recipe.warmup = Warmup::Share(share);
-        recipe.places.warmup = table.place("warmup_share");
     }
     let final_share = table.number_in("final_share", "0 to 1", |share| (0.0..=1.0).contains(&share))?;
     match table.choice("schedule", &["cosine", "constant"])? {

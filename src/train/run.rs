@@ -116,18 +116,9 @@ impl Run {
         let rows = recipe.objective.rows();
         let options = data_options(recipe, &model);
         let set = DataSet::open(&model, &recipe.data.files, rows, &options, progress)?;
-        if set.len() == 0 {
-            return Err(recipe.fault(&recipe.places.files, "have no row that can be learned from"));
-        }
         let held_out = match recipe.data.held_out.as_slice() {
             [] => None,
-            files => {
-                let set = DataSet::open(&model, files, rows, &options, progress)?;
-                if set.len() == 0 {
-                    return Err(recipe.fault(&recipe.places.held_out, "have no row that a loss could be computed of"));
-                }
-                Some(Source::new(set, recipe.objective)?)
-            }
+            files => Some(Source::new(DataSet::open(&model, files, rows, &options, progress)?, recipe.objective)?),
         };
         let (total_steps, options) = recipe.options(set.len() as u64)?;
         trainer.set_optimiser(&options.optimiser)?;
@@ -303,8 +294,10 @@ fn rows_until(recipe: &TrainRecipe, length: u64, steps: u64) -> u64 {
 
 fn data_options(recipe: &TrainRecipe, model: &Model) -> DataOptions {
     let data = &recipe.data;
+    // Of a pair there are two.
+    let longest = model.config().max_position_embeddings * if recipe.objective == Objective::Dpo { 2 } else { 1 };
     DataOptions {
-        max_tokens: recipe.fixed.max_tokens.min(model.config().max_position_embeddings),
+        max_tokens: recipe.fixed.max_tokens.min(longest),
         long_rows: data.long_rows,
         bad_rows: data.bad_rows,
         learn_prompts: data.learn_prompts,
