@@ -43,7 +43,7 @@ fn is_installed(program: &str) -> bool {
 }
 
 /// Hosts that do everything wrong.
-const MISUSE: [&str; 3] = ["misuse.c", "misuse_text.c", "misuse_session.c"];
+const MISUSE: [&str; 4] = ["misuse.c", "misuse_text.c", "misuse_session.c", "misuse_train.c"];
 
 /// The examples beside the hosts of the tests.
 const CHAT: &str = "../../examples/c/chat.c";
@@ -88,6 +88,25 @@ struct Workshop {
     /// With a chat template that never ends, that is cut off, that refuses everything.
     templates: [TempDir; 3],
     programs: TempDir,
+    /// A training recipe and its data.
+    training: TempDir,
+}
+
+/// Writes a training recipe of the model, and rows that it learns from.
+fn write_training(directory: &Path, model: &Path) {
+    let rows = |range: std::ops::Range<usize>| -> String {
+        range
+            .map(|row| format!("{{\"prompt\": \"hello {row}\", \"response\": \"ell hello ho {}\"}}\n", row % 3))
+            .collect()
+    };
+    std::fs::write(directory.join("rows.jsonl"), rows(0..12)).unwrap();
+    std::fs::write(directory.join("held_out.jsonl"), rows(12..16)).unwrap();
+    let recipe = format!(
+        "model = {:?}\n[data]\nfiles = [\"rows.jsonl\"]\nheld_out = [\"held_out.jsonl\"]\nmax_tokens = 96\n\
+         [train]\nepochs = 2\nrows_per_step = 4\nlearning_rate = 0.02\n",
+        model.display().to_string()
+    );
+    std::fs::write(directory.join("recipe.toml"), recipe).unwrap();
 }
 
 impl Workshop {
@@ -108,7 +127,10 @@ impl Workshop {
             });
         let broken = model.to_temporary();
         std::fs::write(broken.path().join("model.safetensors"), "no tensors").unwrap();
+        let training = tempfile::tempdir().unwrap();
+        write_training(training.path(), with_tokenizer.path());
         Workshop {
+            training,
             with_tokenizer,
             without_tokenizer: model.to_temporary(),
             broken,
@@ -131,6 +153,12 @@ impl Workshop {
             "misuse_text.c" => {
                 let others = [&self.without_tokenizer].into_iter().chain(&self.templates);
                 std::iter::once(model).chain(others.map(|directory| directory.path().to_path_buf())).collect()
+            }
+            "train.c" | "misuse_train.c" => {
+                // A directory of its own, for what is written.
+                let here = tempfile::tempdir_in(&self.training).unwrap().keep();
+                write_training(&here, &model);
+                vec![model, here.join("recipe.toml"), here]
             }
             "threads.c" => vec![model, PathBuf::from("60")],
             "guest.c" => vec![model, self.broken.path().to_path_buf(), self.programs.path().join("caught")],
@@ -191,6 +219,12 @@ fn a_session_gives_the_same_tokens_in_slices_forked_restored_and_in_batches() {
     let printed = Workshop::new().prints_the_same_every_way("engine.c");
     assert!(printed.starts_with("simply stepped: "), "{printed}");
     assert_eq!(printed.lines().filter(|line| line.starts_with("json: {")).count(), 3, "{printed}");
+}
+
+#[test]
+fn a_trainer_steps_goes_on_from_a_checkpoint_and_its_patch_is_the_model_it_writes() {
+    let printed = Workshop::new().prints_the_same_every_way("train.c");
+    assert!(printed.starts_with("held out: "), "{printed}");
 }
 
 #[test]
@@ -310,6 +344,8 @@ fn structs_have_one_layout_in_c_and_in_rust() {
     layout!(lines, GemmoeMixPlan, "gemmoe_mix_plan", struct_size: u32, num_local_experts: u32,
         num_experts_per_tok: u32, reserved0: u32, parameters: u64, active_parameters: u64, bytes_read: u64,
         bytes_written: u64, scratch_bytes: u64, reserved: [u64; 4]);
+    layout!(lines, GemmoeTrainerPlan, "gemmoe_trainer_plan", struct_size: u32, is_preference: u32, num_hidden_layers: u32, num_local_experts: u32, steps: u64, rows: u64, skipped_rows: u64, held_out_rows: u64, tokens: u64, targets: u64, parameters: u64, weight_bytes: u64, workspace_bytes: u64, optimiser_bytes: u64, data_bytes: u64, checkpoint_bytes: u64, reserved: [u64; 4]);
+    layout!(lines, GemmoeTrainerMetrics, "gemmoe_trainer_metrics", struct_size: u32, state: u32, bytes_total: u64, bytes_done: u64, steps: u64, total_steps: u64, tokens: u64, targets: u64, loss: f64, text_loss: f64, balance: f64, z_loss: f64, gradient_norm: f64, learning_rate: f64, chosen_reward: f64, rejected_reward: f64, accuracy: f64, reserved: [u64; 4]);
     let workshop = Workshop::new();
     for way in ways() {
         let printed = run(&mut Command::new(workshop.program("layout.c", way)));
@@ -375,6 +411,8 @@ fn valgrind_finds_no_error_and_no_leak() {
         ("misuse_text.c", Library::Shared),
         ("misuse_session.c", Library::Shared),
         ("engine.c", Library::Shared),
+        ("misuse_train.c", Library::Shared),
+        ("train.c", Library::Shared),
         (CHAT, Library::Shared),
         (CHAT, Library::Static),
     ];

@@ -23,6 +23,8 @@ int main(void) {
     gemmoe_batch_info batch_info = GEMMOE_BATCH_INFO_INIT;
     gemmoe_mix_options mix_options = GEMMOE_MIX_OPTIONS_INIT;
     gemmoe_mix_plan mix_plan = GEMMOE_MIX_PLAN_INIT;
+    gemmoe_trainer_plan trainer_plan = GEMMOE_TRAINER_PLAN_INIT;
+    gemmoe_trainer_metrics trainer_metrics = GEMMOE_TRAINER_METRICS_INIT;
 
     CHECK(device_info.struct_size == sizeof device_info && device_info.reserved[3] == 0);
     CHECK(load_options.struct_size == sizeof load_options && load_options.reserved[3] == 0);
@@ -43,6 +45,8 @@ int main(void) {
     CHECK(batch_info.struct_size == sizeof batch_info && batch_info.reserved[3] == 0);
     CHECK(mix_options.struct_size == sizeof mix_options && mix_options.reserved[3] == 0);
     CHECK(mix_plan.struct_size == sizeof mix_plan && mix_plan.reserved[3] == 0);
+    CHECK(trainer_plan.struct_size == sizeof trainer_plan && trainer_plan.reserved[3] == 0);
+    CHECK(trainer_metrics.struct_size == sizeof trainer_metrics && trainer_metrics.reserved[3] == 0);
     CHECK(gemmoe_abi_version() == GEMMOE_ABI_VERSION);
     CHECK(sizeof(gemmoe_status) == 4);
 
@@ -235,5 +239,42 @@ int main(void) {
     FIELD(gemmoe_mix_plan, bytes_written);
     FIELD(gemmoe_mix_plan, scratch_bytes);
     FIELD(gemmoe_mix_plan, reserved);
+    STRUCT(gemmoe_trainer_plan);
+    FIELD(gemmoe_trainer_plan, struct_size);
+    FIELD(gemmoe_trainer_plan, is_preference);
+    FIELD(gemmoe_trainer_plan, num_hidden_layers);
+    FIELD(gemmoe_trainer_plan, num_local_experts);
+    FIELD(gemmoe_trainer_plan, steps);
+    FIELD(gemmoe_trainer_plan, rows);
+    FIELD(gemmoe_trainer_plan, skipped_rows);
+    FIELD(gemmoe_trainer_plan, held_out_rows);
+    FIELD(gemmoe_trainer_plan, tokens);
+    FIELD(gemmoe_trainer_plan, targets);
+    FIELD(gemmoe_trainer_plan, parameters);
+    FIELD(gemmoe_trainer_plan, weight_bytes);
+    FIELD(gemmoe_trainer_plan, workspace_bytes);
+    FIELD(gemmoe_trainer_plan, optimiser_bytes);
+    FIELD(gemmoe_trainer_plan, data_bytes);
+    FIELD(gemmoe_trainer_plan, checkpoint_bytes);
+    FIELD(gemmoe_trainer_plan, reserved);
+    STRUCT(gemmoe_trainer_metrics);
+    FIELD(gemmoe_trainer_metrics, struct_size);
+    FIELD(gemmoe_trainer_metrics, state);
+    FIELD(gemmoe_trainer_metrics, bytes_total);
+    FIELD(gemmoe_trainer_metrics, bytes_done);
+    FIELD(gemmoe_trainer_metrics, steps);
+    FIELD(gemmoe_trainer_metrics, total_steps);
+    FIELD(gemmoe_trainer_metrics, tokens);
+    FIELD(gemmoe_trainer_metrics, targets);
+    FIELD(gemmoe_trainer_metrics, loss);
+    FIELD(gemmoe_trainer_metrics, text_loss);
+    FIELD(gemmoe_trainer_metrics, balance);
+    FIELD(gemmoe_trainer_metrics, z_loss);
+    FIELD(gemmoe_trainer_metrics, gradient_norm);
+    FIELD(gemmoe_trainer_metrics, learning_rate);
+    FIELD(gemmoe_trainer_metrics, chosen_reward);
+    FIELD(gemmoe_trainer_metrics, rejected_reward);
+    FIELD(gemmoe_trainer_metrics, accuracy);
+    FIELD(gemmoe_trainer_metrics, reserved);
     return 0;
 }
