@@ -6,7 +6,8 @@
 //! puts them together, with the optimiser of [`adamw`], and [`state`] is what it can go on from.
 //!
 //! Above them stands a whole run: [`recipe`] says what it is, [`data`] are its rows, [`run`] takes them step by step, [`checkpoint`]
-//! is where it stands as a file, and [`result`] the model that comes out of it.
+//! is where it stands as a file, and [`result`] the model that comes out of it; [`records`] puts them together with the files that a
+//! run leaves behind.
 
 pub mod adamw;
 pub mod backward;
@@ -18,6 +19,7 @@ pub mod forward;
 pub mod loss;
 pub mod pass;
 pub mod recipe;
+pub mod records;
 pub mod result;
 pub mod routing;
 pub mod run;
@@ -29,6 +31,7 @@ pub use balance::{BalanceForm, RouterLoad, RouterLosses};
 pub use data::{BadRow, BadRows, DataOptions, DataReport, DataSet, LongRows, Rows, shuffled};
 pub use document::{Document, Packed};
 pub use loss::{PairLogProbabilities, PreferenceLoss, PreferenceOptions};
-pub use recipe::TrainRecipe;
+pub use recipe::{Objective, OutputKind, TrainRecipe};
+pub use records::{Advance, Begin, RecordedRun};
 pub use run::{Run, RunPlan};
 pub use trainer::{Pair, RouterTrainer, StepMetrics, TrainOptions};

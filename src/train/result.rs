@@ -6,9 +6,13 @@ use std::path::Path;
 
 use crate::error::{Error, Result, Status};
 use crate::memory::try_vec;
+use crate::model::loader::each_rows;
 use crate::model::narrow::narrow;
+use crate::model::router_patch::{GateSizes, fingerprint};
+use crate::model::weights::Matrix;
 use crate::model::writer::NewTensor;
 use crate::model::{Checkpoint, Config, Description, Formats, ModelWriter, Progress, beside};
+use crate::quant::{Format, PANEL_ROWS, Shape};
 
 /// Bytes of a tensor that are copied at once.
 const COPIED_BYTES: u64 = 16 << 20;
@@ -19,8 +23,9 @@ pub struct NewGates<'a> {
     pub source: &'a Path,
     /// Whether symbolic links in it are followed.
     pub follow_links: bool,
-    /// What the model is that was loaded from it.
+    /// What the model is that was loaded from it, and the fingerprint of its stored gates.
     pub config: &'a Config,
+    pub base: u64,
     /// Bytes of one weight file, about; none is as the largest has them.
     pub shard_bytes: Option<u64>,
 }
@@ -89,9 +94,9 @@ impl NewGates<'_> {
         let config = Config::from_json(&beside::read_config(&checkpoint, self.source)?)?;
         checkpoint.read_headers()?;
         let description = Description::new(&config, &checkpoint, Formats::default())?;
-        if description.config != *self.config {
-            let text = "is not the model that was loaded from it any more: its config.json has changed";
-            return Err(Error::new(Status::ConfigValue, text).in_file(self.source.display().to_string()));
+        if description.config != *self.config || fingerprint(&stored_gates(&description, &checkpoint)?) != self.base {
+            let text = "is not the model any more that was loaded from it: its config.json or its routers have changed";
+            return Err(Error::new(Status::PatchModel, text).in_file(self.source.display().to_string()));
         }
         let router = |layer| description.layer_parts(layer).router.as_ref().map(|part| part.tensor.as_str());
         let routers: Vec<Option<&str>> = (0..config.num_hidden_layers).map(router).collect();
@@ -114,4 +119,21 @@ impl NewGates<'_> {
             checkpoint,
         })
     }
+}
+
+/// The gates of a directory, `[layers, experts, hidden_size]`.
+fn stored_gates(description: &Description, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
+    let sizes = GateSizes::of(&description.config)?;
+    let mut gates = try_vec("the gates of a model", sizes.count(), 0f32)?;
+    for (layer, gate) in gates.chunks_exact_mut(sizes.of_layer()).enumerate() {
+        let Some(part) = &description.layer_parts(layer).router else { continue };
+        each_rows(part, checkpoint, &Progress::default(), |panel, source| {
+            let shape = Shape { rows: source.rows(), columns: part.columns, format: Format::F32 };
+            let matrix = Matrix::from_rows(&part.tensor, shape, source)?;
+            let rows = gate.chunks_exact_mut(part.columns).skip(panel * PANEL_ROWS);
+            rows.take(shape.rows).enumerate().for_each(|(row, out)| matrix.read_row(row, out));
+            Ok(())
+        })?;
+    }
+    Ok(gates)
 }

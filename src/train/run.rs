@@ -20,7 +20,7 @@ use crate::engine::Model;
 use crate::error::Result;
 use crate::memory::{try_vec, try_with_capacity};
 use crate::model::Progress;
-use crate::model::router_patch::RouterPatch;
+use crate::model::router_patch::{RouterPatch, fingerprint};
 
 /// Held-out rows that are in memory at the same time.
 const EVALUATED_ROWS: usize = 64;
@@ -236,22 +236,24 @@ impl Run {
     /// The gates as a router patch.
     pub fn patch(&self) -> Result<RouterPatch> {
         let model = self.trainer.model();
-        RouterPatch::new(model.config(), self.trainer.gates(), model.gates_fingerprint())
+        RouterPatch::new(model.config(), self.trainer.gates(), model.gates_fingerprint()?)
     }
 
     /// Writes the model with these gates to a directory; see [`NewGates::write`].
     pub fn write_model(&self, directory: &Path, progress: &Progress) -> Result<()> {
-        self.new_gates().write(self.trainer.gates(), directory, progress)
+        self.new_gates()?.write(self.trainer.gates(), directory, progress)
     }
 
     /// How the recipe's model gets other gates.
-    pub(super) fn new_gates(&self) -> NewGates<'_> {
-        NewGates {
+    pub(super) fn new_gates(&self) -> Result<NewGates<'_>> {
+        let model = self.trainer.model();
+        Ok(NewGates {
             source: &self.recipe.model,
             follow_links: self.recipe.load.follow_links,
-            config: self.trainer.model().config(),
+            config: model.config(),
+            base: model.gates_fingerprint()?,
             shard_bytes: self.recipe.output.shard_bytes,
-        }
+        })
     }
 
     /// The trainer.
@@ -313,10 +315,11 @@ pub(super) struct CourseGates {
 /// Puts the gates in place that the recipe begins with, and those that its pairs are compared with.
 fn set_gates(trainer: &mut RouterTrainer, recipe: &TrainRecipe) -> Result<CourseGates> {
     let model = Arc::clone(trainer.model());
-    let stored = trainer.gates().to_vec();
+    let stored = model.stored_gates()?;
     let of_patch = |path: &Path| -> Result<Vec<f32>> {
         let patch = RouterPatch::read(path)?;
-        patch.check(&model).map_err(|error| error.in_file(path.display().to_string()))?;
+        let checked = patch.check_model(model.config(), || model.gates_fingerprint());
+        checked.map_err(|error| error.in_file(path.display().to_string()))?;
         Ok(patch.gates().to_vec())
     };
     let start = recipe.router.as_deref().map(of_patch).transpose()?.unwrap_or_else(|| stored.clone());
@@ -325,7 +328,6 @@ fn set_gates(trainer: &mut RouterTrainer, recipe: &TrainRecipe) -> Result<Course
         Reference::Model => stored,
         Reference::Patch(path) => of_patch(path)?,
     };
-    let fingerprint = |gates: &[f32]| xxhash_rust::xxh3::xxh3_64(crate::memory::as_bytes(gates));
     trainer.set_gates(&reference)?;
     trainer.set_reference();
     trainer.set_gates(&start)?;
