@@ -153,6 +153,22 @@ pub struct Output {
     pub shard_bytes: Option<u64>,
 }
 
+/// What the result is called, beside the recipe, where nobody says.
+const RESULT: &str = "router.safetensors";
+
+impl Output {
+    /// A patch, with the other files beside it.
+    pub fn beside(path: PathBuf) -> Output {
+        let with = |end: &str| {
+            let mut name = path.file_name().unwrap_or_default().to_owned();
+            name.push(end);
+            path.with_file_name(name)
+        };
+        let (checkpoint, metrics) = (with(".checkpoint"), with(".metrics.jsonl"));
+        Output { kind: OutputKind::Patch, checkpoint, metrics, path, checkpoint_every: 10, shard_bytes: None }
+    }
+}
+
 /// What the result is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutputKind {
@@ -221,7 +237,10 @@ fn read(root: &Table, name: &str, directory: &Path) -> Result<TrainRecipe> {
     };
     let objective = [Objective::Sft, Objective::Dpo][root.choice("objective", &["sft", "dpo"])?.unwrap_or(0)];
     let data = required(root, "data", "files = [...] in it")?;
-    let output = required(root, "output", "path = \"...\" in it")?;
+    let output = match root.table("output")? {
+        Some(table) => read_output(&table, directory)?,
+        None => Output::beside(directory.join(RESULT)),
+    };
     let train = root.table("train")?;
     let (preference, reference) = match root.table("dpo")? {
         None => (PreferenceOptions::default(), Reference::Start),
@@ -252,7 +271,7 @@ fn read(root: &Table, name: &str, directory: &Path) -> Result<TrainRecipe> {
             preference,
             ..TrainOptions::default()
         },
-        output: read_output(&output, directory)?,
+        output,
         warmup_place: Place::default(),
     };
     if let Some(train) = train {
@@ -420,31 +439,28 @@ fn read_dpo(table: &Table, directory: &Path) -> Result<(PreferenceOptions, Refer
 
 fn read_output(table: &Table, directory: &Path) -> Result<Output> {
     table.check_keys(&["kind", "path", "checkpoint", "checkpoint_every", "metrics", "shard_bytes"])?;
-    let Some(path) = table.text("path")? else {
-        return Err(table.place("path").fault("is missing, expected what the result is written to"));
+    let file = |key: &str| -> Result<Option<PathBuf>> {
+        let path = table.text(key)?.map(|path| directory.join(path));
+        match path.as_ref().is_none_or(|path| path.file_name().is_some()) {
+            true => Ok(path),
+            false => Err(table.place(key).fault("has no name that a file can be given")),
+        }
     };
-    let path = directory.join(path);
-    let Some(name) = path.file_name() else {
-        return Err(table.place("path").fault("has no name that a file can be given"));
-    };
-    let kind = [OutputKind::Patch, OutputKind::Model][table.choice("kind", &["patch", "model"])?.unwrap_or(0)];
-    let shard_bytes = table.count("shard_bytes", 1, i64::MAX as u64)?;
-    if kind == OutputKind::Patch && shard_bytes.is_some() {
+    let mut output = Output::beside(file("path")?.unwrap_or_else(|| directory.join(RESULT)));
+    output.kind = [OutputKind::Patch, OutputKind::Model][table.choice("kind", &["patch", "model"])?.unwrap_or(0)];
+    output.shard_bytes = table.count("shard_bytes", 1, i64::MAX as u64)?;
+    if output.kind == OutputKind::Patch && output.shard_bytes.is_some() {
         return Err(table.place("shard_bytes").fault("is given, but a patch is one file"));
     }
-    let beside = |end: &str| {
-        let mut name = name.to_owned();
-        name.push(end);
-        path.with_file_name(name)
-    };
-    let file = |key: &str, end: &str| -> Result<PathBuf> {
-        let file = table.text(key)?.map_or_else(|| beside(end), |path| directory.join(path));
-        if file.file_name().is_none() {
-            return Err(table.place(key).fault("has no name that a file can be given"));
+    if let Some(steps) = table.count("checkpoint_every", 0, MAX_STEPS)? {
+        output.checkpoint_every = steps;
+    }
+    for (key, place) in [("checkpoint", &mut output.checkpoint), ("metrics", &mut output.metrics)] {
+        if let Some(path) = file(key)? {
+            *place = path;
         }
-        Ok(file)
-    };
-    let (checkpoint, metrics) = (file("checkpoint", ".checkpoint")?, file("metrics", ".metrics.jsonl")?);
+    }
+    let Output { path, checkpoint, metrics, .. } = &output;
     for (key, other, is_same) in [
         ("checkpoint", "path", checkpoint == path),
         ("metrics", "path", metrics == path),
@@ -454,12 +470,5 @@ fn read_output(table: &Table, directory: &Path) -> Result<Output> {
             return Err(table.place(key).fault(&format!("is the same file as {other:?}")));
         }
     }
-    Ok(Output {
-        kind,
-        checkpoint,
-        metrics,
-        path,
-        checkpoint_every: table.count("checkpoint_every", 0, MAX_STEPS)?.unwrap_or(10),
-        shard_bytes,
-    })
+    Ok(output)
 }
