@@ -84,12 +84,14 @@ impl<'a> Encoder<'a> {
         if tokens > most && self.options.long_rows != LongRows::Cut {
             return Err(Fault::Long(format!("has {tokens} tokens, at most {most} are taken (max_tokens)")));
         }
-        document.tokens.truncate(most);
         document.is_response.truncate(most);
-        if document.targets() == 0 {
+        let Some(last) = document.is_response.iter().rposition(|is_response| *is_response) else {
             let text = format!("has a prompt that leaves no room for a response in {most} tokens (max_tokens)");
             return Err(Fault::Bad(text));
-        }
+        };
+        // What is behind all that is learned need not be computed.
+        document.tokens.truncate(last + 1);
+        document.is_response.truncate(last + 1);
         if self.options.learn_prompts {
             document.is_response[1..].fill(true);
         }
@@ -146,7 +148,7 @@ impl<'a> Encoder<'a> {
         Ok((prompt, answers))
     }
 
-    /// A conversation as the model's turns, up to the last token that is learned.
+    /// A conversation as the model's turns, up to the last token that is learned, or to some behind those that are cut off.
     fn written(&self, turns: &[Turn]) -> RowResult<Document> {
         let messages = messages(turns)?;
         let mut tokens = self.chat(&messages, false)?;
@@ -171,12 +173,11 @@ impl<'a> Encoder<'a> {
             is_response[prompt.len()..end].fill(true);
             learned = end;
             // What is cut off need not be looked at.
-            if learned >= self.options.max_tokens {
+            if learned > self.options.max_tokens {
                 break;
             }
         }
-        // What follows is behind all that is learned, unless it will be cut.
-        if learned < self.options.max_tokens {
+        if learned <= self.options.max_tokens {
             tokens.truncate(learned);
             is_response.truncate(learned);
         }

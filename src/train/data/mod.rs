@@ -237,8 +237,7 @@ impl DataSet {
                 _ => return Err(self.changed(index).into()),
             }
         } else {
-            let handle = opened.try_clone().map_err(lines::read_failed)?;
-            let mut lines = lines::Lines::at(handle, entry.offset, std::mem::take(&mut self.buffer))?;
+            let mut lines = lines::Lines::at(opened, entry.offset, 8 << 10, std::mem::take(&mut self.buffer))?;
             let row = match lines.next()? {
                 Some(line) if line.hash as u32 == entry.hash => line.bytes.map(|bytes| row::parse(bytes, self.rows)),
                 _ => None,
