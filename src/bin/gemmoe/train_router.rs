@@ -50,7 +50,7 @@ impl TrainRouter {
         }
         // What cannot be trained is refused before its weights are read.
         let (description, _) = Model::inspect(&recipe.model, &recipe.load)?;
-        training_bytes(&description.config, recipe.fixed.max_tokens, recipe.fixed.soft)?;
+        training_bytes(&description.config, recipe.fixed.max_tokens, recipe.fixed.soft, None)?;
         let parameters = description.parameters;
         let model = watch("loading", |progress| Model::load(&recipe.model, &recipe.load, progress))?;
         let run = watch("reading data", |progress| Run::new(model, &recipe, progress))?;
