@@ -14,6 +14,7 @@ use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::engine::score::{perplexity, score_in_windows};
 use gemmoe::text::Message;
 use gemmoe::text::grammar::{Grammar, GrammarKind};
+use gemmoe::train::pass::training_bytes;
 use gemmoe::{LoadOptions, Model, Overflow, Pooling, Sampling, Session, SessionOptions};
 use serde_json::{Value, json};
 
@@ -283,8 +284,21 @@ fn plan_prints_what_the_library_plans() {
         "workspace_bytes": plan.workspace_bytes,
         "sessions": 3,
         "total_bytes": plan.total_bytes(3),
+        "training": null,
     });
     assert_eq!(found, expected);
+    let training =
+        training_bytes(&Model::inspect(directory.path(), &load).unwrap().0.config, 100, false, Some(2)).unwrap();
+    let found = json_of(&[&arguments[..], &["--train", "100", "--json"]].concat());
+    let expected = json!({
+        "max_tokens": 100,
+        "workspace_bytes": training.workspace,
+        "optimiser_bytes": training.optimiser,
+        "checkpoint_bytes": training.checkpoint,
+    });
+    assert_eq!(found["training"], expected);
+    let text = text_of(&[&arguments[..], &["--train", "100"]].concat());
+    assert!(text.contains("of training, in batches of 100 tokens") && text.contains("to train routers"), "{text}");
     let text = text_of(&arguments);
     assert!(text.contains("a session of 40 tokens") && text.contains("with 3 sessions"), "{text}");
     assert!(text.contains(&plan.device_name), "{text}");

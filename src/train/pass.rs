@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use super::document::Packed;
 use super::routing::{Choice, Routes};
+use crate::backend::cpu::training::workspace_bytes;
 use crate::backend::ops::{Backend, Cancel};
 use crate::backend::training::{Rows, Training, TrainingLimits};
 use crate::error::{Error, Result, Status};
@@ -97,21 +98,28 @@ pub(super) struct Parts {
 /// Memory of training, beside that of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrainingBytes {
-    /// The workspace of a batch, on the device that trains; what its operations need of their own comes on top.
+    /// The workspace of a batch.
     pub workspace: u64,
     /// Gates, reference, gradients and moments, in host memory.
     pub optimiser: u64,
-    /// A checkpoint, about.
+    /// A checkpoint, without its header.
     pub checkpoint: u64,
 }
 
-/// What training the routers of a model with batches of `max_tokens` takes; with `soft`, all experts see every token.
-pub fn training_bytes(config: &Config, max_tokens: usize, soft: bool) -> Result<TrainingBytes> {
+/// What training the routers of a model with batches of `max_tokens` takes on so many threads of the processor; none of them for a
+/// GPU, where lists and scratch of its kernels come on top. With `soft`, all experts see every token. Fails as [`RouterPass::new`], but
+/// asks for no memory.
+pub fn training_bytes(config: &Config, max_tokens: usize, soft: bool, threads: Option<usize>) -> Result<TrainingBytes> {
     let choice = Choice { experts: config.num_local_experts, top_k: config.num_experts_per_tok, soft };
     check_trainable(&choice)?;
     let (parts, numbers) = Parts::new(config, &choice, PassSize { max_tokens, max_targets: max_tokens })?;
     let gates = (parts.gates.count() * size_of::<f32>()) as u64;
-    Ok(TrainingBytes { workspace: (numbers * size_of::<f32>()) as u64, optimiser: 5 * gates, checkpoint: 4 * gates })
+    let limits = TrainingLimits { numbers, max_tokens, max_targets: max_tokens };
+    let workspace = match threads {
+        Some(threads) => workspace_bytes(config, &limits, threads),
+        None => numbers * size_of::<f32>(),
+    };
+    Ok(TrainingBytes { workspace: workspace as u64, optimiser: 5 * gates, checkpoint: 4 * gates })
 }
 
 /// Hands out parts of a workspace one after the other.

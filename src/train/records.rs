@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::recipe::{Objective, OutputKind};
+use super::recipe::{Objective, Output, OutputKind};
 use super::run::Run;
 use super::trainer::StepMetrics;
 use crate::error::{Error, Result, Status};
@@ -57,21 +57,10 @@ impl RecordedRun {
     /// [`NewGates::check`](super::result::NewGates::check) do; with `WriteFailed`.
     pub fn open(mut run: Run, begin: Begin) -> Result<RecordedRun> {
         let output = run.recipe().output.clone();
+        output.check(begin)?;
         check_result(&run)?;
-        let has_checkpoint = output.checkpoint.symlink_metadata().is_ok();
-        match begin {
-            Begin::New if has_checkpoint => {
-                let text = "is the checkpoint of a run that was begun: go on from it (--resume), or begin anew and lose it \
-                            (--restart)";
-                let file = output.checkpoint.display().to_string();
-                return Err(Error::new(Status::AlreadyExists, text).in_file(file));
-            }
-            Begin::Resume if !has_checkpoint => {
-                let text = "is not there: no run has left a checkpoint to go on from";
-                return Err(Error::new(Status::FileNotFound, text).in_file(output.checkpoint.display().to_string()));
-            }
-            Begin::Resume => run.resume(&output.checkpoint)?,
-            Begin::New | Begin::Restart => {}
+        if begin == Begin::Resume {
+            run.resume(&output.checkpoint)?;
         }
         let metrics =
             open_metrics(&output.metrics, run.steps()).map_err(|error| unwritable(&output.metrics, &error))?;
@@ -145,23 +134,39 @@ impl RecordedRun {
     }
 }
 
-/// Fails where the result could not be written.
-fn check_result(run: &Run) -> Result<()> {
-    let output = &run.recipe().output;
-    for path in [&output.path, &output.checkpoint, &output.metrics] {
-        let parent = platform::parent_directory(path);
-        if !parent.is_dir() {
-            let text = "cannot be written: the directory it is to be in is not there";
-            return Err(Error::new(Status::WriteFailed, text).in_file(path.display().to_string()));
+impl Output {
+    /// Fails where a checkpoint is there or is missing, as the run is to begin, and where no file can be written: to be asked before
+    /// a model is loaded.
+    pub fn check(&self, begin: Begin) -> Result<()> {
+        let fail = |status, path: &Path, text: &str| Err(Error::new(status, text).in_file(path.display().to_string()));
+        for path in [&self.path, &self.checkpoint, &self.metrics] {
+            if !platform::parent_directory(path).is_dir() {
+                return fail(Status::WriteFailed, path, "cannot be written: the directory it is to be in is not there");
+            }
+            if (path != &self.path || self.kind == OutputKind::Patch) && path.is_dir() {
+                return fail(Status::AlreadyExists, path, "is a directory, and a file is to be written");
+            }
         }
-        if (path != &output.path || output.kind == OutputKind::Patch) && path.is_dir() {
-            let text = "is a directory, and a file is to be written";
-            return Err(Error::new(Status::AlreadyExists, text).in_file(path.display().to_string()));
+        match (begin, self.checkpoint.symlink_metadata().is_ok()) {
+            (Begin::New, true) => {
+                let text = "is the checkpoint of a run that was begun: go on from it (--resume), or begin anew and lose it \
+                            (--restart)";
+                fail(Status::AlreadyExists, &self.checkpoint, text)
+            }
+            (Begin::Resume, false) => {
+                let text = "is not there: no run has left a checkpoint to go on from";
+                fail(Status::FileNotFound, &self.checkpoint, text)
+            }
+            _ => Ok(()),
         }
     }
-    match output.kind {
+}
+
+/// Fails where the result could not be written.
+fn check_result(run: &Run) -> Result<()> {
+    match run.recipe().output.kind {
         OutputKind::Patch => Ok(()),
-        OutputKind::Model => run.new_gates()?.check(&output.path),
+        OutputKind::Model => run.new_gates()?.check(&run.recipe().output.path),
     }
 }
 

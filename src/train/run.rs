@@ -151,7 +151,8 @@ impl Run {
     /// What the run takes, and comes to.
     pub fn plan(&self) -> Result<RunPlan> {
         let (model, report) = (self.trainer.model(), self.data.set.report());
-        let bytes = training_bytes(model.config(), self.recipe.fixed.max_tokens, self.recipe.fixed.soft)?;
+        let threads = (model.residency().device_bytes == 0).then(|| self.recipe.load.cpu.threads.resolved_count());
+        let bytes = training_bytes(model.config(), self.recipe.fixed.max_tokens, self.recipe.fixed.soft, threads)?;
         let held_out_rows = self.held_out.as_ref().map_or(0, |source| source.set.len() as u64);
         let rows = self.data.set.len() as u64;
         let reference_bytes = if self.recipe.objective == Objective::Dpo { size_of_val(&UNKNOWN) as u64 } else { 0 };

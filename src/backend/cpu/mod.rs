@@ -11,7 +11,7 @@ mod host_experts;
 mod jobs;
 mod pass;
 mod routing;
-mod training;
+pub(crate) mod training;
 
 use std::sync::{Arc, Weak};
 

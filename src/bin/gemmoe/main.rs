@@ -21,6 +21,7 @@ mod routes;
 mod sampling;
 mod score;
 mod session;
+mod train_router;
 mod units;
 
 use std::path::PathBuf;
@@ -62,6 +63,22 @@ enum Command {
     ///     method = "uniform"          # normal, hidden, embedding or ridge
     #[command(verbatim_doc_comment)]
     Mix(mix::Mix),
+    /// Train a model's routers, everything else frozen, as a recipe says.
+    ///
+    /// A recipe is a TOML file:
+    ///
+    ///     model = "gemmoe"            # a directory
+    ///     objective = "sft"           # or dpo
+    ///     [data]
+    ///     files = "train.jsonl"       # rows of {"text"}, {"prompt", "response"}, {"messages"}, ...
+    ///     held_out = "held-out.jsonl"
+    ///     [train]
+    ///     epochs = 1
+    ///     learning_rate = 0.001
+    ///     [output]
+    ///     path = "router.safetensors" # a router patch; kind = "model" for a model directory
+    #[command(verbatim_doc_comment)]
+    TrainRouter(train_router::TrainRouter),
     /// Continue a prompt.
     Generate(generate::Generate),
     /// Talk with the model, turn by turn, through its chat template.
@@ -152,6 +169,7 @@ fn main() -> ExitCode {
         Command::Plan(command) => command.run(),
         Command::Quantize(command) => command.run(),
         Command::Mix(command) => command.run(),
+        Command::TrainRouter(command) => command.run(),
         Command::Generate(command) => command.run(),
         Command::Chat(command) => command.run(),
         Command::Logits(command) => command.run(),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::backend::{Device, KvDtype};
+use gemmoe::train::pass::{TrainingBytes, training_bytes};
 use gemmoe::{Formats, LoadOptions, MemoryPlan, Model, Result, SessionOptions};
 use serde_json::json;
 
@@ -45,6 +46,9 @@ pub struct Plan {
     /// experts=int4,attention=int8,head=int8; group-size=64 or 128 and scales=f16 can be added.
     #[arg(long, value_name = "PART=FORMAT,...", value_parser = parse_formats)]
     quantize: Option<Formats>,
+    /// What training its routers takes too, with batches of so many tokens; docs/training.md has recipes.
+    #[arg(long, value_name = "MAX_TOKENS", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    train: Option<u64>,
     /// Follow symbolic links inside the directory, as in a download cache.
     #[arg(long)]
     follow_links: bool,
@@ -72,15 +76,23 @@ impl Plan {
         };
         let plan = Model::plan(&self.directory, &load, &session)?;
         let free = free_bytes();
+        let training = match self.train {
+            None => None,
+            Some(max_tokens) => {
+                let (description, _) = Model::inspect(&self.directory, &load)?;
+                let threads = (plan.residency.device_bytes == 0).then(|| load.cpu.threads.resolved_count());
+                Some(training_bytes(&description.config, max_tokens as usize, false, threads)?)
+            }
+        };
         if self.json {
-            self.print_json(&plan, free)
+            self.print_json(&plan, training, free)
         } else {
-            self.print_table(&plan, free)
+            self.print_table(&plan, training, free)
         }
         Ok(())
     }
 
-    fn print_table(&self, plan: &MemoryPlan, free: Option<u64>) {
+    fn print_table(&self, plan: &MemoryPlan, training: Option<TrainingBytes>, free: Option<u64>) {
         let row = |name: &str, bytes: u64, note: String| {
             println!("{name:<16} {:>19} {:>9}   {note}", grouped(bytes), size(bytes));
         };
@@ -101,6 +113,15 @@ impl Plan {
         let sessions = if self.sessions == 1 { "session" } else { "sessions" };
         let total = plan.total_bytes(self.sessions);
         row("total", total, format!("with {} {sessions}", grouped(self.sessions)));
+        if let (Some(training), Some(tokens)) = (training, self.train) {
+            println!();
+            let batch = format!("of training, in batches of {} tokens", grouped(tokens));
+            row("workspace", training.workspace, batch);
+            row("optimiser", training.optimiser, "gates, reference, gradients and moments".to_owned());
+            let total = plan.weight_bytes + plan.tokenizer_bytes + training.workspace + training.optimiser;
+            row("total", total, "to train routers, without sessions".to_owned());
+            row("checkpoint", training.checkpoint, "on the disk".to_owned());
+        }
         println!("\nWeights in {}.", parts(&plan.formats));
         println!("On {}.", plan.device_name);
         match free {
@@ -114,8 +135,16 @@ impl Plan {
         }
     }
 
-    fn print_json(&self, plan: &MemoryPlan, free: Option<u64>) {
+    fn print_json(&self, plan: &MemoryPlan, training: Option<TrainingBytes>, free: Option<u64>) {
         let total = plan.total_bytes(self.sessions);
+        let training = training.map(|training| {
+            json!({
+                "max_tokens": self.train,
+                "workspace_bytes": training.workspace,
+                "optimiser_bytes": training.optimiser,
+                "checkpoint_bytes": training.checkpoint,
+            })
+        });
         let object = json!({
             "device": plan.device_name,
             "weight_bytes": plan.weight_bytes,
@@ -134,6 +163,7 @@ impl Plan {
             "workspace_bytes": plan.workspace_bytes,
             "sessions": self.sessions,
             "total_bytes": total,
+            "training": training,
             "free_bytes": free,
             "fits": free.map(|free| total <= free),
         });

@@ -14,6 +14,7 @@ use crate::backend::ops::{Cancel, Limit};
 use crate::backend::training::{ExpertProjection, NO_SLOT, Norm, Projection, Rows, Slots, Training, TrainingLimits};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, try_vec};
+use crate::model::Config;
 use crate::model::weights::{ExpertWeights, LayerWeights, Matrix};
 use crate::quant::PANEL_ROWS;
 use attention::{Heads, Inputs};
@@ -43,8 +44,7 @@ pub struct CpuTraining {
 
 impl CpuTraining {
     pub(super) fn new(shared: Arc<Shared>, limits: TrainingLimits, cancel: Arc<Cancel>) -> Result<CpuTraining> {
-        let heads = heads(&shared);
-        let scratch_size = heads.scratch(limits.max_tokens).max(products::SCRATCH);
+        let scratch_size = scratch_size(&shared.config, &limits);
         let times = |a: usize, b: usize| a.checked_mul(b).ok_or_else(|| Error::out_of_memory(WHAT, usize::MAX));
         let frequencies = &shared.numerics.rotary_frequencies;
         let angles = times(limits.max_tokens, frequencies.len())?;
@@ -79,8 +79,21 @@ impl CpuTraining {
     }
 }
 
-fn heads(shared: &Shared) -> Heads {
-    let config = &shared.config;
+/// Numbers that a thread works with.
+fn scratch_size(config: &Config, limits: &TrainingLimits) -> usize {
+    heads(config).scratch(limits.max_tokens).max(products::SCRATCH)
+}
+
+/// Bytes of a workspace within these limits on so many threads.
+pub fn workspace_bytes(config: &Config, limits: &TrainingLimits, threads: usize) -> usize {
+    let angles = limits.max_tokens.saturating_mul(config.head_dim / 2);
+    let logits = limits.max_targets.saturating_mul(HEAD_PANELS * PANEL_ROWS);
+    let scratch = threads.saturating_mul(scratch_size(config, limits));
+    let numbers = [limits.numbers, angles, angles, logits, scratch].into_iter().fold(0usize, usize::saturating_add);
+    numbers.saturating_mul(size_of::<f32>())
+}
+
+fn heads(config: &Config) -> Heads {
     Heads { query: config.num_attention_heads, key_value: config.num_key_value_heads, head_dim: config.head_dim }
 }
 
@@ -294,7 +307,7 @@ impl Training for CpuTraining {
     fn attention(&mut self, documents: &[Range<usize>], qkv: [Rows; 3], out: Rows, log_sums: Rows) -> Result<()> {
         let [query, key, value] = qkv;
         let (work, [query, key, value, numbers, sums]) = self.parts([query, key, value, out, log_sums])?;
-        let inputs = Inputs { heads: heads(work.shared), query, key, value };
+        let inputs = Inputs { heads: heads(&work.shared.config), query, key, value };
         let outs = (&Output::new(numbers, out.columns), &Output::new(sums, log_sums.columns));
         work.run(documents.len() * inputs.heads.key_value, |item, scratch| {
             let (document, head) = (documents[item / inputs.heads.key_value].clone(), item % inputs.heads.key_value);
@@ -316,7 +329,7 @@ impl Training for CpuTraining {
         let ([query, key, value], [dq, dk, dv]) = (qkv, qkv_gradients);
         let (work, [query, key, value, out, log_sums, gradient, dq, dk, dv]) =
             self.parts([query, key, value, out, log_sums, gradient, dq, dk, dv])?;
-        let inputs = Inputs { heads: heads(work.shared), query, key, value };
+        let inputs = Inputs { heads: heads(&work.shared.config), query, key, value };
         let given = (&*out, &*log_sums, &*gradient);
         let gradients = [Output::new(dq, columns[0]), Output::new(dk, columns[1]), Output::new(dv, columns[2])];
         work.run(documents.len() * inputs.heads.key_value, |item, scratch| {
