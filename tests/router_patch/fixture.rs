@@ -1,4 +1,5 @@
 //! A model that takes patches, and beside it one that was loaded with the gates of each.
+#![allow(dead_code)] // Each test file uses its own part.
 
 use std::path::PathBuf;
 use std::sync::Arc;
