@@ -37,6 +37,10 @@
 #define GEMMOE_LOAD_PROGRESS_INIT { sizeof(gemmoe_load_progress), 0, 0, 0 }
 #define GEMMOE_MIX_OPTIONS_INIT { sizeof(gemmoe_mix_options), 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_MIX_PLAN_INIT { sizeof(gemmoe_mix_plan), 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_TRAINER_PLAN_INIT \
+    { sizeof(gemmoe_trainer_plan), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
+#define GEMMOE_TRAINER_METRICS_INIT \
+    { sizeof(gemmoe_trainer_metrics), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_MODEL_INFO_INIT \
     { sizeof(gemmoe_model_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
 #define GEMMOE_RESIDENCY_INIT { sizeof(gemmoe_residency), 0, 0, 0, 0, 0, 0, { 0, 0, 0, 0 } }
@@ -350,6 +354,16 @@
  * it links are refused.
  */
 #define GEMMOE_MIX_FOLLOW_LINKS 1
+
+/**
+ * state: the model is loaded and the data read and checked.
+ */
+#define GEMMOE_TRAINER_PREPARING 0
+
+/**
+ * state: preparing is over, and went well or not: gemmoe_trainer_wait tells.
+ */
+#define GEMMOE_TRAINER_READY 1
 
 /**
  * What a call answers. Every C function that can fail returns one of these; 0 is success.
@@ -694,6 +708,12 @@ typedef struct gemmoe_session gemmoe_session;
  * The text ends at a stop token of the model and at the stop strings of the host. For one thread at a time.
  */
 typedef struct gemmoe_text_stream gemmoe_text_stream;
+
+/**
+ * A trainer. One thread at a time: a second one gets BUSY. gemmoe_trainer_poll, gemmoe_trainer_get_shares and gemmoe_trainer_cancel
+ * are the exceptions.
+ */
+typedef struct gemmoe_trainer gemmoe_trainer;
 
 /**
  * A GPU that models can run on. Initialise with GEMMOE_DEVICE_INFO_INIT.
@@ -1539,6 +1559,159 @@ typedef struct gemmoe_mix_plan {
     uint64_t reserved[4];
 } gemmoe_mix_plan;
 
+/**
+ * What a training run takes, and comes to. Initialise with GEMMOE_TRAINER_PLAN_INIT.
+ */
+typedef struct gemmoe_trainer_plan {
+    /**
+     * sizeof(gemmoe_trainer_plan)
+     */
+    uint32_t struct_size;
+    /**
+     * 1 if pairs are learned (DPO), 0 if texts.
+     */
+    uint32_t is_preference;
+    /**
+     * Layers that have a router, and experts of each: gemmoe_trainer_get_shares has a number for each.
+     */
+    uint32_t num_hidden_layers;
+    /**
+     * Experts of each layer.
+     */
+    uint32_t num_local_experts;
+    /**
+     * Steps in all.
+     */
+    uint64_t steps;
+    /**
+     * Documents or pairs of the data that can be used.
+     */
+    uint64_t rows;
+    /**
+     * Rows that cannot, and that the recipe has skipped.
+     */
+    uint64_t skipped_rows;
+    /**
+     * Rows of the held-out files.
+     */
+    uint64_t held_out_rows;
+    /**
+     * Tokens of the data, and those among them that are learned.
+     */
+    uint64_t tokens;
+    /**
+     * Of the tokens, those that are learned.
+     */
+    uint64_t targets;
+    /**
+     * Numbers that are trained.
+     */
+    uint64_t parameters;
+    /**
+     * Bytes of the model's weights.
+     */
+    uint64_t weight_bytes;
+    /**
+     * Bytes of a batch's activations and gradients.
+     */
+    uint64_t workspace_bytes;
+    /**
+     * Bytes of gates, gradients, moments and reference.
+     */
+    uint64_t optimiser_bytes;
+    /**
+     * Bytes of what is kept of the data.
+     */
+    uint64_t data_bytes;
+    /**
+     * Bytes of a checkpoint, about.
+     */
+    uint64_t checkpoint_bytes;
+    /**
+     * 0.
+     */
+    uint64_t reserved[4];
+} gemmoe_trainer_plan;
+
+/**
+ * Where a trainer is, and what its last step, or evaluation, came to. Means are over learned tokens, pairs, or tokens and
+ * layers. Initialise with GEMMOE_TRAINER_METRICS_INIT.
+ */
+typedef struct gemmoe_trainer_metrics {
+    /**
+     * sizeof(gemmoe_trainer_metrics)
+     */
+    uint32_t struct_size;
+    /**
+     * One of GEMMOE_TRAINER_.
+     */
+    uint32_t state;
+    /**
+     * Bytes to be read or written in all, and so far, of what is prepared or written; data is counted after the weights, from 0.
+     */
+    uint64_t bytes_total;
+    /**
+     * Of them, so far.
+     */
+    uint64_t bytes_done;
+    /**
+     * Steps taken.
+     */
+    uint64_t steps;
+    /**
+     * Steps of the whole run; 0 while preparing.
+     */
+    uint64_t total_steps;
+    /**
+     * Tokens of the step.
+     */
+    uint64_t tokens;
+    /**
+     * Of them, those that were learned.
+     */
+    uint64_t targets;
+    /**
+     * Everything together, as its gradient was taken.
+     */
+    double loss;
+    /**
+     * The text's part: the mean negative log-likelihood of a token, or the mean loss of a pair.
+     */
+    double text_loss;
+    /**
+     * The balancing loss, without its coefficient.
+     */
+    double balance;
+    /**
+     * The z-loss, without its coefficient.
+     */
+    double z_loss;
+    /**
+     * Norm of all gradients before clipping; 0 of an evaluation.
+     */
+    double gradient_norm;
+    /**
+     * The learning rate of the step; 0 of an evaluation.
+     */
+    double learning_rate;
+    /**
+     * Of pairs: the mean rewards of chosen and rejected responses,
+     */
+    double chosen_reward;
+    /**
+     * which differ by the margin,
+     */
+    double rejected_reward;
+    /**
+     * and the share whose chosen response has the higher one.
+     */
+    double accuracy;
+    /**
+     * Must not be relied on.
+     */
+    uint64_t reserved[4];
+} gemmoe_trainer_metrics;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -2312,6 +2485,126 @@ gemmoe_status gemmoe_mix_wait(struct gemmoe_mix *mix,
  * Errors: STALE_HANDLE, WRONG_HANDLE_TYPE. Any thread. Since 0.1.
  */
 gemmoe_status gemmoe_mix_destroy(struct gemmoe_mix *mix);
+
+/**
+ * Starts preparing a training run and returns at once. `recipe` is the text of a training recipe, TOML of `recipe_bytes` bytes,
+ * as docs/training.md describes it; relative paths in it begin at `directory`, a NUL-terminated path. Its [output] may be left
+ * out: a host says itself what is written, and when. `model` is the model whose routers are trained, which stays as it is and
+ * may be destroyed before the trainer; if it is NULL, the recipe's is loaded. The trainer is owned by the host and is prepared on a thread
+ * of its own: the model is loaded, the data read and checked, all memory reserved.
+ * Errors: handle errors, NULL_ARGUMENT, INVALID_UTF8, RECIPE_SYNTAX, RECIPE_VALUE, FILE_TOO_LARGE (a recipe of more than 1 MiB),
+ * THREAD_UNAVAILABLE; what is wrong with model and data comes from gemmoe_trainer_wait. Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_trainer_start(const struct gemmoe_model *model,
+                                   const char *recipe,
+                                   size_t recipe_bytes,
+                                   const char *directory,
+                                   struct gemmoe_trainer **trainer_out,
+                                   struct gemmoe_error **error_out);
+
+/**
+ * Waits until the trainer is prepared and tells what the run takes and comes to; `plan_out` may be NULL. The other functions that
+ * need the run wait likewise. Where preparing has failed, or was cancelled, all of them return what this one does, and the trainer
+ * is good for nothing but gemmoe_trainer_destroy.
+ * Errors: handle errors, STRUCT_SIZE, BUSY, CANCELLED, RECIPE_VALUE (the model or the data do not fit the recipe), DATA_ROW,
+ * FILE_NOT_FOUND, READ_FAILED, PATCH_DAMAGED, PATCH_MODEL, INVALID_ARGUMENT (the model has no router that could learn, one expert per token
+ * among the reasons, or its device does not train), NO_TOKENIZER, OUT_OF_MEMORY, and of a model that is loaded those of
+ * gemmoe_load_wait. One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_trainer_wait(struct gemmoe_trainer *trainer,
+                                  struct gemmoe_trainer_plan *plan_out,
+                                  struct gemmoe_error **error_out);
+
+/**
+ * Takes up to `steps` steps, as many as are left of the run, and sets *taken_out, which may be NULL, to their number: 0 is the end of the
+ * run. After an error the trainer is as after the last step that succeeded, which *taken_out does not tell, but
+ * gemmoe_trainer_poll does, and can go on.
+ * Errors: those of gemmoe_trainer_wait, DATA_CHANGED (a data file was altered meanwhile), NOT_A_NUMBER (a gradient is not finite:
+ * lower the learning rate), DEVICE_FAILED. One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_trainer_step(struct gemmoe_trainer *trainer,
+                                  uint64_t steps,
+                                  uint64_t *taken_out,
+                                  struct gemmoe_error **error_out);
+
+/**
+ * Computes the losses of the recipe's held-out files under the gates as they are; nothing is learned.
+ * Errors: those of gemmoe_trainer_step, NULL_ARGUMENT, STRUCT_SIZE, INVALID_ARGUMENT (the recipe has no held-out files).
+ * One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_trainer_evaluate(struct gemmoe_trainer *trainer,
+                                      struct gemmoe_trainer_metrics *metrics_out,
+                                      struct gemmoe_error **error_out);
+
+/**
+ * Tells where the trainer is and what the last step or evaluation came to. Errors: handle errors, NULL_ARGUMENT, STRUCT_SIZE.
+ * Any thread, never blocks for longer than a copy of these numbers takes. Since 0.1.
+ */
+gemmoe_status gemmoe_trainer_poll(const struct gemmoe_trainer *trainer,
+                                  struct gemmoe_trainer_metrics *metrics_out,
+                                  struct gemmoe_error **error_out);
+
+/**
+ * Copies the share of choices that each expert got in the last step or evaluation, layer by layer: [num_hidden_layers,
+ * num_local_experts], each layer's sum 1; none before the first. *count_out is the number of shares, also where `capacity` is 0.
+ * Errors: handle errors, NULL_ARGUMENT, BUFFER_TOO_SMALL. Any thread, never blocks for longer than a copy of these numbers
+ * takes. Since 0.1.
+ */
+gemmoe_status gemmoe_trainer_get_shares(const struct gemmoe_trainer *trainer,
+                                        double *shares,
+                                        size_t capacity,
+                                        size_t *count_out,
+                                        struct gemmoe_error **error_out);
+
+/**
+ * Stops the call in progress on this trainer, which returns CANCELLED, and what it was to change is as before: in a step within an
+ * operation of a layer, while preparing within a chunk of a file, while writing a model within a piece of a tensor, of which
+ * nothing is then left. While no call is in progress, stops the next step or evaluation. Errors: handle errors. Any thread, never
+ * blocks. Since 0.1.
+ */
+gemmoe_status gemmoe_trainer_cancel(const struct gemmoe_trainer *trainer);
+
+/**
+ * Writes where training stands to a file, from which gemmoe_trainer_resume goes on with the same bits as if it had never stopped: gates,
+ * moments, and the place in the data. What was at `file` is there until the new one is whole.
+ * Errors: those of gemmoe_trainer_wait, NULL_ARGUMENT, WRITE_FAILED, DISK_FULL. One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_trainer_checkpoint(const struct gemmoe_trainer *trainer,
+                                        const char *file,
+                                        struct gemmoe_error **error_out);
+
+/**
+ * Goes on from a file that gemmoe_trainer_checkpoint, or the command line, wrote; after an error the trainer is as before.
+ * Errors: those of gemmoe_trainer_wait, NULL_ARGUMENT, SNAPSHOT_DAMAGED, SNAPSHOT_VERSION, SNAPSHOT_MODEL, DATA_CHANGED, RECIPE_VALUE (it was begun
+ * with other data, or with a recipe that leads elsewhere). One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_trainer_resume(struct gemmoe_trainer *trainer,
+                                    const char *file,
+                                    struct gemmoe_error **error_out);
+
+/**
+ * Writes the gates as they are to a router patch, which gemmoe_model_apply_router_patch puts into a loaded model. What was at `file` is
+ * there until the new one is whole. Errors: those of gemmoe_trainer_checkpoint. One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_trainer_write_patch(const struct gemmoe_trainer *trainer,
+                                         const char *file,
+                                         struct gemmoe_error **error_out);
+
+/**
+ * Writes the recipe's model directory with these gates to another one, which must not be there or be empty: all else is the same,
+ * byte for byte. It has its name only once it is whole.
+ * Errors: those of gemmoe_trainer_checkpoint, ALREADY_EXISTS, and everything that can be wrong with a model directory: codes 20 to
+ * 64. One thread at a time. Since 0.1.
+ */
+gemmoe_status gemmoe_trainer_write_model(const struct gemmoe_trainer *trainer,
+                                         const char *directory,
+                                         struct gemmoe_error **error_out);
+
+/**
+ * Destroys a trainer, stopping it if it still prepares; a call in progress on another thread is finished first by that thread. What
+ * it has written stays. NULL is nothing. Errors: STALE_HANDLE, WRONG_HANDLE_TYPE. Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_trainer_destroy(struct gemmoe_trainer *trainer);
 
 #ifdef __cplusplus
 }  // extern "C"
