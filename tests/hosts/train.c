@@ -143,8 +143,8 @@ int main(int argc, char **argv) {
 
     /* What cannot be prepared says so as often as it is asked; what still prepares can be destroyed. */
     SUCCEEDS(gemmoe_trainer_start(model, recipe, recipe_bytes, "/nowhere/at/all", &none, &error));
-    FAILS(GEMMOE_STATUS_READ_FAILED, gemmoe_trainer_wait(none, &plan, &error));
-    FAILS(GEMMOE_STATUS_READ_FAILED, gemmoe_trainer_step(none, 1, &taken, &error));
+    FAILS(GEMMOE_STATUS_FILE_NOT_FOUND, gemmoe_trainer_wait(none, &plan, &error));
+    FAILS(GEMMOE_STATUS_FILE_NOT_FOUND, gemmoe_trainer_step(none, 1, &taken, &error));
     RETURNS(GEMMOE_STATUS_OK, gemmoe_trainer_destroy(none));
     RETURNS(GEMMOE_STATUS_OK, gemmoe_trainer_destroy(start(NULL)));
 
