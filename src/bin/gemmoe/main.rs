@@ -91,6 +91,13 @@ struct ModelArgs {
     /// Model directory: config.json, model.safetensors or shards with their index, and tokenizer.json for text.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+/// How models are loaded.
+#[derive(Args, Default)]
+struct LoadArgs {
     /// Where the model runs: cpu, cuda, cuda:N, or auto for a GPU where the model fits one.
     #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = devices::parse_device)]
     device: Device,
@@ -132,9 +139,10 @@ struct ModelArgs {
 }
 
 /// Priority of threads.
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, Default, ValueEnum)]
 enum Priority {
     /// As the program has it
+    #[default]
     Normal,
     /// A quarter of the time where others compete
     Low,
