@@ -34,7 +34,7 @@ impl Progress {
         self.bytes_total.store(bytes_total, Ordering::Relaxed);
     }
 
-    pub(super) fn advance(&self, bytes: u64) {
+    pub(crate) fn advance(&self, bytes: u64) {
         self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
     }
 

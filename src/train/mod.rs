@@ -8,6 +8,7 @@
 pub mod adamw;
 pub mod backward;
 pub mod balance;
+pub mod data;
 pub mod document;
 pub mod forward;
 pub mod loss;
@@ -18,6 +19,7 @@ pub mod trainer;
 
 pub use adamw::{AdamW, Decay, OptimiserOptions};
 pub use balance::{BalanceForm, RouterLoad, RouterLosses};
+pub use data::{BadRow, BadRows, DataOptions, DataReport, DataSet, LongRows, Rows, shuffled};
 pub use document::{Document, Packed};
 pub use loss::{PairLogProbabilities, PreferenceLoss, PreferenceOptions};
 pub use trainer::{Pair, RouterTrainer, StepMetrics, TrainOptions};
