@@ -31,5 +31,5 @@ pub use engine::{
 };
 pub use error::{Error, Result, Status};
 pub use mix::{MixOptions, MixPlan, MixReport, Recipe, mix};
-pub use model::{Formats, Progress};
+pub use model::{Formats, Progress, RouterPatch};
 pub use quantize::{Importance, QuantizeOptions, QuantizeReport, quantize};

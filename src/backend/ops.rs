@@ -268,6 +268,10 @@ pub trait Backend: Send + Sync {
         Err(Error::new(Status::InvalidArgument, text).at_key("device"))
     }
 
+    /// Reads the gates of all layers as they were loaded, whatever patch is applied, to `out: [layers, experts, hidden_size]`;
+    /// a dense model has none. Fails as devices do.
+    fn read_gates(&self, out: &mut [f32]) -> Result<()>;
+
     /// A number that differs between models that give different results: of sizes, numerical options, and bytes from
     /// all over the weights.
     fn fingerprint(&self) -> u64;

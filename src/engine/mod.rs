@@ -4,6 +4,7 @@ pub mod batch;
 pub mod budget;
 pub mod experts;
 pub mod forward;
+mod gates;
 pub mod kv;
 pub mod metrics;
 pub mod model;

@@ -84,6 +84,8 @@ pub struct Model {
     backend: Box<dyn Backend>,
     kv: Arc<KvAccount>,
     fingerprint: OnceLock<u64>,
+    /// Of the stored gates.
+    pub(super) gates_fingerprint: OnceLock<u64>,
     grammar_vocabulary: OnceLock<Result<Arc<GrammarVocabulary>>>,
 }
 
@@ -263,6 +265,7 @@ impl Opened {
             backend,
             kv: Arc::new(options.kv_account()),
             fingerprint: OnceLock::new(),
+            gates_fingerprint: OnceLock::new(),
             grammar_vocabulary: OnceLock::new(),
         })
     }

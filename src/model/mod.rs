@@ -10,6 +10,7 @@ pub mod loader;
 pub mod names;
 pub mod progress;
 pub mod quantization;
+pub mod router_patch;
 pub mod weights;
 pub mod writer;
 
@@ -18,6 +19,7 @@ pub use config::Config;
 pub use formats::Formats;
 pub use progress::Progress;
 pub use quantization::Quantization;
+pub use router_patch::RouterPatch;
 pub use weights::{Description, Destination, Weights};
 pub use writer::ModelWriter;
 

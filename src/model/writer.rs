@@ -347,7 +347,7 @@ fn mount_point(target: &Path) -> Error {
     Error::new(Status::InvalidArgument, text).in_file(target.display().to_string()).at_key("target")
 }
 
-fn write_error(path: &Path, error: &io::Error) -> Error {
+pub(super) fn write_error(path: &Path, error: &io::Error) -> Error {
     let (status, reason) = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (Status::DiskFull, error.to_string()),
         io::ErrorKind::FileTooLarge => {

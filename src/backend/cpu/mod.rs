@@ -71,6 +71,17 @@ struct Shared {
     observer: Mutex<Weak<Observer>>,
 }
 
+impl Shared {
+    /// See `Backend::read_gates`.
+    fn read_gates(&self, out: &mut [f32]) {
+        let routers = self.weights.layers.iter().filter_map(|layer| layer.router.as_ref());
+        let rows = routers.flat_map(|router| (0..router.rows()).map(move |row| (router, row)));
+        for (out, (router, row)) in out.chunks_exact_mut(self.config.hidden_size).zip(rows) {
+            router.read_row(row, out);
+        }
+    }
+}
+
 impl CpuBackend {
     /// Takes the weights over and starts the threads.
     pub fn new(config: Config, weights: Weights, options: &CpuOptions, variants: Variants) -> Result<Self> {
@@ -146,6 +157,11 @@ impl Backend for CpuBackend {
 
     fn new_training(&self, limits: TrainingLimits, cancel: &Arc<Cancel>) -> Result<Box<dyn Training>> {
         Ok(Box::new(CpuTraining::new(Arc::clone(&self.shared), limits, Arc::clone(cancel))?))
+    }
+
+    fn read_gates(&self, out: &mut [f32]) -> Result<()> {
+        self.shared.read_gates(out);
+        Ok(())
     }
 
     fn fingerprint(&self) -> u64 {

@@ -14,6 +14,7 @@ mod context;
 mod device;
 mod driver;
 mod experts;
+mod gates;
 mod images;
 mod kernels;
 mod lent;
@@ -202,6 +203,10 @@ impl Backend for CudaBackend {
 
     fn offload_counts(&self) -> OffloadCounts {
         self.shared.counters.read()
+    }
+
+    fn read_gates(&self, out: &mut [f32]) -> Result<()> {
+        gates::read_stored(&self.shared, out)
     }
 
     /// Where experts are does not count: in exact mode it changes no bit, and without, bits depend on the batch as well.

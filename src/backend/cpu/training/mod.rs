@@ -213,12 +213,7 @@ fn row(data: &[f32], columns: usize, row: usize) -> &[f32] {
 
 impl Training for CpuTraining {
     fn read_gates(&self, out: &mut [f32]) -> Result<()> {
-        let routers = self.shared.weights.layers.iter().filter_map(|layer| layer.router.as_ref());
-        let hidden_size = self.shared.config.hidden_size;
-        let rows = routers.flat_map(|router| (0..router.rows()).map(move |row| (router, row)));
-        for (out, (router, row)) in out.chunks_exact_mut(hidden_size).zip(rows) {
-            router.read_row(row, out);
-        }
+        self.shared.read_gates(out);
         Ok(())
     }
 
