@@ -8,7 +8,6 @@ use gemmoe::{Error, Result, Status};
 use crate::files;
 
 #[derive(Args)]
-#[group(required = true, multiple = true)]
 pub struct DomainArgs {
     /// A file of one domain as NAME=FILE, or FILE for its own name; or a directory, of which each file is a domain. May be
     /// given several times.

@@ -5,6 +5,7 @@ mod chat;
 mod devices;
 mod domains;
 mod embed;
+mod eval;
 mod files;
 mod formats;
 mod generate;
@@ -16,6 +17,7 @@ mod load;
 mod logits;
 mod mix;
 mod plan;
+mod plot;
 mod quantize;
 mod routes;
 mod sampling;
@@ -75,6 +77,11 @@ enum Command {
     Score(score::Score),
     /// Turn a text into one vector, printed as {"embedding": [...], "tokens": tokens pooled over}.
     Embed(embed::Embed),
+    /// Compare models and routers: perplexity by domain, pairs of answers, where tokens are sent; as a table, JSON or a picture.
+    ///
+    /// Domains are texts, which are scored in windows as `score` does, or JSON Lines (.jsonl) in the shapes that training takes, of
+    /// which the tokens that would be learned count. Routers are those of the first model, its patches, and those of the other models.
+    Eval(eval::Eval),
     /// Show which experts different kinds of text are sent to, as a heat map.
     Routes(routes::Routes),
     /// Measure how fast the model runs here, beside what the machine can do at best.
@@ -165,6 +172,7 @@ fn main() -> ExitCode {
         Command::Logits(command) => command.run(),
         Command::Score(command) => command.run(),
         Command::Embed(command) => command.run(),
+        Command::Eval(command) => command.run(),
         Command::Routes(command) => command.run(),
         Command::Bench(command) => command.run(),
     };

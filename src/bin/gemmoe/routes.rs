@@ -15,6 +15,7 @@ use crate::session::SessionArgs;
 use crate::units::grouped;
 
 #[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("domains").required(true).multiple(true).args(["text", "prompt"])))]
 pub struct Routes {
     #[command(flatten)]
     model: ModelArgs,
