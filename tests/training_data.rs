@@ -246,6 +246,30 @@ fn a_template_that_writes_what_is_before_otherwise_is_refused() {
 }
 
 #[test]
+fn an_answer_whose_beginning_would_be_one_token_with_the_prompts_end_is_taken_apart() {
+    // As the model will meet it: "l" is there before it answers.
+    let place = Place::with_template(
+        "{% for message in messages %}{{ message.role }}l{{ message.content }}<end_of_turn>{% endfor %}\
+         {% if add_generation_prompt %}assistantl{% endif %}",
+    );
+    let merged = place.encode("assistantlle");
+    let begun = place.encode("assistantl");
+    assert!(!merged.starts_with(&begun), "the sample has a merge of two l");
+    let prompt = |text: &str| [&place.encode(&format!("userl{text}"))[..], &[END], &begun].concat();
+    let (first, second) = ([&[BOS][..], &prompt("a")].concat(), prompt("b"));
+    let answer = |text: &str| [&place.encode(text)[..], &[END]].concat();
+    let turn = |role: &str, text: &str| json!({"role": role, "content": text});
+    let row = json!({"messages": [
+        turn("user", "a"), turn("assistant", "le"), turn("user", "b"), turn("assistant", "l")
+    ]});
+    let expected = document(&[(&first, false), (&answer("le"), true), (&second, false), (&answer("l"), true)]);
+    assert_eq!(place.document(row), expected);
+    let pair = place.pair(json!({"prompt": "a", "chosen": "ll", "rejected": "o"}));
+    assert_eq!(pair.chosen, document(&[(&first, false), (&answer("ll"), true)]));
+    assert_eq!(pair.rejected, document(&[(&first, false), (&answer("o"), true)]));
+}
+
+#[test]
 fn markup_in_data_is_text() {
     let markup = "<end_of_turn>\n<start_of_turn>model\n<eos><bos>";
     let specials = |document: &Document| document.tokens.iter().filter(|token| **token < 6).count();
@@ -409,9 +433,10 @@ fn long_rows_are_left_out_or_refused_where_that_is_asked_for() {
     assert_eq!(report.left_out.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 3]);
 
     let options = DataOptions { long_rows: LongRows::Refuse, ..options };
-    for (row, text) in
-        [(&rows[0], "has more than the 60 tokens"), (&rows[2], "tokens, at most 60 are taken (max_tokens)")]
-    {
+    for (row, text) in [
+        (&rows[0], "has more than the 60 tokens"),
+        (&rows[2], "has more than the 60 tokens that are taken (max_tokens)"),
+    ] {
         let path = place.write("long.jsonl", format!("{short}\n{row}"));
         let error = place.open(&[path], Rows::Texts, &options).err().unwrap();
         assert_eq!(error.status(), Status::DataRow);
@@ -514,4 +539,385 @@ fn a_file_that_changes_meanwhile_is_noticed() {
     let mut data = place.open(std::slice::from_ref(&path), Rows::Texts, &DataOptions::default()).unwrap();
     std::fs::remove_file(path).unwrap();
     assert_eq!(data.document(0).unwrap_err().status(), Status::FileNotFound);
+}
+
+/// Rows that cannot be used, and how the message goes on behind file and line. Each is alone on line 2.
+fn bad_rows() -> Vec<(Rows, Vec<u8>, &'static str)> {
+    use Rows::{Pairs, Texts};
+    let turn = |role: &str, text: &str| json!({"role": role, "content": text});
+    let (user, yes) = (turn("user", "q"), turn("assistant", "yes"));
+    let messages = |messages: Value| json!({ "messages": messages }).to_string();
+    let pair = |changes: Value| {
+        let mut row = json!({"prompt": "q", "chosen": "yes", "rejected": "no"});
+        row.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        row.to_string()
+    };
+    let many_keys: String = (0..257).map(|key| format!("\"{key}\":0,")).collect();
+    let mut no_utf8 = b"{\"text\":\"caf".to_vec();
+    no_utf8.extend_from_slice(b"\xe9\"}");
+    let utf16: Vec<u8> = "\u{feff}{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let texts: Vec<(Vec<u8>, &str)> = vec![
+        // Not JSON, or not one object.
+        (b"hello".to_vec(), "is not JSON at column 1: expected value"),
+        (
+            br#"{"text":"x""#.to_vec(),
+            "ends within its JSON: EOF while parsing an object; a row is one object, whole on",
+        ),
+        (b"{".to_vec(), "ends within its JSON: EOF while parsing an object"),
+        (br#"{"text": 'x'}"#.to_vec(), "is not JSON at column 10: expected value"),
+        (br#"{"text":"x"} {"text":"y"}"#.to_vec(), "is not JSON at column 14: trailing characters"),
+        (br#"{"text":"x"},"#.to_vec(), "is not JSON at column 13: trailing characters"),
+        (b"{\"text\":\"a\tb\"}".to_vec(), "is not JSON at column 11: control character"),
+        (br#"{"text":"\ud800"}"#.to_vec(), "is not JSON at column 16: unexpected end of hex escape"),
+        ("[".repeat(500).into_bytes(), "is not JSON at column 128: recursion limit exceeded"),
+        (no_utf8, "is not UTF-8 from byte 12 of the line on"),
+        (utf16, "is UTF-16, expected UTF-8"),
+        (br#"[{"text":"x"}]"#.to_vec(), "is a list, expected an object: JSON Lines have one object on each line"),
+        (b"\"text\"".to_vec(), "is \"text\", expected an object"),
+        (b"17".to_vec(), "is 17, expected an object"),
+        (b"null".to_vec(), "is null, expected an object"),
+        // No shape.
+        (b"{}".to_vec(), "has no keys, expected \"text\", \"prompt\" and \"response\", "),
+        (br#"{"Text":"x"}"#.to_vec(), "has the key \"Text\", expected \"text\""),
+        (
+            br#"{"prompt":"x","completion":"y"}"#.to_vec(),
+            "has the keys \"prompt\", \"completion\", expected \"text\", \"prompt\" and \"response\", \"instruction\" and",
+        ),
+        (br#"{"text":null,"id":3}"#.to_vec(), "has the keys \"text\", \"id\", expected"),
+        (br#"{"text":"x","text":"y"}"#.to_vec(), "has the key \"text\" twice"),
+        (br#"{"text":"x","id":1,"id":2}"#.to_vec(), "has the key \"id\" twice"),
+        (format!("{{{many_keys}\"text\":\"x\"}}").into_bytes(), "has more than 256 keys"),
+        (format!("{{\"{}\":0}}", "k".repeat(1025)).into_bytes(), "has a key of 1025 bytes, at most 1024 are read"),
+        (format!("{{\"text\":[{}0]}}", "0,".repeat(1 << 17)).into_bytes(), "has more than 131072 values"),
+        (pair(json!({})).into_bytes(), "is a pair of answers, which only the objective dpo learns from"),
+        // Wrong values.
+        (br#"{"text":7}"#.to_vec(), "\"text\" is 7, expected a text"),
+        (br#"{"text":["x"]}"#.to_vec(), "\"text\" is a list of 1, expected a text"),
+        (br#"{"text":" \n"}"#.to_vec(), "\"text\" is empty, expected a text"),
+        (br#"{"prompt":"x","response":""}"#.to_vec(), "\"response\" is empty, expected a text"),
+        (br#"{"prompt":"","response":"y"}"#.to_vec(), "\"prompt\" is empty, expected a text"),
+        (br#"{"prompt":{"a":1},"response":"y"}"#.to_vec(), "\"prompt\" is an object, expected a text"),
+        (br#"{"instruction":"x","input":3,"output":"y"}"#.to_vec(), "\"input\" is 3, expected a text"),
+        (br#"{"instruction":"x","output":true}"#.to_vec(), "\"output\" is true, expected a text"),
+        (br#"{"system":0.5,"prompt":"x","response":"y"}"#.to_vec(), "\"system\" is 0.5, expected a text"),
+        // Messages.
+        (br#"{"messages":"hello"}"#.to_vec(), "\"messages\" is \"hello\", expected a list of messages"),
+        (messages(json!([])).into_bytes(), "\"messages\" is an empty list, expected messages"),
+        (messages(json!(["hi"])).into_bytes(), "\"messages[0]\" is \"hi\", expected an object with \"role\" and"),
+        (
+            messages(json!([{"from": "human", "value": "x"}])).into_bytes(),
+            "\"messages[0]\" has the keys \"from\", \"value\", expected \"role\" and \"content\"",
+        ),
+        (
+            messages(json!([user, {"role": "assistant", "content": null}])).into_bytes(),
+            "\"messages[1].content\" is null, expected a text",
+        ),
+        (
+            messages(json!([user, turn("assistant", "")])).into_bytes(),
+            "\"messages[1].content\" is empty, expected a text",
+        ),
+        (
+            messages(json!([turn("human", "x"), yes])).into_bytes(),
+            "\"messages[0].role\" is \"human\", expected system, user, assistant (or model) or tool",
+        ),
+        (br#"{"messages":[{"role":"user","role":"user","content":"x"}]}"#.to_vec(), "has the key \"role\" twice"),
+        (messages(json!([user])).into_bytes(), "has \"messages\" of which none is the assistant's"),
+        (messages(json!([yes])).into_bytes(), "has messages that cannot be used: messages[0].role is \"assistant\""),
+        (
+            messages(json!([user, user, yes])).into_bytes(),
+            "has messages that cannot be used: messages[1].role is \"user\", expected assistant",
+        ),
+        (
+            messages(json!([user, yes, turn("tool", "x")])).into_bytes(),
+            "has messages that cannot be used: messages[2].role is \"tool\", expected user",
+        ),
+        (
+            json!({"system": "s", "messages": [turn("system", "s"), user, yes]}).to_string().into_bytes(),
+            "has \"system\" and a system message",
+        ),
+        (
+            json!({"prompt": "x".repeat(200), "response": "y"}).to_string().into_bytes(),
+            "has a prompt that leaves no room for a response in 100 tokens (max_tokens)",
+        ),
+        (
+            json!({"prompt": "x".repeat(3 << 20), "response": "y"}).to_string().into_bytes(),
+            "has messages that cannot be used: the messages have 3145729 bytes of text",
+        ),
+    ];
+    let pairs: Vec<(String, &str)> = vec![
+        (json!({"text": "x"}).to_string(), "has the key \"text\", expected \"prompt\", \"chosen\" and \"rejected\""),
+        (
+            json!({"prompt": "x", "chosen": "y"}).to_string(),
+            "has the keys \"prompt\", \"chosen\", expected \"prompt\", \"chosen\" and \"rejected\"",
+        ),
+        (
+            json!({"chosen": "y", "rejected": "z"}).to_string(),
+            "has the keys \"chosen\", \"rejected\", expected \"prompt\", \"chosen\" and \"rejected\"",
+        ),
+        (
+            pair(json!({"rejected": "yes"})),
+            "has \"chosen\" and \"rejected\" that are the same: neither can be preferred",
+        ),
+        (pair(json!({"rejected": " yes\n"})), "has \"chosen\" and \"rejected\" that are the same: neither"),
+        (pair(json!({"chosen": ""})), "\"chosen\" is empty, expected a text"),
+        (pair(json!({"rejected": 5})), "\"rejected\" is 5, expected a text"),
+        (pair(json!({"prompt": []})), "\"prompt\" is an empty list, expected messages"),
+        (pair(json!({"prompt": true})), "\"prompt\" is true, expected a text"),
+        (pair(json!({"prompt": [user, yes]})), "has answers that follow a message of the assistant"),
+        (pair(json!({"chosen": [yes, user]})), "has \"chosen\" whose last message is not the assistant's"),
+        (
+            pair(json!({"rejected": [turn("user", "other"), yes]})),
+            "has \"rejected\" after other messages than its prompt, expected the same ones",
+        ),
+        (
+            json!({"chosen": [user, yes], "rejected": [turn("user", "other"), yes]}).to_string(),
+            "has \"rejected\" after other messages than its prompt, expected the same ones",
+        ),
+        (
+            pair(json!({"system": "s", "prompt": [turn("system", "s"), user]})),
+            "has \"system\" and a system message: one of them is too many",
+        ),
+        (
+            pair(json!({"prompt": "q".repeat(60)})),
+            "has a prompt that leaves no room for two answers in 100 tokens (max_tokens)",
+        ),
+        (
+            pair(json!({"chosen": "x".repeat(50) + "a", "rejected": "x".repeat(50) + "b"})),
+            "has \"chosen\" and \"rejected\" that are the same once they are cut (max_tokens)",
+        ),
+    ];
+    let texts = texts.into_iter().map(|(row, text)| (Texts, row, text));
+    texts.chain(pairs.into_iter().map(|(row, text)| (Pairs, row.into_bytes(), text))).collect()
+}
+
+#[test]
+fn every_bad_row_has_its_own_message_with_file_and_line() {
+    let place = Place::new();
+    let cases = bad_rows();
+    let mut messages = std::collections::BTreeSet::new();
+    for (rows, row, text) in &cases {
+        let good = match rows {
+            Rows::Texts => json!({"text": "good"}),
+            Rows::Pairs => json!({"prompt": "a", "chosen": "b", "rejected": "c"}),
+        };
+        let good = format!("{good}\n").into_bytes();
+        let path = place.write("rows.jsonl", [&good[..], row, b"\n", &good].concat());
+        let shown = String::from_utf8_lossy(&row[..row.len().min(100)]);
+        let options = DataOptions { max_tokens: 100, ..Default::default() };
+        let Err(error) = place.open(std::slice::from_ref(&path), *rows, &options) else { panic!("taken: {shown}") };
+        let start = format!("{}: line 2: {text}", path.display());
+        assert!(error.to_string().starts_with(&start), "{error}\nexpected {start}\nof {shown}");
+        assert_eq!((error.status(), error.file()), (Status::DataRow, Some(&*path.display().to_string())));
+        messages.insert(error.to_string());
+
+        // Left out, it is told all the same, and the rows around it are used.
+        let options = DataOptions { bad_rows: BadRows::Skip, ..options };
+        let data = place.open(&[path], *rows, &options).unwrap();
+        let report = data.report();
+        assert_eq!((report.rows, report.good, report.skipped, report.too_long, data.len()), (3, 2, 1, 0, 2), "{shown}");
+        assert_eq!(report.left_out.len(), 1, "{shown}");
+        assert_eq!(report.left_out[0].to_string(), error.to_string());
+    }
+    assert!(cases.len() >= 60 && messages.len() >= cases.len() - 4, "{} of {}", messages.len(), cases.len());
+}
+
+#[test]
+fn files_that_cannot_be_used_are_told_by_their_path() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("folder.jsonl")).unwrap();
+    let row = json!({"text": "x"}).to_string();
+    let pair = json!({"prompt": "a", "chosen": "b", "rejected": "c"}).to_string();
+    let cases: [(&str, Option<&[u8]>, Rows, Status, &str); 9] = [
+        ("absent.jsonl", None, Rows::Texts, Status::FileNotFound, "there is no such file"),
+        ("folder.jsonl", None, Rows::Texts, Status::FileNotAllowed, "is a folder, expected a file of rows"),
+        ("empty.jsonl", Some(b""), Rows::Texts, Status::DataRow, "has no rows, expected JSON Lines: an object on each"),
+        ("blank.jsonl", Some(b"\n \r\n\t"), Rows::Pairs, Status::DataRow, "has no rows, expected JSON Lines"),
+        ("empty.txt", Some(b""), Rows::Texts, Status::DataRow, "line 1: is empty, expected a text"),
+        ("mark.txt", Some(b"\xef\xbb\xbf \n"), Rows::Texts, Status::DataRow, "line 1: is empty, expected a text"),
+        (
+            "latin.txt",
+            Some(b"one\ntwo\ncaf\xe9"),
+            Rows::Texts,
+            Status::DataRow,
+            "line 3: is not UTF-8 from byte 11 of the",
+        ),
+        (
+            "half.txt",
+            Some(b"one\xe6\xbc"),
+            Rows::Texts,
+            Status::DataRow,
+            "line 1: is not UTF-8 from byte 3 of the file",
+        ),
+        ("text.txt", Some(b"hello"), Rows::Pairs, Status::DataRow, "line 1: is a text, expected JSON Lines of pairs"),
+    ];
+    for (name, bytes, rows, status, text) in cases {
+        if let Some(bytes) = bytes {
+            place.write(name, bytes);
+        }
+        let before = place.write("good.jsonl", if rows == Rows::Texts { &row } else { &pair });
+        let files = [before, place.path(name)];
+        let error = place.open(&files, rows, &DataOptions::default()).err().expect(name);
+        assert_eq!((error.status(), error.file()), (status, Some(&*files[1].display().to_string())), "{error}");
+        assert!(error.to_string().starts_with(&format!("{}: {text}", files[1].display())), "{error}");
+        // What bad rows are left out for.
+        let skip = DataOptions { bad_rows: BadRows::Skip, ..Default::default() };
+        let skipped = place.open(&files, rows, &skip).map(|data| (data.len(), data.report().skipped)).ok();
+        assert_eq!(skipped, text.starts_with("line ").then_some((1, 1)), "{name}");
+    }
+    // Far behind the first section, which is taken out again.
+    let mut text = long_text(4, 200_000).into_bytes();
+    let line = text[..180_000].iter().filter(|byte| **byte == b'\n').count() + 1;
+    text.splice(180_000.., *b"\xff");
+    let at = std::str::from_utf8(&text).unwrap_err().valid_up_to();
+    let files = [place.write("late.txt", text), place.path("good.jsonl")];
+    place.write("good.jsonl", &row);
+    let skip = DataOptions { bad_rows: BadRows::Skip, ..Default::default() };
+    let mut data = place.open(&files, Rows::Texts, &skip).unwrap();
+    let reason = format!("late.txt: line {line}: is not UTF-8 from byte {at} of the file on");
+    assert!(data.report().left_out[0].to_string().ends_with(&reason), "{:?}", data.report());
+    assert_eq!((data.len(), data.report().tokens, data.report().split), (1, 3, 0));
+    assert_eq!(data.document(0).unwrap(), place.document(json!({"text": "x"})));
+}
+
+#[test]
+fn options_out_of_range_no_files_and_a_model_without_a_tokenizer_are_refused() {
+    let place = Place::new();
+    let path = place.write("rows.jsonl", json!({"text": "x"}).to_string());
+    for (max_tokens, rows) in [(0, Rows::Texts), (1, Rows::Texts), ((1 << 20) + 1, Rows::Texts), (3, Rows::Pairs)] {
+        let options = DataOptions { max_tokens, ..Default::default() };
+        let error = place.open(std::slice::from_ref(&path), rows, &options).err().unwrap();
+        assert_eq!((error.status(), error.key()), (Status::InvalidArgument, Some("max_tokens")), "{error}");
+    }
+    let error = place.open(&[], Rows::Texts, &DataOptions::default()).err().unwrap();
+    assert_eq!((error.status(), error.key()), (Status::InvalidArgument, Some("files")));
+    let error = Place::with(&[]).open(&[path], Rows::Texts, &DataOptions::default()).err().unwrap();
+    assert_eq!(error.status(), Status::NoTokenizer);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_refused_and_not_waited_for() {
+    let place = Place::new();
+    let path = place.path("pipe.jsonl");
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let error = place.open(&[path], Rows::Texts, &DataOptions::default()).err().unwrap();
+    assert_eq!(error.status(), Status::FileNotAllowed);
+    assert!(
+        error.to_string().ends_with("is a device or a pipe, expected a file: rows are read more than once"),
+        "{error}"
+    );
+}
+
+#[test]
+fn twenty_bad_rows_are_told_and_all_are_counted() {
+    let place = Place::new();
+    let rows: String = (0..60).map(|row| if row % 2 == 0 { "{}\n" } else { "{\"text\":\"x\"}\n" }).collect();
+    let path = place.write("rows.jsonl", rows);
+    let options = DataOptions { bad_rows: BadRows::Skip, ..Default::default() };
+    let data = place.open(std::slice::from_ref(&path), Rows::Texts, &options).unwrap();
+    let report = data.report();
+    assert_eq!((report.rows, report.good, report.skipped, report.documents), (60, 30, 30, 30));
+    let lines: Vec<u64> = report.left_out.iter().map(|row: &BadRow| row.line).collect();
+    assert_eq!(lines, (0..20).map(|row| 2 * row + 1).collect::<Vec<_>>());
+    assert_eq!(report.left_out[0].file, path.display().to_string());
+
+    let path = place.write("bad.jsonl", "{}\n{}\n");
+    let error: Error = place.open(&[path], Rows::Texts, &options).err().unwrap();
+    assert_eq!(error.status(), Status::DataRow);
+    assert!(error.to_string().starts_with("none of 2 rows can be used; the first: "), "{error}");
+    assert!(error.to_string().contains("bad.jsonl: line 1: has no keys"), "{error}");
+}
+
+#[test]
+fn a_line_longer_than_any_row_is_a_bad_row_and_those_behind_it_are_found() {
+    let place = Place::new();
+    let row = json!({"text": "behind"});
+    let path = place.write("rows.jsonl", format!("{{\"text\":\"{}\"}}\n{row}\n", "x".repeat(16 << 20)));
+    let options = DataOptions { bad_rows: BadRows::Skip, ..Default::default() };
+    let mut data = place.open(&[path], Rows::Texts, &options).unwrap();
+    assert_eq!(data.report().left_out[0].line, 1);
+    assert_eq!(data.report().left_out[0].reason, "is longer than 16777216 bytes, the most a row may have");
+    assert_eq!(data.document(0).unwrap(), place.document(row));
+}
+
+#[test]
+fn reading_is_watched_and_cancelled() {
+    let place = Place::new();
+    let text = format!("\u{feff}\n{}\r\n{{}}", json!({"text": "x"}));
+    let late = [long_text(6, 100_000).as_bytes(), b"\xff", &[b'x'; 1000]].concat();
+    let files =
+        [place.write("rows.jsonl", text), place.write("mark.txt", "\u{feff}hello"), place.write("late.txt", late)];
+    let bytes: u64 = files.iter().map(|file| std::fs::metadata(file).unwrap().len()).sum();
+    let options = DataOptions { bad_rows: BadRows::Skip, ..Default::default() };
+    let progress = Progress::default();
+    DataSet::open(&place.model, &files, Rows::Texts, &options, &progress).unwrap();
+    assert_eq!((progress.bytes_total(), progress.bytes_read()), (bytes, bytes));
+    progress.cancel();
+    for file in files {
+        let error = DataSet::open(&place.model, &[file], Rows::Texts, &options, &progress).err().unwrap();
+        assert_eq!(error.status(), Status::Cancelled);
+        assert!(error.to_string().ends_with("reading the data was cancelled"), "{error}");
+    }
+}
+
+#[test]
+fn random_and_damaged_bytes_are_rows_or_not_and_nothing_breaks() {
+    let place = Place::new();
+    let mut random = Random::new(9);
+    let seeds: Vec<Vec<u8>> = bad_rows().into_iter().map(|(_, row, _)| row).filter(|row| row.len() < 1000).collect();
+    let good = [
+        json!({"text": "héllo \u{1f600}\n"}),
+        json!({"system": "s", "prompt": "a", "response": "b", "chosen": "c", "rejected": "d"}),
+        json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<eos>"}], "id": [1, {}]}),
+        json!({"chosen": [{"role": "user", "content": "q"}, {"role": "model", "content": "a"}], "rejected": "b", "prompt": "q"}),
+    ];
+    let pieces = ["\"", "{", "}", "[", "]", "\\u", "null", "\r", "\n", "\u{feff}", "role", "content", "e9", "-"];
+    for round in 0..300 {
+        let mut bytes = Vec::new();
+        for _ in 0..random.below(12) {
+            match random.below(5) {
+                0 => bytes.extend((0..random.below(40)).map(|_| random.below(256) as u8)),
+                1 => bytes.extend_from_slice(&seeds[random.below(seeds.len())]),
+                _ => bytes.extend_from_slice(good[random.below(good.len())].to_string().as_bytes()),
+            }
+            bytes.push(b'\n');
+        }
+        for _ in 0..random.below(6) {
+            let at = random.below(bytes.len() + 1);
+            let piece = pieces[random.below(pieces.len())].as_bytes();
+            let end = (at + random.below(4)).min(bytes.len());
+            bytes.splice(at..end, piece.iter().copied());
+        }
+        for name in ["random.jsonl", "random.txt"] {
+            let path = place.write(name, &bytes);
+            for rows in [Rows::Texts, Rows::Pairs] {
+                let max_tokens = 4 + random.below(60);
+                let long_rows = [LongRows::Cut, LongRows::Skip][random.below(2)];
+                let options = DataOptions { max_tokens, long_rows, bad_rows: BadRows::Skip, ..Default::default() };
+                let data = place.open(std::slice::from_ref(&path), rows, &options);
+                let Ok(mut data) = data.inspect_err(|error| assert_eq!(error.status(), Status::DataRow, "{error}"))
+                else {
+                    continue;
+                };
+                let report = data.report().clone();
+                assert_eq!(report.good + report.skipped, report.rows, "round {round}");
+                assert_eq!(report.documents, data.len() as u64);
+                let documents: Vec<Document> = match rows {
+                    Rows::Texts => all(&mut data),
+                    Rows::Pairs => (0..data.len())
+                        .map(|index| data.pair(index).unwrap())
+                        .inspect(|pair| assert!(pair.chosen.tokens.len() + pair.rejected.tokens.len() <= max_tokens))
+                        .flat_map(|pair| [pair.chosen, pair.rejected])
+                        .collect(),
+                };
+                for document in &documents {
+                    document.check(place.model.config(), max_tokens).unwrap();
+                    assert_eq!((document.tokens[0], document.is_response[0]), (BOS, false));
+                }
+                let sum = |count: fn(&Document) -> usize| documents.iter().map(count).sum::<usize>() as u64;
+                assert_eq!(report.tokens, sum(|document| document.tokens.len()), "round {round}");
+                assert_eq!(report.targets, sum(Document::targets), "round {round}");
+            }
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Data: files of rows, which are documents or pairs of answers, read from the disk when they are needed.
 //!
-//! [`row`] knows the shapes of rows and [`value`] their JSON, [`encode`] makes token ids of them, [`lines`] reads files, [`scan`] goes
-//! through all of them once, and [`report`] is what it found. What is held of a document is 16 bytes, so that files may be larger
+//! [`row`] knows the shapes of rows and [`value`] their JSON; [`encode`] makes token ids of them, those of conversations with
+//! [`turns`]; [`lines`] reads files, [`scan`] goes through all of them once, and [`report`] is what it found. What is held of a document is 16 bytes, so that files may be larger
 //! than memory. `docs/training-data.md` says what may be in them.
 
 mod encode;
@@ -10,6 +10,7 @@ mod order;
 mod report;
 mod row;
 mod scan;
+mod turns;
 mod value;
 
 use std::fs::File;

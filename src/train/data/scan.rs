@@ -170,8 +170,7 @@ impl<'a> Scan<'a> {
             let entry = Entry { section: section.start as u32, ..entry };
             documents += self.add_section(section.text, section.is_last, entry)?;
             if documents > 1 && self.options.long_rows != LongRows::Cut {
-                let most = self.options.max_tokens;
-                return Err(Fault::Long(format!("has more than the {most} tokens that are taken (max_tokens)")));
+                return Err(self.encoder.too_long());
             }
         }
         self.report.split += u64::from(documents > 1);
