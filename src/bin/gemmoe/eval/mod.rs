@@ -118,7 +118,7 @@ impl Eval {
         for (router, patch) in routers.iter().zip(&patches) {
             let model = match (patch, &model) {
                 (Some(patch), Some(model)) => {
-                    let _ = patch; Err(in_patch(Error::new(Status::InvalidArgument, "STAND-IN"), router))?;
+                    model.apply_router_patch(patch).map_err(|error| in_patch(error, router))?;
                     model
                 }
                 _ => {

@@ -14,7 +14,7 @@ const SCALE: [[u8; 3]; 9] = [
     [30, 48, 92],
 ];
 /// From this share of the scale on, white is read better than black.
-const DARK: f64 = 0.55;
+const DARK: f64 = 0.6;
 
 /// Of lines: those of Okabe and Ito (2008), without the yellow, which is too light for white.
 const LINES: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000"];

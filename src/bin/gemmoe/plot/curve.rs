@@ -167,7 +167,7 @@ impl Chart {
             canvas.text(at, y + height + 17.0, label.anchored(Anchor::Middle), &across.text(tick, Unit::Number));
         }
         canvas.rule([x, y + height, x + width, y + height], FAINT_INK);
-        canvas.text(x + width + 12.0, y + height + 17.0, label, "step");
+        canvas.text(x - 14.0, y + height + 17.0, label.anchored(Anchor::End), "step");
         let mut names = Vec::new();
         if let Some((value, name)) = &self.mark {
             let (_, at) = at((across.from, *value));
@@ -179,7 +179,7 @@ impl Chart {
             let points: Vec<(f64, f64)> =
                 drawn.points.iter().filter(|point| point.1.is_finite()).map(|p| at(*p)).collect();
             let Some(last) = points.last().copied() else { continue };
-            canvas.curve(&thinned(&points), if drawn.dots { 2.0 } else { 1.6 }, ink);
+            canvas.curve(&thinned(&points), if drawn.dots { 2.0 } else { 1.4 }, ink);
             if drawn.dots {
                 points.iter().for_each(|(x, y)| canvas.dot(*x, *y, ink.0));
             }
