@@ -44,9 +44,9 @@ impl Evaluator {
             self.session.rewind(0)?;
             self.session.clear_expert_statistics();
             self.session.prefill(&tokens[..1])?;
-            if !window.context.is_empty() {
-                self.session.prefill(&tokens[window.context.clone()])?;
-                // Counted in the windows before.
+            if window.part.start > 1 {
+                self.session.prefill(&tokens[window.context])?;
+                // Counted in the windows before, as BOS was.
                 self.session.clear_expert_statistics();
             }
             for part in tokens[window.part].chunks(DEFAULT_PREFILL_CHUNK) {

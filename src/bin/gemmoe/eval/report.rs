@@ -74,6 +74,7 @@ impl Report {
 
     /// Prints it for people.
     pub fn print(&self, layers: bool) {
+        self.print_sizes();
         let columns: Vec<String> = self.routers.iter().map(|router| router.name.clone()).collect();
         let sections = self.sections();
         anstream::print!("{}", Table { columns: &columns, sections: &sections }.draw(terminal_width()));
@@ -82,6 +83,22 @@ impl Report {
         }
         if !self.domains.is_empty() {
             self.print_maps(layers);
+        }
+    }
+
+    /// How much each domain's figures are of; the same for all routers.
+    fn print_sizes(&self) {
+        let width = self.domains.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+        for (name, figures) in self.domains.iter().zip(&self.routers[0].texts) {
+            let documents = match figures.documents {
+                1 => String::new(),
+                count => format!("{} documents, ", grouped(count)),
+            };
+            let (tokens, bytes) = (grouped(figures.perplexity.tokens as u64), grouped(figures.bytes));
+            anstream::println!("{name:<width$}  {documents}{tokens} tokens in {bytes} bytes");
+        }
+        if !self.domains.is_empty() {
+            anstream::println!();
         }
     }
 
