@@ -41,6 +41,8 @@ const FIRST_BRIGHT: usize = 6;
 const WHITE: u8 = 231;
 const BLACK: u8 = 16;
 const SHADES: [&str; 5] = ["·", "░", "▒", "▓", "█"];
+/// What a row is called is cut to so many characters.
+const MOST_LABEL: usize = 24;
 /// Between two blocks.
 const GAP: &str = "  ";
 
@@ -101,7 +103,7 @@ impl HeatMap<'_> {
     pub fn draw(&self, width: usize, paint: Paint) -> String {
         let experts = self.blocks.first().and_then(|block| block.rows.first()).map_or(0, Vec::len);
         let mean = "mean".to_owned();
-        let labels: Vec<&String> = self.rows.iter().chain([&mean]).collect();
+        let labels: Vec<String> = self.rows.iter().chain([&mean]).map(|label| cut(label, MOST_LABEL)).collect();
         let label_width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0).max("expert".len());
         let room = width.saturating_sub(label_width + GAP.len());
         let cell_widths = paint.cell_widths();

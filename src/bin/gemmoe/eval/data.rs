@@ -27,7 +27,7 @@ enum Kind {
 /// The same for a model.
 pub enum Content {
     Tokens(Vec<u32>),
-    Rows(DataSet),
+    Rows(Box<DataSet>),
 }
 
 /// All domains.
@@ -76,7 +76,7 @@ impl Item {
                 if self.known.is_none() {
                     tell(&self.name, set.report());
                 }
-                (Content::Rows(set), found)
+                (Content::Rows(Box::new(set)), found)
             }
         };
         match self.known.replace(found) {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::metrics::{Numbers, Step};
 use super::report::Report;
-use crate::plot::curve::{Chart, Curves, Line, Unit};
+use crate::plot::curve::{Chart, Curves, Line, Look, Unit};
 use crate::plot::heat::{HeatMaps, Router};
 use crate::plot::{Panel, page};
 
@@ -33,15 +33,15 @@ fn maps(report: &Report) -> Vec<Router> {
 
 fn curves(path: &Path, steps: &[Step]) -> Curves {
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    let own = |name: &str, value: &dyn Fn(&Numbers) -> Option<f64>| Line {
+    let line = |name: &str, look: Look, value: &dyn Fn(&Step) -> Option<f64>| Line {
         name: name.to_owned(),
-        points: steps.iter().filter_map(|step| Some((step.step as f64, value(&step.own)?))).collect(),
-        dots: false,
+        points: steps.iter().filter_map(|step| Some((step.step as f64, value(step)?))).collect(),
+        look,
     };
-    let held_out = |name: &str, value: &dyn Fn(&Numbers) -> Option<f64>| Line {
-        name: name.to_owned(),
-        points: steps.iter().filter_map(|step| Some((step.step as f64, value(step.held_out.as_ref()?)?))).collect(),
-        dots: true,
+    let own = |look, value: fn(&Numbers) -> Option<f64>| line("training", look, &|step| value(&step.own));
+    let both = |value: fn(&Numbers) -> Option<f64>| {
+        let held_out = line("held out", Look::Dots, &|step| value(step.held_out.as_ref()?));
+        vec![own(Look::Noisy, value), held_out]
     };
     let chart = |title: &str, unit_name: &str, lines: Vec<Line>| Chart {
         title: title.to_owned(),
@@ -53,28 +53,28 @@ fn curves(path: &Path, steps: &[Step]) -> Curves {
     };
     let is_pairs = steps.iter().any(|step| step.own.accuracy.is_some());
     let loss_unit = if is_pairs { "mean over pairs" } else { "nats per token" };
-    let loss = vec![own("training", &Numbers::text_loss), held_out("held out", &Numbers::text_loss)];
-    let accuracy = vec![own("training", &|found| found.accuracy), held_out("held out", &|found| found.accuracy)];
-    let balance = vec![own("training", &|found| found.balance), held_out("held out", &|found| found.balance)];
     let experts = steps.iter().map(|step| step.own.mean_shares().len()).max().unwrap_or(0);
     let share = |expert: usize| {
-        let of = |found: &Numbers| found.mean_shares().get(expert).copied();
-        own(&format!("expert {expert}"), &of)
+        line(&format!("expert {expert}"), Look::Plain, &|step| step.own.mean_shares().get(expert).copied())
     };
+    let from_zero = true;
     let charts = [
-        chart("Loss", loss_unit, loss),
-        Chart { unit: Unit::Percent, ..chart("Accuracy", "pairs whose chosen answer has the higher reward", accuracy) },
+        chart("Loss", loss_unit, both(Numbers::text_loss)),
+        Chart {
+            unit: Unit::Percent,
+            ..chart("Accuracy", "chosen has the higher reward", both(|found| found.accuracy))
+        },
         Chart {
             unit: Unit::Percent,
             mark: (experts > 1).then(|| (1.0 / experts as f64, "all alike".to_owned())),
-            from_zero: true,
+            from_zero,
             ..chart("Experts", "share of choices, mean of the layers", (0..experts).map(share).collect())
         },
-        chart("Balancing loss", "num_experts_per_tok is even", balance),
-        Chart { from_zero: true, ..chart("Learning rate", "", vec![own("", &|found| found.learning_rate)]) },
+        chart("Balancing loss", "even: num_experts_per_tok", both(|found| found.balance)),
+        Chart { from_zero, ..chart("Learning rate", "", vec![own(Look::Plain, |found| found.learning_rate)]) },
         Chart {
-            from_zero: true,
-            ..chart("Norm of the gradient", "before clipping", vec![own("", &|found| found.gradient_norm)])
+            from_zero,
+            ..chart("Norm of the gradient", "before clipping", vec![own(Look::Noisy, |found| found.gradient_norm)])
         },
     ];
     let mut charts = Vec::from(charts);

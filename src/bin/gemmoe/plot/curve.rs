@@ -1,7 +1,7 @@
 //! Curves over the steps of a training.
 
 use super::canvas::{Anchor, Canvas, Style, fitted};
-use super::color::{FAINT_INK, GRID, line};
+use super::color::{FAINT_INK, GRID, faint, line};
 use super::{MARGIN, PAGE_WIDTH, Panel};
 
 /// Numbers over steps.
@@ -9,9 +9,22 @@ pub struct Line {
     pub name: String,
     /// `(step, value)`, by step.
     pub points: Vec<(f64, f64)>,
-    /// Few measurements, each of which is seen as a dot.
-    pub dots: bool,
+    pub look: Look,
 }
+
+/// How a line is drawn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// As it is.
+    Plain,
+    /// Of many noisy points a running mean before the faint line.
+    Noisy,
+    /// Few measurements, each of which is seen as a dot.
+    Dots,
+}
+
+/// A noisy line of so many points has a running mean, over a fiftieth of them.
+const NOISY_POINTS: usize = 200;
 
 /// What a value is, and how an axis tells it.
 #[derive(Clone, Copy, PartialEq)]
@@ -73,7 +86,9 @@ impl Curves {
     /// The first and the last step of all lines.
     fn steps(&self) -> [f64; 2] {
         let steps = self.charts.iter().flat_map(|chart| &chart.lines).flat_map(|line| &line.points);
-        range(steps.map(|(step, _)| *step)).unwrap_or([0.0, 1.0])
+        let [first, last] = range(steps.map(|(step, _)| *step)).unwrap_or([0.0, 1.0]);
+        // From 0 where that is near.
+        [if first <= last / 20.0 { 0.0 } else { first }, last]
     }
 }
 
@@ -141,12 +156,38 @@ fn round_step(step: f64) -> f64 {
     digit.unwrap_or(10.0) * power
 }
 
+impl Line {
+    fn finite_points(&self) -> Vec<(f64, f64)> {
+        self.points.iter().filter(|point| point.1.is_finite()).copied().collect()
+    }
+
+    /// Over how many points its running mean is; none where it has none.
+    fn mean_length(&self) -> Option<usize> {
+        (self.look == Look::Noisy && self.points.len() >= NOISY_POINTS).then_some(self.points.len() / 50)
+    }
+}
+
+/// The mean of about `length` points around each; of fewer at the ends.
+fn running_mean(points: &[(f64, f64)], length: usize) -> Vec<(f64, f64)> {
+    let half = length / 2;
+    let mean = |at: usize| {
+        let around = &points[at.saturating_sub(half)..(at + half + 1).min(points.len())];
+        around.iter().map(|(_, value)| value).sum::<f64>() / around.len() as f64
+    };
+    points.iter().enumerate().map(|(at, (step, _))| (*step, mean(at))).collect()
+}
+
 impl Chart {
     fn draw(&self, canvas: &mut Canvas, [left, top, width, height]: [f64; 4], steps: [f64; 2]) {
         let heading = Style::new(13.0).bold();
         canvas.text(left, top + 16.0, heading, &self.title);
         let beside = left + super::canvas::width_of(&self.title, 13.0) + 10.0;
-        canvas.text(beside, top + 16.0, Style::new(LABEL_SIZE).inked(FAINT_INK), &self.unit_name);
+        let unit_name = match self.lines.iter().find_map(Line::mean_length) {
+            Some(length) if self.unit_name.is_empty() => format!("thick: mean of {length} steps"),
+            Some(length) => format!("{}; thick: mean of {length} steps", self.unit_name),
+            None => self.unit_name.clone(),
+        };
+        canvas.text(beside, top + 16.0, Style::new(LABEL_SIZE).inked(FAINT_INK), &unit_name);
         let (x, y) = (left + LEFT, top + HEAD);
         let (width, height) = (width - LEFT - RIGHT, height - HEAD - FOOT);
         let across = Axis::of_steps(steps, if width > 600.0 { 10 } else { 5 });
@@ -175,15 +216,23 @@ impl Chart {
             names.push((at, FAINT_INK, name.as_str()));
         }
         for (index, drawn) in self.lines.iter().enumerate() {
-            let ink = line(index);
-            let points: Vec<(f64, f64)> =
-                drawn.points.iter().filter(|point| point.1.is_finite()).map(|p| at(*p)).collect();
-            let Some(last) = points.last().copied() else { continue };
-            canvas.curve(&thinned(&points), if drawn.dots { 2.0 } else { 1.4 }, ink);
-            if drawn.dots {
-                points.iter().for_each(|(x, y)| canvas.dot(*x, *y, ink.0));
+            let (ink, dashes) = line(index);
+            let (points, look) = (drawn.finite_points(), drawn.look);
+            let places: Vec<(f64, f64)> = points.iter().map(|point| at(*point)).collect();
+            let Some(mut last) = places.last().copied() else { continue };
+            match drawn.mean_length() {
+                Some(length) => {
+                    canvas.curve(&thinned(&places), 1.0, (&faint(ink), ""));
+                    let mean: Vec<(f64, f64)> = running_mean(&points, length).into_iter().map(at).collect();
+                    canvas.curve(&thinned(&mean), 2.0, (ink, dashes));
+                    last = mean.last().copied().unwrap_or(last);
+                }
+                None => canvas.curve(&thinned(&places), if look == Look::Dots { 2.0 } else { 1.4 }, (ink, dashes)),
             }
-            names.push((last.1, ink.0, drawn.name.as_str()));
+            if look == Look::Dots {
+                places.iter().for_each(|(x, y)| canvas.dot(*x, *y, ink));
+            }
+            names.push((last.1, ink, drawn.name.as_str()));
         }
         // Names stand at the ends of their lines, which need no legend then.
         for ((_, ink, name), place) in names.iter().zip(apart(&names, 13.0, [y, y + height])) {
@@ -254,6 +303,13 @@ mod tests {
     fn names_that_would_overlap_are_moved_apart_inside_the_chart() {
         let names = [(98.0, "", "a"), (99.0, "", "b"), (10.0, "", "c")];
         assert_eq!(apart(&names, 13.0, [0.0, 100.0]), [87.0, 100.0, 10.0]);
+    }
+
+    #[test]
+    fn a_running_mean_is_of_the_points_around_each() {
+        let noise: Vec<(f64, f64)> = (0..5).map(|step| (step as f64, (step % 2) as f64)).collect();
+        let expected = [0.5, 1.0 / 3.0, 2.0 / 3.0, 1.0 / 3.0, 0.5];
+        assert_eq!(running_mean(&noise, 3), (0..5).map(|step| (step as f64, expected[step])).collect::<Vec<_>>());
     }
 
     #[test]

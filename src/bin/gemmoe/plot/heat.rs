@@ -31,7 +31,11 @@ const GAP: f64 = 22.0;
 const MEAN_GAP: f64 = 5.0;
 const SCALE_WIDTH: f64 = 240.0;
 
-/// Sizes of cells for a number of experts.
+/// Widths of cells that have room for a number, the best first.
+const NUMBER_WIDTHS: [f64; 6] = [40.0, 34.0, 30.0, 28.0, 26.0, 25.0];
+const ROOM: f64 = PAGE_WIDTH - 2.0 * MARGIN - LABELS_WIDTH;
+
+/// Sizes of cells, the same for all maps of a router.
 struct Cells {
     width: f64,
     height: f64,
@@ -40,16 +44,14 @@ struct Cells {
 }
 
 impl Cells {
-    fn new(experts: usize, layers: usize) -> Cells {
-        let room = PAGE_WIDTH - 2.0 * MARGIN - LABELS_WIDTH;
-        let width = match experts {
-            ..=4 => 40.0,
-            ..=8 => 30.0,
-            ..=16 => 25.0,
-            _ => 13.0f64.min(room / experts as f64),
-        };
+    /// As wide as lets all maps stand side by side, or if they cannot, as one row of some has room for.
+    fn new(maps: usize, experts: usize, layers: usize) -> Cells {
+        let fit = |maps: usize, width: f64| maps as f64 * (experts as f64 * width + GAP) - GAP <= ROOM;
+        let widest = |maps| NUMBER_WIDTHS.into_iter().find(|width| fit(maps, *width));
+        let with_numbers = widest(maps).or_else(|| widest(4)).or_else(|| widest(2)).or_else(|| widest(1));
+        let width = with_numbers.unwrap_or_else(|| 16.0f64.min(ROOM / experts as f64));
         let height = if layers <= 12 { 24.0 } else { 18.0 };
-        Cells { width, height, number_size: (width >= 25.0).then_some(if width >= 30.0 { 11.0 } else { 10.0 }) }
+        Cells { width, height, number_size: with_numbers.map(|width| if width >= 28.0 { 11.0 } else { 10.0 }) }
     }
 }
 
@@ -101,13 +103,12 @@ fn in_percent(value: f64) -> String {
 fn draw_router(canvas: &mut Canvas, router: &Router, largest: f64, top: f64) -> f64 {
     let experts = router.blocks.first().and_then(|block| block.rows.first()).map_or(0, Vec::len);
     let layers = router.blocks.first().map_or(0, |block| block.rows.len());
-    let cells = Cells::new(experts, layers);
+    let cells = Cells::new(router.blocks.len(), experts, layers);
     let width = experts as f64 * cells.width;
-    let room = PAGE_WIDTH - 2.0 * MARGIN - LABELS_WIDTH;
-    let in_a_row = (((room + GAP) / (width + GAP)) as usize).max(1);
+    let in_a_row = (((ROOM + GAP) / (width + GAP)) as usize).max(1);
     let even = format!("all experts alike would be {} %", percent(router.even));
     canvas.rule([MARGIN, top, PAGE_WIDTH - MARGIN, top], super::color::GRID);
-    let name = fitted(&router.name, HEADING_SIZE, 0.6 * room);
+    let name = fitted(&router.name, HEADING_SIZE, 0.6 * ROOM);
     canvas.text(MARGIN, top + 22.0, Style::new(HEADING_SIZE).bold(), &name);
     let style = Style::new(LABEL_SIZE).inked(FAINT_INK).anchored(Anchor::End);
     canvas.text(PAGE_WIDTH - MARGIN, top + 22.0, style, &even);
