@@ -3,12 +3,13 @@
 //! A token goes one way through the rooms of this house:
 //! [`ffi`] (the C ABI) -> [`engine`] (sessions and the forward pass) -> [`backend`] (operations on a device) ->
 //! kernels. Beside the way stand [`model`] (a checkpoint on disk), [`text`] (the tokenizer), [`quant`] (how weights are
-//! held); above, [`quantize`], which makes one model directory from another, [`mix`], which makes one from several, and
-//! [`train`], which trains routers; and below everything [`error`], [`memory`] and [`platform`]. `docs/architecture.md` draws it.
+//! held); above, [`quantize`], which makes one model directory from another, [`mix`], which makes one from several,
+//! [`train`], which trains routers, and [`evaluate`], which compares them; and below everything [`error`], [`memory`] and [`platform`]. `docs/architecture.md` draws it.
 
 pub mod backend;
 pub mod engine;
 pub mod error;
+pub mod evaluate;
 pub mod ffi;
 pub mod memory;
 pub mod mix;

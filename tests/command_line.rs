@@ -648,7 +648,7 @@ fn quantize_measures_the_perplexity_before_and_after_and_takes_calibration_texts
 
 #[test]
 fn help_lists_every_command_and_every_option() {
-    let commands: [(&str, &[&str]); 8] = [
+    let commands: [(&str, &[&str]); 9] = [
         ("inspect", &["DIR", "--follow-links", "--json"]),
         (
             "plan",
@@ -715,6 +715,28 @@ fn help_lists_every_command_and_every_option() {
         ("logits", &["--model", "--tokens", "--json"]),
         ("score", &["FILE", "--context", "--kv", "--per-token", "--color", "--json"]),
         ("embed", &["--text", "--tokens", "--pooling", "mean", "last"]),
+        (
+            "eval",
+            &[
+                "--model",
+                "--router",
+                "--text",
+                "--prompt",
+                "--pairs",
+                "--reference",
+                "--beta",
+                "--mean-log-probability",
+                "--skip-bad-rows",
+                "--context",
+                "--layers",
+                "--svg",
+                "--curve",
+                "--json",
+                "--device",
+                "--quantize",
+                "--color",
+            ],
+        ),
         ("routes", &["--text", "--prompt", "--tokens", "--context", "--kv", "--weights", "--color", "--json"]),
     ];
     let all = text_of(&["--help"]);
