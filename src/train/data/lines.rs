@@ -1,12 +1,14 @@
 //! The lines of a file, and the sections of a text: read one at a time, and again where they were.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 
 use crate::error::{Error, Result, Status};
+use crate::memory::try_vec;
 
 /// The longest line that can be a row, in bytes: of longer ones no more is held.
 pub const MAX_LINE_BYTES: usize = 16 << 20;
@@ -47,6 +49,9 @@ pub struct Lines<R> {
     number: u64,
     buffer: Vec<u8>,
     max_bytes: usize,
+    /// What was read at once, and what of it belongs to no line yet.
+    chunk: Vec<u8>,
+    unused: Range<usize>,
 }
 
 /// A line without its end.
@@ -70,17 +75,18 @@ impl Line<'_> {
     }
 }
 
-impl Lines<BufReader<File>> {
-    /// Lines from `offset` on, which are put into `buffer`. The first has number 1.
-    pub fn at(mut file: File, offset: u64, buffer: Vec<u8>) -> Result<Self> {
+impl<'a> Lines<&'a File> {
+    /// Lines from `offset` on, which are put into `buffer`. The first has number 1. The file is read in pieces of `chunk_bytes`.
+    pub fn at(mut file: &'a File, offset: u64, chunk_bytes: usize, buffer: Vec<u8>) -> Result<Self> {
         file.seek(SeekFrom::Start(offset)).map_err(read_failed)?;
-        Ok(Lines::new(BufReader::new(file), offset, buffer, MAX_LINE_BYTES))
+        Lines::new(file, offset, chunk_bytes, buffer, MAX_LINE_BYTES)
     }
 }
 
-impl<R: BufRead> Lines<R> {
-    fn new(reader: R, offset: u64, buffer: Vec<u8>, max_bytes: usize) -> Self {
-        Lines { reader, offset, number: 0, buffer, max_bytes }
+impl<R: Read> Lines<R> {
+    fn new(reader: R, offset: u64, chunk_bytes: usize, buffer: Vec<u8>, max_bytes: usize) -> Result<Self> {
+        let chunk = try_vec("lines of data", chunk_bytes, 0u8)?;
+        Ok(Lines { reader, offset, number: 0, buffer, max_bytes, chunk, unused: 0..0 })
     }
 
     /// The next line. Fails with `ReadFailed` and `OutOfMemory`.
@@ -91,14 +97,15 @@ impl<R: BufRead> Lines<R> {
         let mut rest: Option<Xxh3> = None;
         let mut ended = false;
         while !ended {
-            let chunk = match self.reader.fill_buf() {
-                Ok(chunk) => chunk,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(read_failed(error)),
-            };
-            if chunk.is_empty() {
-                break;
+            if self.unused.is_empty() {
+                self.unused = match self.reader.read(&mut self.chunk) {
+                    Ok(0) => break,
+                    Ok(bytes) => 0..bytes,
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                    Err(error) => return Err(read_failed(error)),
+                };
             }
+            let chunk = &self.chunk[self.unused.clone()];
             let newline = chunk.iter().position(|byte| *byte == b'\n');
             ended = newline.is_some();
             let part = &chunk[..newline.unwrap_or(chunk.len())];
@@ -118,7 +125,7 @@ impl<R: BufRead> Lines<R> {
                 }
             }
             let consumed = part.len() + usize::from(ended);
-            self.reader.consume(consumed);
+            self.unused.start += consumed;
             self.offset += consumed as u64;
         }
         if self.offset == offset {
@@ -183,21 +190,87 @@ pub fn read_section<'a>(
     buffer: &'a mut Vec<u8>,
 ) -> std::result::Result<Section<'a>, SectionFault> {
     buffer.clear();
-    // One byte more tells whether there is any; a character cut in two by it is not looked at.
-    let wanted = most + 1;
+    // A character more tells whether there is any.
+    let wanted = most + 4;
     let no_memory = |_| SectionFault::Stop(Error::out_of_memory("a section of a text", wanted));
     buffer.try_reserve(wanted).map_err(no_memory)?;
     let stop = |error| SectionFault::Stop(read_failed(error));
     file.seek(SeekFrom::Start(offset)).map_err(stop)?;
     file.take(wanted as u64).read_to_end(buffer).map_err(stop)?;
-    let is_whole = buffer.len() < wanted;
+    let is_end = buffer.len() < wanted;
     let text = match std::str::from_utf8(buffer) {
         Ok(text) => text,
-        Err(error) if error.error_len().is_none() && !is_whole => {
+        Err(error) if error.error_len().is_none() && !is_end => {
             std::str::from_utf8(&buffer[..error.valid_up_to()]).unwrap_or_default()
         }
         Err(error) => return Err(SectionFault::Utf8(error.valid_up_to())),
     };
-    let text = if is_whole { text } else { &text[..section_end(text, most.min(text.len().saturating_sub(1)))] };
-    Ok(Section { text, is_last: is_whole, hash: xxh3_64_with_seed(text.as_bytes(), u64::from(is_whole)) })
+    let section = &text[..section_end(text, most)];
+    let is_last = is_end && section.len() == text.len();
+    Ok(Section { text: section, is_last, hash: xxh3_64_with_seed(section.as_bytes(), u64::from(is_last)) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lines of a text as (number, offset, end, bytes, hash), read in pieces.
+    type Found = Vec<(u64, u64, u64, Option<Vec<u8>>, u64)>;
+
+    fn lines(bytes: &[u8], chunk_bytes: usize, max_bytes: usize) -> Found {
+        let mut lines = Lines::new(bytes, 0, chunk_bytes, Vec::new(), max_bytes).unwrap();
+        let mut found = Vec::new();
+        while let Some(line) = lines.next().unwrap() {
+            found.push((line.number, line.offset, line.end, line.bytes.map(<[u8]>::to_vec), line.hash));
+        }
+        found
+    }
+
+    #[test]
+    fn lines_are_the_same_in_whatever_pieces_they_are_read() {
+        let text = b"\xef\xbb\xbfone\r\n\n  \ntwo\r\r\n0123456789\n0123456789a\nlast";
+        let expected: [(u64, u64, u64, Option<&[u8]>); 7] = [
+            (1, 3, 8, Some(b"one")),
+            (2, 8, 9, Some(b"")),
+            (3, 9, 12, Some(b"  ")),
+            (4, 12, 18, Some(b"two\r")),
+            (5, 18, 29, Some(b"0123456789")),
+            (6, 29, 41, None),
+            (7, 41, 45, Some(b"last")),
+        ];
+        let whole = lines(text, 1000, 10);
+        let shown: Vec<_> = whole.iter().map(|line| (line.0, line.1, line.2, line.3.as_deref())).collect();
+        assert_eq!(shown, expected);
+        for chunk_bytes in 1..text.len() {
+            assert_eq!(lines(text, chunk_bytes, 10), whole, "{chunk_bytes}");
+        }
+        // Every byte of a line that is too long counts for its hash.
+        for at in 29..40 {
+            let mut other = text.to_vec();
+            other[at] ^= 1;
+            assert_ne!(lines(&other, 4, 10)[5].4, whole[5].4, "{at}");
+        }
+        assert!(lines(b"", 4, 10).is_empty());
+        assert_eq!(lines(b"\n", 4, 10).len(), 1);
+    }
+
+    #[test]
+    fn a_section_ends_where_no_token_reaches_across() {
+        let cases = [
+            ("short", 10, "short"),
+            ("a line\nanother", 10, "a line\n"),
+            ("aa\n\n\n\nbb", 5, "aa\n\n\n"),
+            ("aaaa\n\n\nbb", 8, "aaaa\n\n\n"),
+            ("some words here", 12, "some words"),
+            ("spaces   words", 9, "spaces"),
+            ("abcdefghij", 4, "abcd"),
+            ("ééééé", 5, "éé"),
+            ("漢字", 2, "漢"),
+            // A line that ends too soon does not make a section small.
+            ("a\nbcdefgh ij", 10, "a\nbcdefgh"),
+        ];
+        for (text, most, expected) in cases {
+            assert_eq!(&text[..section_end(text, most)], expected, "{text:?}");
+        }
+    }
 }
