@@ -17,6 +17,8 @@ mod devices;
 mod driver;
 #[path = "cuda/faults.rs"]
 mod faults;
+#[path = "router_patch/fixture.rs"]
+mod fixture;
 #[path = "cuda/graphs.rs"]
 mod graphs;
 #[path = "cuda/lent.rs"]
@@ -25,6 +27,8 @@ mod lent;
 mod native;
 #[path = "cuda/perplexity.rs"]
 mod perplexity;
+#[path = "cuda/router_patch.rs"]
+mod router_patch;
 #[path = "cuda/sampling.rs"]
 mod sampling;
 #[path = "common/shim.rs"]
@@ -80,7 +84,7 @@ fn with_a_token(backend: &dyn Backend, work: impl FnOnce(&mut dyn Pass, &mut Bat
     let kept = backend.new_logits().unwrap();
     let (tokens, targets, logits, router) = (&[5][..], &[][..], Some(kept.place()), None);
     let mut sequences = [SequenceSlice { tokens, start: 0, pages: &mut pages, logits, targets, router }];
-    work(&mut *pass, &mut Batch { sequences: &mut sequences });
+    work(&mut *pass, &mut Batch { sequences: &mut sequences, gates: None });
 }
 
 /// The largest difference, as a share of the largest number.

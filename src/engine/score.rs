@@ -8,6 +8,7 @@ use super::options::SessionOptions;
 use super::sample::log_probability;
 use super::session::{Flight, Session, finished};
 use crate::backend::Cancel;
+use crate::backend::gates::AppliedGates;
 use crate::backend::ops::NO_TARGET;
 use crate::error::{Error, Result, Status};
 use crate::memory::{try_vec, try_with_capacity};
@@ -29,15 +30,16 @@ impl Session {
     /// `prefill`.
     pub fn score(&mut self, tokens: &[u32], out: &mut [f32]) -> Result<()> {
         let held = self.check_appended(tokens, out.len())?;
+        let gates = self.meet_model_gates()?;
         if held == 0 {
             return Err(Error::new(Status::NoLogits, "the session holds no token to begin from: prefill BOS first"));
         }
-        if let (Some(first), true) = (tokens.first(), self.pending() == 0) {
-            out[0] = log_probability(self.logits()?, *first)?;
+        if let (Some(first), true) = (tokens.first(), self.unrun() == 0) {
+            out[0] = log_probability(self.logits.numbers()?, *first)?;
         }
         let mut targets = try_with_capacity("targets", self.options().prefill_chunk)?;
         self.push(tokens)?;
-        self.run_watched(held, Some(&mut targets), |session, first, targets| {
+        self.run_watched(held, gates.as_deref(), Some(&mut targets), |session, first, targets| {
             let Some(pass) = &session.pass else { return Ok(()) };
             for (index, _) in targets.iter().enumerate().filter(|(_, target)| **target != NO_TARGET) {
                 out[first + index + 1 - held] = pass.log_probability(index);
@@ -63,11 +65,12 @@ impl Session {
         }
         let mut sums = try_vec("an embedding", hidden_size, 0f64)?;
         let mut state = try_vec("an embedding", hidden_size, 0f32)?;
+        let gates = self.meet_model_gates()?;
         self.push(tokens)?;
         let total = held + tokens.len();
-        self.run_watched(held, None, |session, first, _| {
+        self.run_watched(held, gates.as_deref(), None, |session, first, _| {
             let Some(pass) = &session.pass else { return Ok(()) };
-            let end = session.tokens().len() - session.pending();
+            let end = session.tokens().len() - session.unrun();
             let from = if pooling == Pooling::Mean { held } else { total - 1 };
             for position in first.max(from)..end {
                 pass.hidden_state(position - first, &mut state)?;
@@ -97,6 +100,7 @@ impl Session {
     fn run_watched(
         &mut self,
         held: usize,
+        gates: Option<&AppliedGates>,
         mut targets: Option<&mut Vec<u32>>,
         mut see: impl FnMut(&Session, usize, &[u32]) -> Result<()>,
     ) -> Result<()> {
@@ -108,8 +112,8 @@ impl Session {
             self.drop_pending(held)?;
             return Err(Cancel::error());
         }
-        while self.pending() > 0 {
-            let first = self.tokens().len() - self.pending();
+        while self.unrun() > 0 {
+            let first = self.tokens().len() - self.unrun();
             let mut flight = Flight::new(self, self.options().prefill_chunk);
             let wanted: &[u32] = match &mut targets {
                 None => &[],
@@ -120,7 +124,7 @@ impl Session {
                     targets
                 }
             };
-            if let Err(error) = finished(self.fly(&mut flight, wanted, &limit)) {
+            if let Err(error) = finished(self.fly(&mut flight, wanted, gates, &limit)) {
                 if error.status() == Status::Cancelled {
                     cancel.take();
                 }

@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use gemmoe::backend::Variants;
 use gemmoe::backend::cpu::kernels::Instructions;
 use gemmoe::backend::cpu::{self, CpuOptions, ThreadOptions};
-use gemmoe::{LoadOptions, Model, Progress, Result};
+use gemmoe::{LoadOptions, Model, Progress, Result, RouterPatch};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::interrupt::cancelling;
@@ -20,10 +20,16 @@ pub fn bar(length: u64, template: &str) -> ProgressBar {
     ProgressBar::new(length).with_style(style)
 }
 
-/// Loads the model, showing how far it is.
+/// Loads the model, showing how far it is, and applies the router patch if there is one.
 pub fn load(args: &ModelArgs) -> Result<Arc<Model>> {
     let options = options(args);
-    watch("loading", |progress| Model::load(&args.model, &options, progress))
+    // Before the weights, which take longer.
+    let patch = args.router.as_deref().map(RouterPatch::read).transpose()?;
+    let model = watch("loading", |progress| Model::load(&args.model, &options, progress))?;
+    if let (Some(patch), Some(path)) = (patch, &args.router) {
+        model.apply_router_patch(&patch).map_err(|error| error.in_file(path.display().to_string()))?;
+    }
+    Ok(model)
 }
 
 /// Takes the names of instruction sets.

@@ -44,7 +44,7 @@ struct Cli {
 enum Command {
     /// List the devices that models can run on.
     Devices(devices::Devices),
-    /// Check a model directory and say what is in it, without reading the weights.
+    /// Check a model directory and say what is in it, without reading the weights, or the same of a router patch.
     Inspect(inspect::Inspect),
     /// Say how much memory a model and its sessions will take, without reading the weights.
     Plan(plan::Plan),
@@ -130,6 +130,9 @@ struct ModelArgs {
     /// experts=int4,attention=int8,head=int8; group-size=64 or 128 and scales=f16 can be added.
     #[arg(long, value_name = "PART=FORMAT,...", value_parser = formats::parse_formats)]
     quantize: Option<Formats>,
+    /// Apply a router patch: a file with gates that were trained for this model.
+    #[arg(long, value_name = "FILE")]
+    router: Option<PathBuf>,
     /// Follow symbolic links inside the directory, as in a download cache.
     #[arg(long)]
     follow_links: bool,

@@ -141,6 +141,7 @@ impl Quantize {
             pin: false,
             priority: Priority::Normal,
             quantize: None,
+            router: None,
             follow_links: self.follow_links,
             map: false,
             exact: false,
