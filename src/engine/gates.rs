@@ -38,6 +38,8 @@ impl Model {
     /// the new gates would, bit for bit: their tokens are pending, and are run again when they are next run. A pass that a
     /// budget had suspended is begun anew. A session that shares pages with a fork needs pages of its own for that.
     ///
+    /// Training begins from the stored gates all the same.
+    ///
     /// Takes as many bytes as the gates have, in f32, beside the stored ones; on a GPU that is the device's memory, which
     /// `device_memory_limit` does not count. Fails with `PatchModel` for a patch of another geometry or of other stored gates,
     /// `OutOfMemory`, and as devices do; the gates in force are then what they were.

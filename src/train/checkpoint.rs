@@ -1,6 +1,5 @@
-//! Where a run stands, as a file: the trainer's state with one more key in its metadata, `gemmoe_router_run`: the version, the rows
-//! that were taken, the fingerprint of the data, and the course, which is every value of the recipe that decides what the gates
-//! become. A run of another course would go on without an error and end elsewhere, so it is refused, with the key that differs.
+//! Where a run stands, as a file: the trainer's state, with the rows that were taken, the fingerprint of the data, and the course
+//! in its header, which is every value of the recipe that decides what the gates become. A run of another course would go on without an error and end elsewhere, so it is refused, with the key that differs.
 
 use std::path::Path;
 
@@ -10,15 +9,13 @@ use super::adamw::Decay;
 use super::balance::BalanceForm;
 use super::data::{BadRows, DataSet, LongRows};
 use super::loss::PreferenceLoss;
-use super::recipe::{Objective, TrainRecipe, Warmup};
+use super::recipe::{Objective, TrainRecipe};
 use super::run::CourseGates;
-use super::state::{damaged, header, name_of, write_file};
+use super::state::{damaged, name_of, write_file};
 use super::trainer::{RouterTrainer, TrainOptions};
 use crate::error::{Error, Result, Status};
 
-/// The metadata's key.
-const KEY: &str = "gemmoe_router_run";
-/// Of the format.
+/// Of what a run adds.
 const VERSION: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
@@ -51,7 +48,6 @@ impl Course {
             Decay::Constant => "constant".to_owned(),
             Decay::Cosine { total_steps, final_share } => format!("cosine to {final_share} at step {total_steps}"),
         };
-        let warmup_key = if matches!(recipe.warmup, Warmup::Share(_)) { "warmup_share" } else { "warmup_steps" };
         let mut values = vec![
             ("objective".to_owned(), recipe.objective.name().to_owned()),
             ("router".to_owned(), format!("{:016x}", gates.start)),
@@ -64,7 +60,7 @@ impl Course {
         add("data.seed", options.seed.to_string());
         add("train.rows_per_step", recipe.rows_per_step.to_string());
         add("train.learning_rate", optimiser.learning_rate.to_string());
-        add(&format!("train.{warmup_key}"), format!("{} steps", optimiser.warmup_steps));
+        add("train.warmup_steps", optimiser.warmup_steps.to_string());
         add("train.schedule", schedule);
         add("train.betas", format!("[{}, {}]", optimiser.betas.0, optimiser.betas.1));
         add("train.epsilon", optimiser.epsilon.to_string());
@@ -88,9 +84,9 @@ impl Course {
     /// Writes a trainer's state and the run's to a file.
     pub fn save(&self, trainer: &RouterTrainer, rows: u64, path: &Path) -> Result<()> {
         let header = RunHeader { version: VERSION, rows, course: self.clone() };
-        let header = serde_json::to_string(&header)
+        let header = serde_json::to_value(&header)
             .map_err(|error| Error::new(Status::Internal, format!("a checkpoint has no header: {error}")))?;
-        write_file(path, &trainer.state_with(Some((KEY, header)))?)
+        write_file(path, &trainer.state_with(Some(header))?)
     }
 
     /// Puts a file's state into a trainer, where it is of this course.
@@ -103,24 +99,32 @@ impl Course {
     ) -> Result<()> {
         let bytes = trainer.read_file(path)?;
         let mut resume = || {
-            let run = header(&bytes, KEY)?;
-            let text = || damaged(format!("this is no checkpoint of a run: its header lacks \"{KEY}\""));
-            let run: RunHeader = serde_json::from_str(&run.ok_or_else(text)?)
-                .map_err(|error| damaged(format!("the header of a checkpoint cannot be read: {error}")))?;
-            if run.version != VERSION {
-                let text = format!("the checkpoint is of version {}, expected {VERSION}", run.version);
+            // The model first: all gates of another one differ.
+            let (steps, run) = trainer.run_of_state(&bytes)?;
+            let run = run.ok_or_else(|| damaged("this is a training state, but no checkpoint of a run".to_owned()))?;
+            let version = run.get("version").and_then(serde_json::Value::as_u64);
+            if version != Some(u64::from(VERSION)) {
+                let text = format!("the checkpoint is of version {}, expected {VERSION}", version.unwrap_or(0));
                 return Err(Error::new(Status::SnapshotVersion, text));
             }
-            // The model first: all gates of another one differ.
-            let steps = trainer.steps_of_state(&bytes)?;
+            let run: RunHeader = serde_json::from_value(run)
+                .map_err(|error| damaged(format!("the header of a checkpoint cannot be read: {error}")))?;
             self.check(&run.course)?;
             if steps > total_steps {
-                let text = format!("the checkpoint is at step {steps}, and the recipe ends at step {total_steps}");
+                let text = format!(
+                    "the checkpoint is at step {steps}, and the recipe ends at step {total_steps} (\"train.steps\" or \
+                     \"train.epochs\")"
+                );
                 return Err(Error::new(Status::RecipeValue, text).at_key("train.steps"));
             }
             if run.rows != rows_until(steps) {
                 let (rows, expected) = (run.rows, rows_until(steps));
-                return Err(damaged(format!("after step {steps} it has taken {rows} rows, expected {expected}")));
+                // The last step of all epochs takes what is left.
+                let text = format!(
+                    "the checkpoint has taken {rows} rows in {steps} steps, where a run of this length takes {expected}: it \
+                     cannot be made longer, begin anew"
+                );
+                return Err(Error::new(Status::RecipeValue, text).at_key("train.epochs"));
             }
             trainer.set_state(&bytes)
         };

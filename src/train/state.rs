@@ -12,6 +12,7 @@ use std::path::Path;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::trainer::RouterTrainer;
 use crate::error::{Error, Result, Status};
@@ -31,6 +32,9 @@ struct Header {
     steps: u64,
     /// Of the model, in hexadecimal: another model's gates would fit, and be wrong.
     model: String,
+    /// What a run adds. In one key with the rest: the order of several would not be the same in every file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    run: Option<Value>,
 }
 
 /// What is saved of each gate, by the end of its tensor's name.
@@ -60,8 +64,8 @@ impl RouterTrainer {
         self.state_with(None)
     }
 
-    /// The same with one more key in the metadata, and its value.
-    pub(super) fn state_with(&self, more: Option<(&str, String)>) -> Result<Vec<u8>> {
+    /// The same with what a run adds to the header.
+    pub(super) fn state_with(&self, run: Option<Value>) -> Result<Vec<u8>> {
         let [layers, experts, hidden_size] = self.sizes();
         let size = experts * hidden_size;
         let all = [&self.gates, &self.optimiser.first, &self.optimiser.second, &self.reference];
@@ -74,22 +78,23 @@ impl RouterTrainer {
         });
         let defect = |error| Error::new(Status::Internal, format!("a training state cannot be written: {error}"));
         let views: Vec<_> = views.collect::<std::result::Result<_, _>>().map_err(defect)?;
-        let header = Header { version: VERSION, steps: self.optimiser.step, model: self.fingerprint() };
+        let header = Header { version: VERSION, steps: self.optimiser.step, model: self.fingerprint(), run };
         let header = serde_json::to_string(&header)
             .map_err(|error| Error::new(Status::Internal, format!("a training state has no header: {error}")))?;
-        let metadata = std::iter::once((KEY, header)).chain(more).map(|(key, value)| (key.to_owned(), value));
-        safetensors::serialize(views, Some(metadata.collect())).map_err(defect)
+        safetensors::serialize(views, Some(std::iter::once((KEY.to_owned(), header)).collect())).map_err(defect)
     }
 
-    /// Steps that a state has taken, once its header is checked.
-    pub(super) fn steps_of_state(&self, bytes: &[u8]) -> Result<u64> {
-        Ok(self.header_of_state(bytes)?.steps)
+    /// Steps that a state has taken and what a run has added, once its header is checked.
+    pub(super) fn run_of_state(&self, bytes: &[u8]) -> Result<(u64, Option<Value>)> {
+        let header = self.header_of_state(bytes)?;
+        Ok((header.steps, header.run))
     }
 
     fn header_of_state(&self, bytes: &[u8]) -> Result<Header> {
-        let header = header(bytes, KEY)?;
+        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(not_a_file)?;
+        let header = metadata.metadata().as_ref().and_then(|entries| entries.get(KEY));
         let header = header.ok_or_else(|| damaged(format!("this is no training state: its header lacks \"{KEY}\"")))?;
-        let header: Header = serde_json::from_str(&header)
+        let header: Header = serde_json::from_str(header)
             .map_err(|error| damaged(format!("the header of a training state cannot be read: {error}")))?;
         if header.version != VERSION {
             let text = format!("the training state is of version {}, expected {VERSION}", header.version);
@@ -153,12 +158,6 @@ impl RouterTrainer {
         }
         std::fs::read(path).map_err(read_failed)
     }
-}
-
-/// A key of a state's metadata.
-pub(super) fn header(bytes: &[u8], key: &str) -> Result<Option<String>> {
-    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(not_a_file)?;
-    Ok(metadata.metadata().as_ref().and_then(|entries| entries.get(key)).cloned())
 }
 
 fn not_a_file(error: safetensors::SafeTensorError) -> Error {
