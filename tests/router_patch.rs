@@ -135,10 +135,16 @@ fn a_session_runs_its_tokens_again_under_new_gates_and_until_then_has_no_logits(
     // Taken off before it was run: nothing was lost.
     patched.put(Gates::Stored);
     assert_eq!((session.pending(), bits(session.logits().unwrap())), (1, bits(&read)));
-    // As long as that may take: this one applies the same gates anew.
     patched.put(Gates::B);
     session.prefill(&[]).unwrap();
     assert_eq!(session.pending(), 0);
+    assert_eq!(shown(&session).unwrap(), expected(&patched, Gates::B, &held));
+    // From one patch to the other.
+    patched.put(Gates::A);
+    session.prefill(&[]).unwrap();
+    assert_eq!(shown(&session).unwrap(), expected(&patched, Gates::A, &held));
+    patched.put(Gates::B);
+    session.prefill(&[]).unwrap();
     assert_eq!(shown(&session).unwrap(), expected(&patched, Gates::B, &held));
     // Run under the patch: coming back to the stored gates takes running again, and ends at the same bits.
     patched.put(Gates::Stored);
@@ -342,6 +348,10 @@ fn a_pass_of_a_batch_whose_only_session_is_not_let_in_is_not_gone_on_with_under_
     batch.step(&mut [&mut only], &Budget::UNLIMITED, &mut results).unwrap();
     assert!(matches!(&results[0], Poll::Ready(Err(error)) if error.status() == Status::Cancelled));
     assert_eq!((only.pending(), status(only.logits())), (30, Status::NoLogits));
+    // Had it been gone on with, a mixture would show once the old gates are back.
+    patched.put(Gates::Stored);
+    assert_eq!((only.pending(), status(only.logits())), (30, Status::NoLogits));
+    patched.put(Gates::A);
     batch.step(&mut [&mut only], &Budget::UNLIMITED, &mut results).unwrap();
     assert_eq!(shown(&only).unwrap(), expected(&patched, Gates::A, &tokens(30)));
 }
