@@ -92,7 +92,6 @@ fn a_recipe_that_cannot_be_is_refused_with_its_line_and_key() {
         ("beta = 0.2", "label_smoothing = 0.5", "line 9: \"dpo.label_smoothing\" is 0.5, expected 0 to below 0.5"),
         ("beta = 0.2", "loss = \"ipo\"\nlabel_smoothing = 0.1", "line 10: \"dpo.label_smoothing\" has no meaning"),
         ("\"dpo\"", "\"sft\"", "line 8: \"dpo\" is given, but the objective is \"sft\""),
-        ("path = \"o\"", "", "\"output.path\" is missing"),
         ("path = \"o\"", "path = \"..\"", "line 11: \"output.path\" has no name"),
         (
             "path = \"o\"",
