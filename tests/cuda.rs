@@ -29,6 +29,8 @@ mod perplexity;
 mod sampling;
 #[path = "common/shim.rs"]
 mod shim;
+#[path = "cuda/training.rs"]
+mod training;
 
 use std::path::Path;
 use std::sync::Arc;
