@@ -60,11 +60,10 @@ impl CudaTraining {
         if self.cancel.is_requested() { Err(Cancel::error()) } else { Ok(()) }
     }
 
-    /// Does an operation's work, after which the device may go on alone; where it fails, what was begun is waited for.
+    /// Has work enqueued, after which the device may go on alone; where it fails, what was begun is waited for.
     fn run<T>(&mut self, work: impl FnOnce(&mut Self, &Current) -> Result<T>) -> Result<T> {
         let (shared, stream) = (Arc::clone(&self.shared), Arc::clone(&self.stream));
-        let result = self.check_cancel().and_then(|()| {
-            let current = shared.device.enter_on(&stream)?;
+        let result = shared.device.enter_on(&stream).and_then(|current| {
             self.in_progress = true;
             work(self, &current)
         });
@@ -103,8 +102,20 @@ impl CudaTraining {
         unsafe { kernel.launch(current, grid, arguments) }
     }
 
-    /// `work(training, current, addresses of the parts)`
+    /// `work(training, current, addresses of the parts)`, unless a cancel was asked for.
     fn with_parts<const N: usize>(
+        &mut self,
+        rows: [Rows; N],
+        work: impl FnOnce(&mut Self, &Current, [Address; N]) -> Result<()>,
+    ) -> Result<()> {
+        self.transfer(rows, |training, current, parts| {
+            training.check_cancel()?;
+            work(training, current, parts)
+        })
+    }
+
+    /// The same whether or not one was: of what takes no time worth cancelling.
+    fn transfer<const N: usize>(
         &mut self,
         rows: [Rows; N],
         work: impl FnOnce(&mut Self, &Current, [Address; N]) -> Result<()>,
@@ -122,9 +133,8 @@ impl CudaTraining {
     }
 
     /// `out += a b` of one matrix each.
-    fn add_multiplied(&mut self, [a, b, out]: [Side; 3], size: [usize; 3]) -> Result<()> {
-        let multiply = Multiply { a, b, out, size, count: 1, shared_by: 1, accumulate: true };
-        self.run(|training, current| training.multiply(current, &multiply))
+    fn add_multiplied(&self, current: &Current, [a, b, out]: [Side; 3], size: [usize; 3]) -> Result<()> {
+        self.multiply(current, &Multiply { a, b, out, size, count: 1, shared_by: 1, accumulate: true })
     }
 }
 
@@ -159,7 +169,7 @@ impl Training for CudaTraining {
         if numbers.len() != to.count() {
             return Err(Error::new(Status::Internal, "numbers are as many as their part of a training workspace"));
         }
-        self.with_parts([to], |training, current, [to]| {
+        self.transfer([to], |training, current, [to]| {
             let bytes = as_bytes(numbers);
             // SAFETY: both are as long; the numbers are borrowed until the wait is over.
             let sent = unsafe { current.copy_to_device(to, bytes.as_ptr(), bytes.len()) };
@@ -173,7 +183,7 @@ impl Training for CudaTraining {
         if numbers.len() != from.count() {
             return Err(Error::new(Status::Internal, "numbers are as many as their part of a training workspace"));
         }
-        self.with_parts([from], |training, current, [from]| {
+        self.transfer([from], |training, current, [from]| {
             let bytes = as_bytes_mut(numbers);
             // SAFETY: as in `write`.
             let sent = unsafe { current.copy_to_host(bytes.as_mut_ptr(), from, bytes.len()) };
@@ -184,7 +194,7 @@ impl Training for CudaTraining {
     }
 
     fn clear(&mut self, out: Rows) -> Result<()> {
-        self.with_parts([out], |_, current, [address]| match bytes(&out) {
+        self.transfer([out], |_, current, [address]| match bytes(&out) {
             0 => Ok(()),
             // SAFETY: a part of the workspace, which outlives the work.
             bytes => unsafe { current.clear(address, bytes) },
@@ -192,7 +202,7 @@ impl Training for CudaTraining {
     }
 
     fn copy(&mut self, x: Rows, out: Rows) -> Result<()> {
-        self.with_parts([x, out], |_, current, [from, to]| match bytes(&out) {
+        self.transfer([x, out], |_, current, [from, to]| match bytes(&out) {
             0 => Ok(()),
             // SAFETY: parts of the workspace, which outlives the work.
             bytes => unsafe { current.copy(to, from, bytes) },
@@ -308,33 +318,36 @@ impl Training for CudaTraining {
     }
 
     fn add_gate_product(&mut self, x: Rows, gate: Rows, out: Rows) -> Result<()> {
-        let [of_x, of_gate, numbers] = self.workspace.numbers([x, gate, out])?;
-        let sides = [
-            Side::rows(of_x, x.columns, 0),
-            Side::transposed(of_gate, gate.columns, 0),
-            Side::rows(numbers, out.columns, 0),
-        ];
-        self.add_multiplied(sides, [out.rows, x.columns, out.columns])
+        self.with_parts([x, gate, out], |training, current, [of_x, of_gate, numbers]| {
+            let sides = [
+                Side::rows(of_x, x.columns, 0),
+                Side::transposed(of_gate, gate.columns, 0),
+                Side::rows(numbers, out.columns, 0),
+            ];
+            training.add_multiplied(current, sides, [out.rows, x.columns, out.columns])
+        })
     }
 
     fn add_gate_input_gradient(&mut self, gradient: Rows, gate: Rows, out: Rows) -> Result<()> {
-        let [of_gradient, of_gate, numbers] = self.workspace.numbers([gradient, gate, out])?;
-        let sides = [
-            Side::rows(of_gradient, gradient.columns, 0),
-            Side::rows(of_gate, gate.columns, 0),
-            Side::rows(numbers, out.columns, 0),
-        ];
-        self.add_multiplied(sides, [out.rows, gradient.columns, out.columns])
+        self.with_parts([gradient, gate, out], |training, current, [of_gradient, of_gate, numbers]| {
+            let sides = [
+                Side::rows(of_gradient, gradient.columns, 0),
+                Side::rows(of_gate, gate.columns, 0),
+                Side::rows(numbers, out.columns, 0),
+            ];
+            training.add_multiplied(current, sides, [out.rows, gradient.columns, out.columns])
+        })
     }
 
     fn add_gate_gradient(&mut self, gradient: Rows, x: Rows, out: Rows) -> Result<()> {
-        let [of_gradient, of_x, numbers] = self.workspace.numbers([gradient, x, out])?;
-        let sides = [
-            Side::transposed(of_gradient, gradient.columns, 0),
-            Side::rows(of_x, x.columns, 0),
-            Side::rows(numbers, out.columns, 0),
-        ];
-        self.add_multiplied(sides, [out.rows, gradient.rows, out.columns])
+        self.with_parts([gradient, x, out], |training, current, [of_gradient, of_x, numbers]| {
+            let sides = [
+                Side::transposed(of_gradient, gradient.columns, 0),
+                Side::rows(of_x, x.columns, 0),
+                Side::rows(numbers, out.columns, 0),
+            ];
+            training.add_multiplied(current, sides, [out.rows, gradient.rows, out.columns])
+        })
     }
 
     fn gather(&mut self, slots: &Slots, weighted: bool, x: Rows, out: Rows) -> Result<()> {
