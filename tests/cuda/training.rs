@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use gemmoe::backend::Variants;
+use gemmoe::backend::training::{ExpertProjection, NO_SLOT, Norm, Projection, Rows, Slots, Training, TrainingLimits};
+use gemmoe::backend::{Cancel, Variants};
 use gemmoe::quant::{Format, Groups, ScaleDtype};
 use gemmoe::train::{
     BalanceForm, Document, Pair, PreferenceLoss, PreferenceOptions, RouterLosses, RouterTrainer, StepMetrics,
@@ -343,4 +344,177 @@ fn whichever_driver_call_of_training_fails_it_is_an_error_and_everything_is_free
         shim.fail(0, 0);
         assert_eq!(live(), (0, 0), "left after call {nth} of {calls}");
     }
+}
+
+/// A workspace for an operation's parts, one after the other, all of them random.
+struct Bench {
+    training: Box<dyn Training>,
+    random: Random,
+    used: usize,
+}
+
+const TOKENS: usize = 70;
+const CHOICES: usize = 2;
+
+impl Bench {
+    fn new(model: &Model) -> Bench {
+        let limits = TrainingLimits { numbers: 1 << 18, max_tokens: TOKENS, max_targets: TOKENS };
+        let training = model.backend().new_training(limits, &Arc::new(Cancel::default())).unwrap();
+        Bench { training, random: Random::new(77), used: 0 }
+    }
+
+    fn rows(&mut self, rows: usize, columns: usize) -> Rows {
+        let part = Rows { start: self.used, rows, columns };
+        self.used = part.range().end.next_multiple_of(16);
+        let numbers: Vec<f32> = (0..part.count()).map(|_| self.random.unit()).collect();
+        self.training.write(&numbers, part).unwrap();
+        part
+    }
+
+    fn read(&mut self, part: Rows) -> Vec<f32> {
+        let mut numbers = vec![0f32; part.count()];
+        self.training.read(part, &mut numbers).unwrap();
+        numbers
+    }
+}
+
+/// All tokens but the last go to two of the experts, none to the last expert.
+fn some_slots(random: &mut Random, experts: usize) -> Slots {
+    let mut slots = Slots { choices: CHOICES, of_tokens: vec![NO_SLOT; TOKENS * CHOICES], ..Slots::default() };
+    let first: Vec<usize> = (0..TOKENS - 1).map(|_| random.below(experts - 1)).collect();
+    for expert in 0..experts {
+        slots.starts.push(slots.tokens.len() as u32);
+        for (token, first) in first.iter().enumerate() {
+            let second = (first + 1) % (experts - 1);
+            if let Some(choice) = [*first, second].iter().position(|chosen| *chosen == expert) {
+                slots.of_tokens[token * CHOICES + choice] = slots.tokens.len() as u32;
+                slots.tokens.push(token as u32);
+                slots.weights.push(random.unit());
+            }
+        }
+    }
+    slots.starts.push(slots.tokens.len() as u32);
+    slots
+}
+
+/// What each operation makes of the same random numbers.
+fn every_operation(model: &Model) -> Vec<(&'static str, Vec<f32>)> {
+    let config = model.config();
+    let (hidden, inner, experts) = (config.hidden_size, config.intermediate_size, config.num_local_experts);
+    let (query, key_value) = (config.query_size(), config.key_value_size());
+    let mut bench = Bench::new(model);
+    let mut results = Vec::new();
+    let [x, normed, gradient] = [(); 3].map(|()| bench.rows(TOKENS, hidden));
+    let mut random = Random::new(5);
+    let tokens = random.tokens(TOKENS, config.vocab_size);
+    let positions: Vec<u32> = (0..TOKENS).map(|_| random.below(TOKENS) as u32).collect();
+    macro_rules! check {
+        ($name:literal, $out:expr, $call:ident($($argument:expr),*)) => {{
+            let out = $out;
+            bench.training.$call($($argument),*).unwrap();
+            results.push(($name, bench.read(out)));
+        }};
+    }
+    check!("embed", normed, embed(&tokens, normed));
+    check!("copy", gradient, copy(normed, gradient));
+    check!("norm", normed, norm(Norm::PostAttention(1), x, normed));
+    let out = bench.rows(TOKENS, hidden);
+    check!("add_norm_gradient", out, add_norm_gradient(Norm::Input(1), x, gradient, out));
+    check!("add_norm_gradient of the last", out, add_norm_gradient(Norm::Final, x, gradient, out));
+    for (projection, inputs, outputs) in [
+        (Projection::Query, hidden, query),
+        (Projection::Key, hidden, key_value),
+        (Projection::Value, hidden, key_value),
+        (Projection::Output, query, hidden),
+    ] {
+        let (wide, narrow) = (bench.rows(TOKENS, inputs), bench.rows(TOKENS, outputs));
+        check!("add_product", narrow, add_product(1, projection, wide, narrow));
+        check!("add_product_gradient", wide, add_product_gradient(1, projection, narrow, wide));
+    }
+    let qkv = [bench.rows(TOKENS, query), bench.rows(TOKENS, key_value), bench.rows(TOKENS, key_value)];
+    check!("rotate", qkv[0], rotate(&positions, false, qkv[0]));
+    check!("rotate back", qkv[1], rotate(&positions, true, qkv[1]));
+    let documents = [0..1, 1..30, 30..33, 33..TOKENS];
+    let (attended, log_sums) = (bench.rows(TOKENS, query), bench.rows(TOKENS, config.num_attention_heads));
+    check!("attention", attended, attention(&documents, qkv, attended, log_sums));
+    results.push(("attention's log-sums", bench.read(log_sums)));
+    let of_attended = bench.rows(TOKENS, query);
+    let of_qkv = [bench.rows(TOKENS, query), bench.rows(TOKENS, key_value), bench.rows(TOKENS, key_value)];
+    check!(
+        "add_attention_gradient, query",
+        of_qkv[0],
+        add_attention_gradient(&documents, qkv, attended, log_sums, of_attended, of_qkv)
+    );
+    results.push(("add_attention_gradient, key", bench.read(of_qkv[1])));
+    results.push(("add_attention_gradient, value", bench.read(of_qkv[2])));
+
+    let (gate, logits) = (bench.rows(experts, hidden), bench.rows(TOKENS, experts));
+    check!("add_gate_product", logits, add_gate_product(x, gate, logits));
+    check!("add_gate_input_gradient", out, add_gate_input_gradient(logits, gate, out));
+    check!("add_gate_gradient", gate, add_gate_gradient(logits, x, gate));
+    let slots = some_slots(&mut random, experts);
+    let count = slots.count();
+    let [inputs, outputs] = [(); 2].map(|()| bench.rows(count, hidden));
+    check!("gather", outputs, gather(&slots, false, x, outputs));
+    check!("gather, weighted", inputs, gather(&slots, true, x, inputs));
+    check!("add_combined", out, add_combined(&slots, false, inputs, out));
+    check!("add_combined, weighted", out, add_combined(&slots, true, outputs, out));
+    let products = bench.rows(count, 1);
+    check!("row_products", products, row_products(inputs, outputs, products));
+    let [gates, ups, activated] = [(); 3].map(|()| bench.rows(count, inner));
+    check!("gate", gates, add_expert_product(0, ExpertProjection::Gate, &slots, inputs, gates));
+    check!("up", ups, add_expert_product(1, ExpertProjection::Up, &slots, inputs, ups));
+    check!("geglu", activated, geglu(gates, ups, activated));
+    check!("down", outputs, add_expert_product(0, ExpertProjection::Down, &slots, activated, outputs));
+    let of_down = ExpertProjection::Down;
+    check!("down's gradient", activated, add_expert_product_gradient(0, of_down, &slots, outputs, activated));
+    check!("geglu_gradient, gate", gates, geglu_gradient(activated, gates, ups));
+    results.push(("geglu_gradient, up", bench.read(ups)));
+    check!("gate's gradient", inputs, add_expert_product_gradient(1, ExpertProjection::Gate, &slots, gates, inputs));
+    check!("up's gradient", inputs, add_expert_product_gradient(0, ExpertProjection::Up, &slots, ups, inputs));
+
+    let sums = bench.rows(TOKENS, 2);
+    check!("log_probabilities", sums, log_probabilities(&tokens, x, sums));
+    let derivatives: Vec<f32> = (0..TOKENS).map(|_| random.unit()).collect();
+    let of_x = bench.rows(TOKENS, hidden);
+    check!("add_log_probability_gradient", of_x, add_log_probability_gradient(&tokens, x, sums, &derivatives, of_x));
+    check!("clear", out, clear(out));
+    let mut gates = vec![0f32; config.num_hidden_layers * experts * hidden];
+    bench.training.read_gates(&mut gates).unwrap();
+    results.push(("read_gates", gates));
+    results
+}
+
+#[test]
+fn every_operation_is_the_processors() {
+    let Some(driver) = Driver::take() else { return };
+    let directory = odd_model(31, json!({"num_key_value_heads": 2})).to_temporary();
+    let of = |load: &LoadOptions| every_operation(&load_options(directory.path(), load));
+    let mut worst = ("", 0f64);
+    for ((name, found), (_, expected)) in of(&on_device()).iter().zip(&of(&on_processor())) {
+        let error =
+            if *name == "clear" { difference_of_zeros(found, expected) } else { relative_error(found, expected) };
+        assert!(error < 2e-6, "{name}: off by {error}");
+        worst = if error > worst.1 { (name, error) } else { worst };
+    }
+    println!("worst relative error {:.1e}, of {}", worst.1, worst.0);
+    driver.assert_all_is_freed();
+}
+
+fn difference_of_zeros(found: &[f32], expected: &[f32]) -> f64 {
+    f64::from(u8::from(found.iter().chain(expected).any(|number| *number != 0.0)))
+}
+
+#[test]
+fn parts_that_overlap_or_are_not_in_the_workspace_are_refused() {
+    let Some(_driver) = Driver::take() else { return };
+    let directory = tiny_model().to_temporary();
+    let model = load_options(directory.path(), &on_device());
+    let mut bench = Bench::new(&model);
+    let part = |start| Rows { start, rows: 2, columns: 8 };
+    for (x, out) in [(part(0), part(15)), (part(0), part((1 << 18) - 15))] {
+        assert_eq!(bench.training.copy(x, out).unwrap_err().status(), Status::Internal);
+    }
+    assert_eq!(bench.training.write(&[1.0; 15], part(0)).unwrap_err().status(), Status::Internal);
+    bench.training.copy(part(0), part(16)).unwrap();
 }
