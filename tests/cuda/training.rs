@@ -518,3 +518,26 @@ fn parts_that_overlap_or_are_not_in_the_workspace_are_refused() {
     assert_eq!(bench.training.write(&[1.0; 15], part(0)).unwrap_err().status(), Status::Internal);
     bench.training.copy(part(0), part(16)).unwrap();
 }
+
+#[test]
+fn native_code_launches_that_overlap_and_ptx_train_with_the_same_bits() {
+    let Some(shim) = Shim::take() else { return };
+    let directory = tiny_model().to_temporary();
+    let documents = random_documents(1, &[(1, 5), (1, 4)]);
+    let mut expected = None;
+    // The first whose graphs know such launches.
+    shim.driver_version(12_030);
+    for (capability, is_native) in [(80, true), (87, false), (90, true)] {
+        shim.compute_capability(capability);
+        let model = load_options(directory.path(), &on_device());
+        let before = (shim.native_modules(), shim.launches(), shim.dependent_launches());
+        let (loss, gradients) = gradient_of(&model, &tiny_options(), &documents);
+        let found = (loss.to_bits(), bits(&gradients));
+        assert_eq!(expected.get_or_insert_with(|| found.clone()), &found, "{capability}");
+        // Loaded with the trainer, not with the model.
+        assert_eq!(shim.native_modules() - before.0, if is_native { 4 } else { 0 }, "{capability}");
+        let launches = shim.launches() - before.1;
+        let overlapping = shim.dependent_launches() - before.2;
+        assert_eq!(overlapping, if capability == 90 { launches } else { 0 }, "{capability}");
+    }
+}
