@@ -308,6 +308,160 @@ struct CandidateArguments {
     uint32_t vocab_size;
 };
 
+// `training_product_<format>`: `out[t] += W x[t]`, and `training_product_gradient_<format>`: `out[t] += gradient[t] W`; of
+// one matrix, or of each expert's with its slots. Weights count as the f32 they stand for. Grid (tiles of 64 tokens, or of
+// slots that one expert may have; tiles of 64 outputs, or inputs; experts of the format, or 1), 256 threads.
+struct TrainingProductArguments {
+    // `[any, inputs]`, where there are no experts.
+    struct MatrixArguments weights;
+    // `[experts]`, or null.
+    const struct MatrixArguments *experts;
+    // The experts of this format; null where all are.
+    const uint32_t *selected;
+    // `[experts + 1]`
+    const uint32_t *starts;
+    // `[tokens, inputs]`, or the gradient `[tokens, outputs]`.
+    const float *x;
+    // `[tokens, outputs]`, or `[tokens, inputs]`.
+    float *out;
+    // Rows of x and out, where there are no experts.
+    uint32_t tokens;
+    uint32_t inputs;
+    // The first row of the matrix that takes part, and how many do.
+    uint32_t first;
+    uint32_t outputs;
+};
+
+// `training_multiply`: `out = a b` for several matrices, a `[rows, depth]`, b `[depth, columns]`. Of a and b either rows or columns
+// are 1 apart. Grid (tiles of 64 rows, tiles of 64 columns, matrices), 256 threads.
+struct TrainingMultiplyArguments {
+    const float *a;
+    const float *b;
+    float *out;
+    // Numbers from one matrix to the next.
+    uint32_t a_next;
+    uint32_t b_next;
+    uint32_t out_next;
+    // How many consecutive matrices a share a matrix b.
+    uint32_t shared_by;
+    // Numbers from a row to the next, from a column to the next.
+    uint32_t a_row;
+    uint32_t a_column;
+    uint32_t b_row;
+    uint32_t b_column;
+    uint32_t out_row;
+    uint32_t rows;
+    uint32_t columns;
+    uint32_t depth;
+    // Whether results are added to what is in `out`.
+    uint32_t accumulate;
+};
+
+// `training_softmax`: scores of consecutive queries of a document become weights; `training_softmax_gradient`: scores become
+// weights once more, and weights' gradients those of scores. Grid (queries, heads).
+struct TrainingSoftmaxArguments {
+    // `[heads, queries, keys]`, not yet scaled.
+    float *scores;
+    // As scores; of the gradient alone.
+    float *gradients;
+    // `[queries, heads]`: the logarithm of the sum of all e^score.
+    float *log_sums;
+    // `[queries, heads * head_dim]`: what attention gave, and its gradient; of the gradient alone.
+    const float *out;
+    const float *out_gradient;
+    float scale;
+    // Place of the first query in its document: it sees so many keys and its own.
+    uint32_t first;
+    uint32_t queries;
+    uint32_t keys;
+    uint32_t heads;
+    uint32_t head_dim;
+};
+
+// `training_log_sum` and `training_logit_gradient`: of logits of a part of the vocabulary. A block a row.
+struct TrainingLogitArguments {
+    // `[rows, width]`: of tokens `first` and on.
+    float *logits;
+    // `[rows]`
+    const uint32_t *targets;
+    // `[rows]`, of log-probabilities; of the gradient alone.
+    const float *gradients;
+    // `[rows, 3]`: of the parts before, the largest logit, the sum of e^(logit - largest), and the target's logit or 0.
+    double *sums;
+    // `[rows, 2]`: the logarithm of the sum of all e^logit so far, the target's log-probability.
+    float *results;
+    uint32_t first;
+    uint32_t width;
+};
+
+// `training_norm_gradient`: adds to `out` the gradient of x where that of its norm is given. A block a row.
+struct TrainingNormArguments {
+    // `[rows, columns]`
+    const float *x;
+    // `[columns]`, without the 1.
+    const float *weight;
+    // As x.
+    const float *gradient;
+    // As x.
+    float *out;
+    double eps;
+    uint32_t columns;
+};
+
+// `training_rotate`: RoPE on heads in place, or its inverse. A block a token.
+struct TrainingRotateArguments {
+    // `[tokens, columns]`, heads of head_dim.
+    float *heads;
+    // `[tokens]`
+    const uint32_t *positions;
+    // `[positions, head_dim / 2]` each.
+    const float *cosines;
+    const float *sines;
+    uint32_t columns;
+    uint32_t head_dim;
+    uint32_t back;
+};
+
+// `training_gather`: `out[slot] = weight from[token]`, and `training_combine`: `out[token] += sum of weight from[slot]`. A
+// block a row of `out`.
+struct TrainingSlotArguments {
+    // `[tokens, columns]`, or `[slots, columns]`.
+    const float *from;
+    // `[slots]`: tokens of slots; or `[tokens, choices]`: slots of tokens, 0xffffffff where there are fewer.
+    const uint32_t *index;
+    // `[slots]`, or null: all are 1.
+    const float *weights;
+    // `[slots, columns]`, or `[tokens, columns]`.
+    float *out;
+    uint32_t columns;
+    // Of `training_combine` alone.
+    uint32_t choices;
+};
+
+// `training_row_products`: `out[row] = <a[row], b[row]>`. A block a row.
+struct TrainingRowProductArguments {
+    // `[rows, columns]` each.
+    const float *a;
+    const float *b;
+    // `[rows]`
+    float *out;
+    uint32_t columns;
+};
+
+// `training_geglu`: `out = gelu(gate) * up`; `training_geglu_gradient`: gate and up become their gradients. A block a row.
+struct TrainingGegluArguments {
+    // `[rows, columns]` each.
+    float *gate;
+    float *up;
+    // Of the result; of the gradient alone.
+    const float *gradient;
+    // Of `training_geglu` alone.
+    float *out;
+    uint32_t columns;
+    // GeLU by its definition instead of the tanh approximation.
+    uint32_t exact_gelu;
+};
+
 // `fill`, of the bench: random words, see `kernels/bench.cu`.
 struct FillArguments {
     // `[words]`

@@ -33,6 +33,8 @@ mod router_patch;
 mod sampling;
 #[path = "common/shim.rs"]
 mod shim;
+#[path = "cuda/training.rs"]
+mod training;
 
 use std::path::Path;
 use std::sync::Arc;

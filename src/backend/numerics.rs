@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use xxhash_rust::xxh3::Xxh3Default;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::memory::Buffer;
 use crate::model::Config;
 
@@ -38,6 +38,21 @@ impl Numerics {
             *frequency = config.rope_theta.powf(-(2.0 * pair as f64) / config.head_dim as f64) as f32;
         }
         Ok(Numerics { exact_gelu: variants.exact_gelu, embedding_scale, rotary_frequencies })
+    }
+
+    /// Cosines and sines of all rotary pairs at the positions from 0 on, `[positions, head_dim / 2]` each: of angles in f32, as
+    /// the pass of inference has them.
+    pub fn angles(&self, what: &str, positions: usize) -> Result<(Buffer<f32>, Buffer<f32>)> {
+        let frequencies = &self.rotary_frequencies;
+        let too_large = || Error::out_of_memory(what, usize::MAX);
+        let count = positions.checked_mul(frequencies.len()).ok_or_else(too_large)?;
+        let (mut cosines, mut sines) = (Buffer::zeroed(what, count)?, Buffer::zeroed(what, count)?);
+        for (at, (cosine, sine)) in cosines.iter_mut().zip(sines.iter_mut()).enumerate() {
+            let (position, pair) = (at / frequencies.len(), at % frequencies.len());
+            let (exact_sine, exact_cosine) = f64::from(position as f32 * frequencies[pair]).sin_cos();
+            (*cosine, *sine) = (exact_cosine as f32, exact_sine as f32);
+        }
+        Ok((cosines, sines))
     }
 
     /// A hash of everything but the weights that decides a model's results, to which the weights are yet to be added.

@@ -265,11 +265,8 @@ pub trait Backend: Send + Sync {
     fn observe(&self) -> Result<Arc<Observer>>;
 
     /// A workspace for training the model's routers. A cancel ends what runs in it. Fails with `InvalidArgument` on a
-    /// device that does not train yet.
-    fn new_training(&self, _limits: TrainingLimits, _cancel: &Arc<Cancel>) -> Result<Box<dyn Training>> {
-        let text = format!("{} does not train routers; load the model on the CPU for that", self.device_name());
-        Err(Error::new(Status::InvalidArgument, text).at_key("device"))
-    }
+    /// device whose memory has not all experts.
+    fn new_training(&self, limits: TrainingLimits, cancel: &Arc<Cancel>) -> Result<Box<dyn Training>>;
 
     /// Reads the gates of all layers as they were loaded, whatever patch is applied, to `out: [layers, experts, hidden_size]`;
     /// a dense model has none. Fails as devices do.

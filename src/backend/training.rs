@@ -228,7 +228,7 @@ pub trait Training: Send {
     fn geglu_gradient(&mut self, gradient: Rows, gate: Rows, up: Rows) -> Result<()>;
 
     /// Of each row of `x: [R, hidden_size]`, through the head: `out[r] = (log of the sum of all e^logit, log-probability of
-    /// targets[r])`; out: `[R, 2]`. Never holds more logits than those of a few hundred tokens of the vocabulary.
+    /// targets[r])`; out: `[R, 2]`. Never holds more logits than those of a few thousand tokens of the vocabulary.
     fn log_probabilities(&mut self, targets: &[u32], x: Rows, out: Rows) -> Result<()>;
 
     /// Adds to `out` the gradient of `x` where that of row r's log-probability is `gradients[r]`; `log_sums` is what

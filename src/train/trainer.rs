@@ -170,8 +170,8 @@ struct Whole {
 }
 
 impl RouterTrainer {
-    /// Allocates all that a step needs. Fails with `InvalidArgument` where the model has no router that could learn, its device
-    /// does not train, or an option is out of range.
+    /// Allocates all that a step needs. Fails with `InvalidArgument` where the model has no router that could learn, some of
+    /// its experts are not in its device's memory, or an option is out of range.
     pub fn new(model: &Arc<Model>, options: &TrainOptions) -> Result<RouterTrainer> {
         options.check()?;
         let cancel = Arc::new(Cancel::default());

@@ -5,7 +5,9 @@ use std::ptr::{NonNull, null_mut};
 use std::sync::{Arc, Barrier};
 
 use gemmoe::backend::{Cancel, Device, LentContext, Limit, devices};
+use gemmoe::train::{Document, RouterTrainer, TrainOptions};
 use gemmoe::{LoadOptions, Model, Pooling, Progress, Session, SessionOptions, Status};
+use serde_json::json;
 
 use crate::common::{Directory, Random, load_options, session};
 use crate::shim::Shim;
@@ -56,6 +58,14 @@ impl<'a> Host<'a> {
         let status = call!(self.shim, "cuStreamSynchronize"(self.stream => *mut c_void));
         call!(self.shim, "cuCtxPopCurrent_v2"(null_mut() => *mut *mut c_void));
         status
+    }
+
+    /// Whether the stream has done all it was given.
+    fn is_idle(&self) -> bool {
+        call!(self.shim, "cuCtxPushCurrent_v2"(self.context => *mut c_void));
+        let status = call!(self.shim, "cuStreamQuery"(self.stream => *mut c_void));
+        call!(self.shim, "cuCtxPopCurrent_v2"(null_mut() => *mut *mut c_void));
+        status == 0
     }
 
     fn destroy(&mut self) -> u32 {
@@ -170,6 +180,31 @@ fn all_work_goes_onto_a_lent_stream_and_graphs_do_too() {
         // The host's is there for more.
         assert_eq!((shim.computing_streams(), host.synchronize()), (with_stream as u64, 0));
     }
+}
+
+#[test]
+fn training_leaves_nothing_on_a_lent_stream_whichever_call_fails() {
+    let Some(shim) = Shim::take() else { return };
+    let changes = json!({"hidden_size": 8, "head_dim": 2, "intermediate_size": 5, "num_local_experts": 2});
+    let directory = Directory::random_with(9, changes).to_temporary();
+    let documents = [Document::new(&[2, 5], &[7, 9, 11])];
+    let host = Host::new(&shim, 0);
+    let model = load_options(directory.path(), &host.options(true));
+    let mut trainer = RouterTrainer::new(&model, &TrainOptions { max_tokens: 8, ..Default::default() }).unwrap();
+    let before = shim.calls();
+    let expected = trainer.gradient(&documents).unwrap();
+    let calls = shim.calls() - before;
+    assert!(host.is_idle() && shim.computing_streams() == 1);
+    for nth in (1..=calls).step_by(3) {
+        shim.fail(nth, 1);
+        let failed = trainer.gradient(&documents).is_err();
+        shim.fail(0, 0);
+        assert!(host.is_idle(), "call {nth} of {calls}, {failed}");
+        assert_eq!(current(&shim), null_mut());
+    }
+    assert_eq!(trainer.gradient(&documents).unwrap(), expected);
+    drop((trainer, model));
+    assert_eq!(host.synchronize(), 0);
 }
 
 #[test]

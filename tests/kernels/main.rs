@@ -27,6 +27,7 @@ mod rows;
 mod shim;
 mod tensor;
 mod tensors;
+mod training;
 
 use device::Device;
 use random::Random;
@@ -41,7 +42,7 @@ enum Effort {
 
 type Kernel = fn(&Device, &mut Random, Effort);
 
-const CHECKS: [(&str, Kernel); 25] = [
+const CHECKS: [(&str, Kernel); 30] = [
     ("embed", rows::check_embed),
     ("norm", rows::check_norm),
     ("round_activations", rows::check_round),
@@ -64,6 +65,11 @@ const CHECKS: [(&str, Kernel); 25] = [
     ("attention on tensor cores, special numbers", attention_tensor::check_special_numbers),
     ("route", routing::check_route),
     ("group", routing::check_group),
+    ("training, products", training::check_products),
+    ("training, multiply", training::check_multiply),
+    ("training, softmax", training::check_softmax),
+    ("training, logits", training::check_logits),
+    ("training, rows", training::check_rows),
     ("fill", bench::check_fill),
     ("read", bench::check_read),
     ("mma_rate", bench::check_mma_rate),
@@ -196,6 +202,31 @@ fn slots_are_grouped_by_expert_in_rising_order() {
 }
 
 #[test]
+fn products_of_training_agree_with_f64_both_ways_in_every_format() {
+    run("training, products");
+}
+
+#[test]
+fn products_of_activations_agree_with_f64_however_their_sides_lie() {
+    run("training, multiply");
+}
+
+#[test]
+fn softmaxes_of_training_and_their_gradients_agree_with_f64_and_see_nothing_ahead() {
+    run("training, softmax");
+}
+
+#[test]
+fn log_probabilities_of_a_vocabulary_in_parts_and_their_gradients_agree_with_f64() {
+    run("training, logits");
+}
+
+#[test]
+fn rows_of_training_and_their_gradients_agree_with_f64() {
+    run("training, rows");
+}
+
+#[test]
 fn weights_out_of_nothing_have_the_mean_and_the_spread_they_should() {
     run("fill");
 }
@@ -260,10 +291,19 @@ fn the_committed_ptx_has_every_kernel_of_the_sources() {
     for name in ["fill", "read", "mma_rate_bf16", "mma_rate_int8"] {
         assert!(device.has(name), "{name}");
     }
+    for name in ["multiply", "softmax", "softmax_gradient", "log_sum", "logit_gradient", "norm_gradient", "rotate"] {
+        assert!(device.has(&format!("training_{name}")), "{name}");
+    }
+    for name in ["gather", "combine", "row_products", "geglu", "geglu_gradient"] {
+        assert!(device.has(&format!("training_{name}")), "{name}");
+    }
     for dtype in ["bf16", "f16", "int8"] {
         assert!(device.has(&format!("attention_tensor_{dtype}")), "{dtype}");
     }
     for format in tensors::Format::ALL {
+        for family in ["training_product", "training_product_gradient"] {
+            assert!(device.has(&format!("{family}_{}", format.name())), "{family}, {format:?}");
+        }
         let tiles = products::TILES.map(products::Variant::Tile);
         let on_tensor_cores = [products::Variant::Narrow, products::Variant::Tensor];
         let tensor = if format == tensors::Format::F32 { &[][..] } else { &on_tensor_cores };

@@ -46,7 +46,7 @@ def fill_test(folder):
     built = build(["test", "--no-run", "--locked", *targets])
     for name in names:
         add_program(built[name], folder / "bin" / name)
-    for path in ["kernels/generated", "tests/golden", "examples/demo-model"]:
+    for path in ["kernels/generated", "tests/golden", "tests/golden_gradients", "examples/demo-model"]:
         shutil.copytree(REPOSITORY / path, folder / path)
 
 

@@ -2,7 +2,7 @@
 
 Bytes are those that multiprocessors ask of memory and of the second cache. What a block reads again counts once where its
 own cache has it; what several blocks read counts for each. Formulas are for one token of a model whose weights have `w`
-bytes each, over all layers, that is for one step of decode.
+bytes each, over all layers, that is for one step of decode; those of training are for one token of a step of it, forward and backward.
 """
 
 import re
@@ -145,6 +145,91 @@ def merge_candidates(g):
     return same(5 * g.vocabulary + 8 * 256)
 
 
+def training_matrices(g, dense, experts, head):
+    """(times, rows, columns) of the products with weights, each of the three so often in all layers."""
+    of_layer = [(g.query + 2 * g.key_value, g.hidden), (g.hidden, g.query)]
+    of_expert = [(2 * g.intermediate, g.hidden), (g.hidden, g.intermediate)]
+    yield from ((dense, *matrix) for matrix in of_layer)
+    yield from ((experts * g.top_k, *matrix) for matrix in of_expert)
+    yield head, g.vocabulary, g.hidden
+
+
+def training_product(g, weight, _, rows_of_block):
+    # A layer's activations are computed twice, and logits; activations are f32 for every format.
+    matrices = [(*matrix, 8) for matrix in training_matrices(g, 2 * g.layers, 2 * g.layers, 2)]
+    return products(matrices, weight, 4, rows_of_block)
+
+
+def training_product_gradient(g, weight, _, rows_of_block):
+    # Below the lowest gate there is none. The columns of a matrix are the rows of its transpose.
+    matrices = training_matrices(g, g.layers - 1, g.layers - 1, 1)
+    matrices = [(times, columns, rows, 8) for times, rows, columns in matrices]
+    return products(matrices, weight, 4, rows_of_block)
+
+
+def training_multiply(g):
+    moved = least = 0
+    # (times, rows, depth, columns, bytes a result); a token's scores are one row of each head.
+    up, down, heads = 2 * g.layers, g.layers - 1, g.heads
+    products = [(up * heads, 1, g.head_dim, g.context, 4), (up * heads, 1, g.context, g.head_dim, 4)]
+    products += [(down * heads, 1, g.head_dim, g.context, 4)] * 2
+    products += [(down * heads, 1, g.context, g.head_dim, 8), (down * heads, g.context, 1, g.head_dim, 8)]
+    products += [(down * heads, g.context, 1, g.head_dim, 8), (g.layers, 1, g.hidden, g.experts, 8)]
+    products += [(down, 1, g.experts, g.hidden, 8), (g.layers, g.experts, 1, g.hidden, 8)]
+    for times, rows, depth, columns, result in products:
+        results = result * rows * columns
+        moved += times * (4 * depth * (rows * -(-columns // 64) + columns * -(-rows // 64)) + results)
+        least += times * (4 * depth * (rows + columns) + results)
+    return moved, least
+
+
+def training_softmax(g):
+    scores = 2 * g.layers * g.heads * g.context
+    return 20 * scores, 8 * scores
+
+
+def training_softmax_gradient(g):
+    return same((g.layers - 1) * (16 * g.heads * g.context + 8 * g.query))
+
+
+def training_log_sum(g):
+    return 8 * g.vocabulary, 4 * g.vocabulary
+
+
+def training_logit_gradient(g):
+    return same(8 * g.vocabulary)
+
+
+def training_norm_gradient(g):
+    # Two a layer but the lowest, and one before the head.
+    return same((2 * g.layers - 1) * 20 * g.hidden)
+
+
+def training_rotate(g):
+    return same((3 * g.layers - 1) * 8 * (g.query + g.key_value))
+
+
+def training_gather(g):
+    # Inputs twice, the gradient of the sum, and the same with weights; and before the head.
+    return same(8 * g.hidden * ((4 * g.layers - 1) * g.top_k + 1))
+
+
+def training_combine(g):
+    return same(g.hidden * ((2 * g.layers - 1) * (4 * g.top_k + 8) + 12))
+
+
+def training_row_products(g):
+    return same(g.layers * g.top_k * (8 * g.hidden + 4))
+
+
+def training_geglu(g):
+    return same(2 * g.layers * g.top_k * 12 * g.intermediate)
+
+
+def training_geglu_gradient(g):
+    return same((g.layers - 1) * g.top_k * 20 * g.intermediate)
+
+
 @dataclass(frozen=True)
 class Moves:
     """In words, for any number of tokens, and (moved, least) in bytes for one: of the geometry, and of the bytes of a weight
@@ -160,12 +245,13 @@ class Moves:
 TILED = "activations per 16 rows"
 TENSOR = "activations per 128 rows"
 NARROW = "activations per 32 rows"
+TRAINED = "activations per 64 rows"
 ONCE_OF_EXPERTS = "of each touched expert once"
 OF_EXPERTS = "of each touched expert once per"
 LEAST_OF_EXPERTS = "those of touched experts and activations once"
 DENSE = lambda g, *rest: products(g.dense, *rest)
 
-# In the order of a pass.
+# In the order of a pass, and then what training has of its own.
 MOVES = {
     "embed": Moves("32 for each 4 of a row (a sector for a word), 4 written a column", "the row, 4 written a column", embed),
     "norm": Moves("8 read and 4 written a column, 1.25 more in int8, 2 more in halves", "the same", norm),
@@ -197,6 +283,25 @@ MOVES = {
     "select_candidates": Moves("4 read and 5 written a logit", "the same", select_candidates),
     "merge_candidates": Moves("5 a logit, 8 written a candidate", "the same", merge_candidates),
     "log_softmax_at": Moves("4 a logit twice", "4 a logit", log_softmax_at),
+    "training_product": Moves(f"weights once per 64 tokens, {TRAINED}", "weights and activations once", training_product, 64),
+    "training_product_gradient": Moves(
+        "weights once per 64 tokens, gradients per 64 columns",
+        "weights and gradients once",
+        training_product_gradient,
+        64,
+    ),
+    "training_multiply": Moves("each side once per 64 rows or columns of the other", "each side once", training_multiply),
+    "training_softmax": Moves("12 read and 8 written a score", "4 read and 4 written", training_softmax),
+    "training_softmax_gradient": Moves("8 a score each way", "the same", training_softmax_gradient),
+    "training_log_sum": Moves("4 a logit twice", "4 a logit", training_log_sum),
+    "training_logit_gradient": Moves("4 a logit each way", "the same", training_logit_gradient),
+    "training_norm_gradient": Moves("16 read and 4 written a column", "the same", training_norm_gradient),
+    "training_rotate": Moves("4 a number each way", "the same", training_rotate),
+    "training_gather": Moves("4 a number each way", "the same", training_gather),
+    "training_combine": Moves("4 a slot and column, 8 a column of the sum", "the same", training_combine),
+    "training_row_products": Moves("8 a column, 4 written a row", "the same", training_row_products),
+    "training_geglu": Moves("8 read and 4 written a number", "the same", training_geglu),
+    "training_geglu_gradient": Moves("12 read and 8 written a number", "the same", training_geglu_gradient),
 }
 
 

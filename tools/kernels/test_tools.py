@@ -102,6 +102,17 @@ class Bytes(unittest.TestCase):
         self.assertLess(step("route", replace(Geometry(), experts=3))[1], step("route")[1])
         self.assertEqual(step("group"), (28 * 52, 28 * 44))
 
+    def test_training_reads_a_layers_weights_twice_on_the_way_up_and_once_on_the_way_down(self):
+        of_layer = 4 * 4096 * 3072 + 2 * 3 * 3072 * 24576
+        weights = 2 * (28 * of_layer + 256_000 * 3072)
+        activations = 2 * (28 * (3072 + 4096 + 2 * (3072 + 24576)) + 3072)
+        results = 2 * (28 * (3 * 4096 + 3072 + 2 * (2 * 24576 + 3072)) + 256_000)
+        self.assertEqual(step("training_product_bf16")[1], 2 * weights + 4 * activations + 8 * results)
+        weights = 27 * of_layer + 256_000 * 3072
+        gradients = 27 * (3 * 4096 + 3072 + 2 * (2 * 24576 + 3072)) + 256_000
+        results = 27 * (3072 + 4096 + 2 * (3072 + 24576)) + 3072
+        self.assertEqual(step("training_product_gradient_bf16")[1], 2 * weights + 4 * gradients + 8 * results)
+
     def test_no_kernel_moves_less_than_it_must(self):
         for family, of_family in moves.MOVES.items():
             names = [f"{family}_{format}" for format in moves.WEIGHT_BYTES] if of_family.rows_of_block else [family]

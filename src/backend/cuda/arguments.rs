@@ -346,6 +346,178 @@ pub struct CandidateArguments {
     pub vocab_size: u32,
 }
 
+/// `training_product_<format>`: `out[t] += W x[t]`, and `training_product_gradient_<format>`: `out[t] += gradient[t] W`; of
+/// one matrix, or of each expert's with its slots. Weights count as the f32 they stand for. Grid (tiles of 64 tokens, or of
+/// slots that one expert may have; tiles of 64 outputs, or inputs; experts of the format, or 1), 256 threads.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct TrainingProductArguments {
+    /// `[any, inputs]`, where there are no experts.
+    pub weights: MatrixArguments,
+    /// `[experts]`, or null.
+    pub experts: *const MatrixArguments,
+    /// The experts of this format; null where all are.
+    pub selected: *const u32,
+    /// `[experts + 1]`
+    pub starts: *const u32,
+    /// `[tokens, inputs]`, or the gradient `[tokens, outputs]`.
+    pub x: *const f32,
+    /// `[tokens, outputs]`, or `[tokens, inputs]`.
+    pub out: *mut f32,
+    /// Rows of x and out, where there are no experts.
+    pub tokens: u32,
+    pub inputs: u32,
+    /// The first row of the matrix that takes part, and how many do.
+    pub first: u32,
+    pub outputs: u32,
+}
+
+/// `training_multiply`: `out = a b` for several matrices, a `[rows, depth]`, b `[depth, columns]`. Of a and b either rows or columns
+/// are 1 apart. Grid (tiles of 64 rows, tiles of 64 columns, matrices), 256 threads.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct TrainingMultiplyArguments {
+    pub a: *const f32,
+    pub b: *const f32,
+    pub out: *mut f32,
+    /// Numbers from one matrix to the next.
+    pub a_next: u32,
+    pub b_next: u32,
+    pub out_next: u32,
+    /// How many consecutive matrices a share a matrix b.
+    pub shared_by: u32,
+    /// Numbers from a row to the next, from a column to the next.
+    pub a_row: u32,
+    pub a_column: u32,
+    pub b_row: u32,
+    pub b_column: u32,
+    pub out_row: u32,
+    pub rows: u32,
+    pub columns: u32,
+    pub depth: u32,
+    /// Whether results are added to what is in `out`.
+    pub accumulate: u32,
+}
+
+/// `training_softmax`: scores of consecutive queries of a document become weights; `training_softmax_gradient`: scores become
+/// weights once more, and weights' gradients those of scores. Grid (queries, heads).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct TrainingSoftmaxArguments {
+    /// `[heads, queries, keys]`, not yet scaled.
+    pub scores: *mut f32,
+    /// As scores; of the gradient alone.
+    pub gradients: *mut f32,
+    /// `[queries, heads]`: the logarithm of the sum of all e^score.
+    pub log_sums: *mut f32,
+    /// `[queries, heads * head_dim]`: what attention gave, and its gradient; of the gradient alone.
+    pub out: *const f32,
+    pub out_gradient: *const f32,
+    pub scale: f32,
+    /// Place of the first query in its document: it sees so many keys and its own.
+    pub first: u32,
+    pub queries: u32,
+    pub keys: u32,
+    pub heads: u32,
+    pub head_dim: u32,
+}
+
+/// `training_log_sum` and `training_logit_gradient`: of logits of a part of the vocabulary. A block a row.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct TrainingLogitArguments {
+    /// `[rows, width]`: of tokens `first` and on.
+    pub logits: *mut f32,
+    /// `[rows]`
+    pub targets: *const u32,
+    /// `[rows]`, of log-probabilities; of the gradient alone.
+    pub gradients: *const f32,
+    /// `[rows, 3]`: of the parts before, the largest logit, the sum of e^(logit - largest), and the target's logit or 0.
+    pub sums: *mut f64,
+    /// `[rows, 2]`: the logarithm of the sum of all e^logit so far, the target's log-probability.
+    pub results: *mut f32,
+    pub first: u32,
+    pub width: u32,
+}
+
+/// `training_norm_gradient`: adds to `out` the gradient of x where that of its norm is given. A block a row.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct TrainingNormArguments {
+    /// `[rows, columns]`
+    pub x: *const f32,
+    /// `[columns]`, without the 1.
+    pub weight: *const f32,
+    /// As x.
+    pub gradient: *const f32,
+    /// As x.
+    pub out: *mut f32,
+    pub eps: f64,
+    pub columns: u32,
+}
+
+/// `training_rotate`: RoPE on heads in place, or its inverse. A block a token.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct TrainingRotateArguments {
+    /// `[tokens, columns]`, heads of head_dim.
+    pub heads: *mut f32,
+    /// `[tokens]`
+    pub positions: *const u32,
+    /// `[positions, head_dim / 2]` each.
+    pub cosines: *const f32,
+    pub sines: *const f32,
+    pub columns: u32,
+    pub head_dim: u32,
+    pub back: u32,
+}
+
+/// `training_gather`: `out[slot] = weight from[token]`, and `training_combine`: `out[token] += sum of weight from[slot]`. A
+/// block a row of `out`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct TrainingSlotArguments {
+    /// `[tokens, columns]`, or `[slots, columns]`.
+    pub from: *const f32,
+    /// `[slots]`: tokens of slots; or `[tokens, choices]`: slots of tokens, 0xffffffff where there are fewer.
+    pub index: *const u32,
+    /// `[slots]`, or null: all are 1.
+    pub weights: *const f32,
+    /// `[slots, columns]`, or `[tokens, columns]`.
+    pub out: *mut f32,
+    pub columns: u32,
+    /// Of `training_combine` alone.
+    pub choices: u32,
+}
+
+/// `training_row_products`: `out[row] = <a[row], b[row]>`. A block a row.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct TrainingRowProductArguments {
+    /// `[rows, columns]` each.
+    pub a: *const f32,
+    pub b: *const f32,
+    /// `[rows]`
+    pub out: *mut f32,
+    pub columns: u32,
+}
+
+/// `training_geglu`: `out = gelu(gate) * up`; `training_geglu_gradient`: gate and up become their gradients. A block a row.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct TrainingGegluArguments {
+    /// `[rows, columns]` each.
+    pub gate: *mut f32,
+    pub up: *mut f32,
+    /// Of the result; of the gradient alone.
+    pub gradient: *const f32,
+    /// Of `training_geglu` alone.
+    pub out: *mut f32,
+    pub columns: u32,
+    /// GeLU by its definition instead of the tanh approximation.
+    pub exact_gelu: u32,
+}
+
 /// `fill`, of the bench: random words, see `kernels/bench.cu`.
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -159,6 +159,20 @@ impl Experts {
         self.homes[layer].iter().any(|home| matches!(home, Home::Host(_)))
     }
 
+    /// Fails with `InvalidArgument` where some are in host memory: training reads each many times in a step.
+    pub fn check_all_on_device(&self) -> Result<()> {
+        if !self.needs_host() {
+            return Ok(());
+        }
+        let WeightResidency { host_experts, device_experts, .. } = self.residency();
+        let text = format!(
+            "{host_experts} of {} experts are in host memory, and training reads all of them in every step: load the model \
+             with a higher device_memory_limit, or with int8 or int4 weights",
+            host_experts + device_experts
+        );
+        Err(Error::new(Status::InvalidArgument, text).at_key("device_memory_limit"))
+    }
+
     /// What kernels are given of a layer's experts. What a move that failed has left undone is done first.
     pub fn tables(&mut self, current: &Current, layer: usize) -> Result<&ExpertTables> {
         if !self.tables[layer].is_current {

@@ -13,7 +13,7 @@ use crate::error::{Error, Result, Status};
 use crate::memory::try_with_capacity;
 use crate::quant::Format;
 
-/// The kernels' code.
+/// The code of all that inference takes.
 static FILES: [Code; 15] = [
     generated!("attention"),
     generated!("attention_tensor"),
@@ -53,7 +53,7 @@ pub const MAX_TENSOR_HEAD_DIM: usize = 256;
 pub const TENSOR_PANELS: usize = 8;
 
 /// The kinds of formats, by their names, each with kernels of its own, in the order of `EmbedArguments::format`.
-const KINDS: [&str; 5] = ["f32", "bf16", "f16", "int8", "int4"];
+pub(super) const KINDS: [&str; 5] = ["f32", "bf16", "f16", "int8", "int4"];
 
 /// A format's place among the kinds.
 pub fn kind_of(format: Format) -> usize {
@@ -142,6 +142,8 @@ pub struct Kernels {
     pub log_softmax_at: Kernel<LogSoftmaxArguments>,
     pub select_candidates: Kernel<CandidateArguments>,
     pub merge_candidates: Kernel<CandidateArguments>,
+    /// As in `CudaOptions`.
+    pub dependent_launch: bool,
     /// Last, so that it is there as long as what was found in it.
     _modules: Modules,
 }
@@ -155,10 +157,8 @@ impl Kernels {
     /// Loads them: native code, or PTX, which the driver compiles for its device, remembering the result where it can.
     /// `dependent_launch` as in `CudaOptions`.
     pub fn load(device: &Arc<Device>, dependent_launch: bool) -> Result<Kernels> {
-        let modules = Modules::load(device)?;
-        let current = device.enter()?;
-        let is_dependent = dependent_launch && modules.target == Target::Sm90a && current.has_dependent_launch()?;
-        let finder = Finder { current, modules: modules.loaded.clone(), is_dependent };
+        let modules = Modules::load(device, &FILES)?;
+        let finder = Finder::new(device, &modules, dependent_launch)?;
         Ok(Kernels {
             embed: finder.find("embed", "embed", 256)?,
             norm: finder.find("norm", "norm", 256)?,
@@ -180,35 +180,38 @@ impl Kernels {
             log_softmax_at: finder.find("head", "log_softmax_at", 256)?,
             select_candidates: finder.find("candidates", "select_candidates", 256)?,
             merge_candidates: finder.find("candidates", "merge_candidates", 1024)?,
+            dependent_launch,
             _modules: modules,
         })
     }
 }
 
 /// Code on a device, unloaded when it is dropped.
-struct Modules {
+pub(super) struct Modules {
     device: Arc<Device>,
     target: Target,
+    files: &'static [Code],
+    /// As `files`.
     loaded: Vec<driver::Module>,
 }
 
 impl Modules {
     /// Native code where there is some and the driver takes it, else PTX.
-    fn load(device: &Arc<Device>) -> Result<Modules> {
+    pub fn load(device: &Arc<Device>, files: &'static [Code]) -> Result<Modules> {
         if let Some(native) = Target::native(device.capability()) {
-            match Modules::load_for(device, native) {
+            match Modules::load_for(device, files, native) {
                 Err(error) if matches!(error.status(), Status::DeviceFailed | Status::DriverTooOld) => {}
                 loaded => return loaded,
             }
         }
-        Modules::load_for(device, Target::Ptx)
+        Modules::load_for(device, files, Target::Ptx)
     }
 
-    fn load_for(device: &Arc<Device>, target: Target) -> Result<Modules> {
-        let loaded = try_with_capacity("the kernels", FILES.len())?;
-        let mut modules = Modules { device: Arc::clone(device), target, loaded };
+    fn load_for(device: &Arc<Device>, files: &'static [Code], target: Target) -> Result<Modules> {
+        let loaded = try_with_capacity("the kernels", files.len())?;
+        let mut modules = Modules { device: Arc::clone(device), target, files, loaded };
         let current = device.enter()?;
-        for code in &FILES {
+        for code in files {
             modules.loaded.push(current.load_module(&code.image(target)?)?);
         }
         Ok(modules)
@@ -225,19 +228,27 @@ impl Drop for Modules {
 }
 
 /// Looks kernels up.
-struct Finder<'a> {
+pub(super) struct Finder<'a> {
     current: Current<'a>,
-    /// As FILES.
+    files: &'static [Code],
+    /// As `files`.
     modules: Vec<driver::Module>,
     /// As in `Kernel`.
     is_dependent: bool,
 }
 
-impl Finder<'_> {
-    fn find<A>(&self, file: &str, name: &str, threads: u32) -> Result<Kernel<A>> {
+impl<'a> Finder<'a> {
+    /// Among modules of a device; `dependent_launch` as in `CudaOptions`.
+    pub fn new(device: &'a Device, modules: &Modules, dependent_launch: bool) -> Result<Finder<'a>> {
+        let current = device.enter()?;
+        let is_dependent = dependent_launch && modules.target == Target::Sm90a && current.has_dependent_launch()?;
+        Ok(Finder { current, files: modules.files, modules: modules.loaded.clone(), is_dependent })
+    }
+
+    pub fn find<A>(&self, file: &str, name: &str, threads: u32) -> Result<Kernel<A>> {
         let missing = || Error::new(Status::Internal, format!("there is no kernel \"{name}\" in \"{file}\""));
         let text = CString::new(name).map_err(|_| missing())?;
-        let of_file = FILES.iter().position(|code| code.name == file).ok_or_else(missing)?;
+        let of_file = self.files.iter().position(|code| code.name == file).ok_or_else(missing)?;
         // SAFETY: a module of this device.
         let function = unsafe { self.current.function(self.modules[of_file], &text) }?;
         let function = function.ok_or_else(missing)?;
@@ -266,6 +277,15 @@ impl Finder<'_> {
             narrow: on_tensor_cores("narrow", 256)?,
             tensor: on_tensor_cores("tensor", threads)?,
         })
+    }
+
+    /// One for each kind of format.
+    pub fn find_kinds<A>(&self, file: &str, name: &str, threads: u32) -> Result<[Kernel<A>; KINDS.len()]> {
+        let mut found = try_with_capacity("the kernels", KINDS.len())?;
+        for kind in KINDS {
+            found.push(self.find(file, &format!("{name}_{kind}"), threads)?);
+        }
+        array(found)
     }
 
     fn find_all<A>(&self, file: &str, name: &str) -> Result<ByKindAndWidth<A>> {

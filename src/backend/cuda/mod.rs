@@ -2,9 +2,9 @@
 //!
 //! `driver` finds it, `context` calls it, `device` is one device in use, perhaps by what the host lends (`lent`), `stream` its
 //! queues, `memory` what is allocated there; `kernels` loads the code of `images`, whose arguments are in `arguments`. On top of
-//! these stand `weights`, `page`, `logits`, and `pass` with its `workspace` and `batch`. Under a limit of memory `residency` says
-//! which experts are on the device, `experts` has and moves them, `upload` copies, and `offload` is what a pass has for those in
-//! host memory.
+//! these stand `weights`, `page`, `logits`, and `pass` with its `workspace` and `batch`; `training` has operations instead of
+//! stages, and kernels of its own. Under a limit of memory `residency` says which experts are on the device, `experts` has and
+//! moves them, `upload` copies, and `offload` is what a pass has for those in host memory.
 
 pub mod arguments;
 mod batch;
@@ -25,6 +25,7 @@ mod page;
 mod pass;
 mod residency;
 mod stream;
+mod training;
 mod upload;
 mod weights;
 mod workspace;
@@ -41,8 +42,9 @@ use crate::backend::kv::{KvDtype, KvGeometry, KvPage};
 use crate::backend::logits::Logits;
 use crate::backend::numerics::{Numerics, Variants};
 use crate::backend::observer::Observer;
-use crate::backend::ops::{Backend, Pass, PassLimits};
+use crate::backend::ops::{Backend, Cancel, Pass, PassLimits};
 use crate::backend::residency::{OffloadCounts, WeightResidency};
+use crate::backend::training::{Training, TrainingLimits};
 use crate::error::{Error, Result, Status};
 use crate::model::{Checkpoint, Config, Description, Progress};
 use device::Device;
@@ -53,6 +55,7 @@ pub use logits::planned_bytes as planned_logit_bytes;
 use offload::{Counters, Offload};
 use pass::CudaPass;
 use residency::Residency;
+use training::CudaTraining;
 use weights::DeviceWeights;
 pub use workspace::planned_bytes as planned_pass_bytes;
 
@@ -187,6 +190,10 @@ impl Backend for CudaBackend {
 
     fn new_pass(&self, limits: PassLimits) -> Result<Box<dyn Pass>> {
         Ok(Box::new(CudaPass::new(Arc::clone(&self.shared), limits)?))
+    }
+
+    fn new_training(&self, limits: TrainingLimits, cancel: &Arc<Cancel>) -> Result<Box<dyn Training>> {
+        Ok(Box::new(CudaTraining::new(Arc::clone(&self.shared), limits, Arc::clone(cancel))?))
     }
 
     fn observe(&self) -> Result<Arc<Observer>> {

@@ -46,15 +46,7 @@ impl CpuTraining {
     pub(super) fn new(shared: Arc<Shared>, limits: TrainingLimits, cancel: Arc<Cancel>) -> Result<CpuTraining> {
         let scratch_size = scratch_size(&shared.config, &limits);
         let times = |a: usize, b: usize| a.checked_mul(b).ok_or_else(|| Error::out_of_memory(WHAT, usize::MAX));
-        let frequencies = &shared.numerics.rotary_frequencies;
-        let angles = times(limits.max_tokens, frequencies.len())?;
-        let (mut cosines, mut sines) = (Buffer::zeroed(WHAT, angles)?, Buffer::zeroed(WHAT, angles)?);
-        for (at, (cosine, sine)) in cosines.iter_mut().zip(sines.iter_mut()).enumerate() {
-            // As the pass of inference has them.
-            let (position, pair) = (at / frequencies.len(), at % frequencies.len());
-            let (exact_sine, exact_cosine) = f64::from(position as f32 * frequencies[pair]).sin_cos();
-            (*cosine, *sine) = (exact_cosine as f32, exact_sine as f32);
-        }
+        let (cosines, sines) = shared.numerics.angles(WHAT, limits.max_tokens)?;
         Ok(CpuTraining {
             cosines,
             sines,
