@@ -727,7 +727,9 @@ fn files_that_cannot_be_used_are_told_by_their_path() {
     std::fs::create_dir(place.path("folder.jsonl")).unwrap();
     let row = json!({"text": "x"}).to_string();
     let pair = json!({"prompt": "a", "chosen": "b", "rejected": "c"}).to_string();
-    let cases: [(&str, Option<&[u8]>, Rows, Status, &str); 9] = [
+    // (name, contents, rows, status, how the message goes on behind the path)
+    type Case<'a> = (&'a str, Option<&'a [u8]>, Rows, Status, &'a str);
+    let cases: [Case; 9] = [
         ("absent.jsonl", None, Rows::Texts, Status::FileNotFound, "there is no such file"),
         ("folder.jsonl", None, Rows::Texts, Status::FileNotAllowed, "is a folder, expected a file of rows"),
         ("empty.jsonl", Some(b""), Rows::Texts, Status::DataRow, "has no rows, expected JSON Lines: an object on each"),

@@ -1,7 +1,7 @@
 //! Training of routers, everything else frozen.
 //!
-//! [`document`] says what is learned from. [`pass`] is the workspace of a batch, which goes [`forward`] and then [`backward`] through
-//! it, over a backend's operations (`backend/training.rs`): a device that has those trains, and no formula of the pass is
+//! [`document`] says what is learned from, and [`data`] reads it from files. [`pass`] is the workspace of a batch, which goes
+//! [`forward`] and then [`backward`] through it, over a backend's operations (`backend/training.rs`): a device that has those trains, and no formula of the pass is
 //! written twice. [`routing`] and [`balance`] are the router and its own losses, [`loss`] those of text. [`trainer`]
 //! puts them together, with the optimiser of [`adamw`], and [`state`] is what it can go on from.
 

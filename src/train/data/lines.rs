@@ -209,3 +209,68 @@ pub fn read_section<'a>(
     let is_last = is_end && section.len() == text.len();
     Ok(Section { text: section, is_last, hash: xxh3_64_with_seed(section.as_bytes(), u64::from(is_last)) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lines of a text as (number, offset, end, bytes, hash), read in pieces.
+    type Found = Vec<(u64, u64, u64, Option<Vec<u8>>, u64)>;
+
+    fn lines(bytes: &[u8], chunk_bytes: usize, max_bytes: usize) -> Found {
+        let mut lines = Lines::new(bytes, 0, chunk_bytes, Vec::new(), max_bytes).unwrap();
+        let mut found = Vec::new();
+        while let Some(line) = lines.next().unwrap() {
+            found.push((line.number, line.offset, line.end, line.bytes.map(<[u8]>::to_vec), line.hash));
+        }
+        found
+    }
+
+    #[test]
+    fn lines_are_the_same_in_whatever_pieces_they_are_read() {
+        let text = b"\xef\xbb\xbfone\r\n\n  \ntwo\r\r\n0123456789\n0123456789a\nlast";
+        let expected: [(u64, u64, u64, Option<&[u8]>); 7] = [
+            (1, 3, 8, Some(b"one")),
+            (2, 8, 9, Some(b"")),
+            (3, 9, 12, Some(b"  ")),
+            (4, 12, 18, Some(b"two\r")),
+            (5, 18, 29, Some(b"0123456789")),
+            (6, 29, 41, None),
+            (7, 41, 45, Some(b"last")),
+        ];
+        let whole = lines(text, 1000, 10);
+        let shown: Vec<_> = whole.iter().map(|line| (line.0, line.1, line.2, line.3.as_deref())).collect();
+        assert_eq!(shown, expected);
+        for chunk_bytes in 1..text.len() {
+            assert_eq!(lines(text, chunk_bytes, 10), whole, "{chunk_bytes}");
+        }
+        // Every byte of a line that is too long counts for its hash.
+        for at in 29..40 {
+            let mut other = text.to_vec();
+            other[at] ^= 1;
+            assert_ne!(lines(&other, 4, 10)[5].4, whole[5].4, "{at}");
+        }
+        assert!(lines(b"", 4, 10).is_empty());
+        assert_eq!(lines(b"\n", 4, 10).len(), 1);
+    }
+
+    #[test]
+    fn a_section_ends_where_no_token_reaches_across() {
+        let cases = [
+            ("short", 10, "short"),
+            ("a line\nanother", 10, "a line\n"),
+            ("aa\n\n\n\nbb", 5, "aa\n\n\n"),
+            ("aaaa\n\n\nbb", 8, "aaaa\n\n\n"),
+            ("some words here", 12, "some words"),
+            ("spaces   words", 9, "spaces"),
+            ("abcdefghij", 4, "abcd"),
+            ("ééééé", 5, "éé"),
+            ("漢字", 2, "漢"),
+            // A line that ends too soon does not make a section small.
+            ("a\nbcdefgh ij", 10, "a\nbcdefgh"),
+        ];
+        for (text, most, expected) in cases {
+            assert_eq!(&text[..section_end(text, most)], expected, "{text:?}");
+        }
+    }
+}

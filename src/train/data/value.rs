@@ -215,3 +215,27 @@ impl<'de> Visitor<'de> for Key {
         Ok(key.to_owned())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_that_mean_nothing_are_passed_over_but_named() {
+        let row = r#"{"id": [{"a": 1, "a": 2}, 1e3], "text": "\u00e9\n", "none": {}, "system": null, "text2": 1}"#;
+        let Ok(Value::Object(object)) = read(row, &["text", "system", "role"]) else { panic!("{row}") };
+        assert_eq!(object.keys, ["id", "text", "none", "system", "text2"]);
+        assert_eq!(object.get("text"), Some(&Value::Text("é\n".to_owned())));
+        assert_eq!((object.find("system"), object.get("system")), (Some(&Value::Null), None));
+        assert_eq!(object.get("id"), None);
+    }
+
+    #[test]
+    fn values_are_shown_short_and_harmless() {
+        let values = ["null", "true", "-3", "0.5", "\"\"", "\"a\\u001b[2J\"", "[1, 2]", "{}"];
+        let shown = values.map(|value| read(value, &[]).map(|value| value.to_string()).ok().unwrap());
+        assert_eq!(shown, ["null", "true", "-3", "0.5", "empty", "\"a\\u{1b}[2J\"", "a list of 2", "an object"]);
+        let long = read(&format!("{:?}", "x".repeat(100)), &[]).ok().unwrap();
+        assert_eq!(long.to_string().len(), 62);
+    }
+}
