@@ -1716,6 +1716,45 @@ gemmoe_status gemmoe_model_set_device_memory_limit(const struct gemmoe_model *mo
                                                    struct gemmoe_error **error_out);
 
 /**
+ * Applies the router patch in the file `path`, a path of the host's choosing: the patch's gates are in force in place of the
+ * stored ones, or of an earlier patch's. The file is not needed afterwards.
+ *
+ * Sessions and batches go on. A call that runs tokens meanwhile ends under the gates it began under, and this waits for none.
+ * From then on a session shows, bit for bit, what one made under the new gates and given the same tokens would: all its tokens
+ * are pending (gemmoe_session_info.pending_count), its logits are gone until they were run again, which the next step,
+ * prefill (of no tokens too), score or embed does, in budgets if it is given any. That takes no memory, but where pages are
+ * shared with a fork (KV_LIMIT, OUT_OF_MEMORY). Snapshots belong to the gates they were taken under: others refuse them with
+ * SNAPSHOT_MODEL. Routes and statistics of tokens that are run again are counted again.
+ *
+ * The gates take layers x experts x hidden_size x 4 bytes beside the stored ones, on a GPU in its memory, where
+ * device_memory_limit does not count them.
+ * Errors, after which the gates in force are what they were: handle errors, NULL_ARGUMENT, INVALID_UTF8, FILE_NOT_FOUND,
+ * READ_FAILED, PATCH_DAMAGED (cut off, altered, of another version, or no patch), PATCH_MODEL (for other sizes, or made from
+ * other gates than the model's stored ones: the text has both sides' numbers), OUT_OF_MEMORY, DEVICE_OUT_OF_MEMORY,
+ * DEVICE_FAILED, DEVICE_LOST. Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_model_apply_router_patch(const struct gemmoe_model *model,
+                                              const char *path,
+                                              struct gemmoe_error **error_out);
+
+/**
+ * The same of a patch's bytes, `byte_count` of them, as its file has them. They are not needed afterwards.
+ * Errors: as gemmoe_model_apply_router_patch, but for those of paths and files. Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_model_apply_router_patch_bytes(const struct gemmoe_model *model,
+                                                    const uint8_t *bytes,
+                                                    size_t byte_count,
+                                                    struct gemmoe_error **error_out);
+
+/**
+ * Takes the applied patch off: the stored gates are in force again, bit for bit. Without a patch nothing changes. What sessions
+ * show then is as said of gemmoe_model_apply_router_patch; one that was not run under the patch goes on where it stood.
+ * Errors: handle errors. Any thread. Since 0.1.
+ */
+gemmoe_status gemmoe_model_remove_router_patch(const struct gemmoe_model *model,
+                                               struct gemmoe_error **error_out);
+
+/**
  * Copies the tokens of `text`, `text_bytes` bytes of UTF-8, to `tokens`. `count_out` receives how many there are, also
  * with BUFFER_TOO_SMALL; with `capacity` 0 nothing else is written. Flags: GEMMOE_TOKENIZE_.
  * Errors: handle errors, NULL_ARGUMENT, INVALID_ARGUMENT, INVALID_UTF8, NO_TOKENIZER, BUFFER_TOO_SMALL, OUT_OF_MEMORY.

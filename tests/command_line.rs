@@ -14,7 +14,7 @@ use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::engine::score::{perplexity, score_in_windows};
 use gemmoe::text::Message;
 use gemmoe::text::grammar::{Grammar, GrammarKind};
-use gemmoe::{LoadOptions, Model, Overflow, Pooling, Sampling, Session, SessionOptions};
+use gemmoe::{LoadOptions, Model, Overflow, Pooling, RouterPatch, Sampling, Session, SessionOptions};
 use serde_json::{Value, json};
 
 fn gemmoe(arguments: &[&str]) -> Output {
@@ -928,5 +928,46 @@ fn bench_prints_a_table_and_refuses_what_it_cannot_measure() {
         assert!(!output.status.success(), "{wrong:?}");
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(!said.contains("panicked") && !said.is_empty(), "{said}");
+    }
+}
+
+#[test]
+fn a_router_patch_is_described_applied_by_every_command_and_refused_for_another_model() {
+    let directory = Directory::random(27).to_temporary();
+    let (path, model) = (directory.path().to_str().unwrap(), load(directory.path()));
+    let gates: Vec<f32> = model.stored_gates().unwrap().iter().map(|gate| 0.3 - gate).collect();
+    let base = model.gates_fingerprint().unwrap();
+    let file = directory.path().join("patch.safetensors");
+    let name = file.to_str().unwrap();
+    let patch = RouterPatch::new(model.config(), &gates, base).unwrap();
+    patch.write(&file).unwrap();
+
+    let found = json_of(&["inspect", name, "--json"]);
+    let sizes =
+        json!({"base": format!("{base:016x}"), "num_hidden_layers": 2, "num_local_experts": 4, "hidden_size": 40});
+    assert_eq!(found, json!({"router_patch": sizes}));
+    assert!(text_of(&["inspect", name]).contains("2 layers of 4 experts, hidden size 40"));
+
+    let logits = ["logits", "--model", path, "--tokens", "2,17,5", "--json"];
+    let found = json_of(&[&logits[..], &["--router", name]].concat());
+    assert_ne!(found, json_of(&logits));
+    model.apply_router_patch(&patch).unwrap();
+    let mut session = session(&model);
+    session.prefill(&[2, 17, 5]).unwrap();
+    assert_eq!(floats(&found["logits"]), session.logits().unwrap());
+
+    let refusal = |arguments: &[&str]| {
+        let output = gemmoe(arguments);
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let other = Directory::random(28).to_temporary();
+    let text = refusal(&["logits", "--model", other.path().to_str().unwrap(), "--tokens", "2", "--router", name]);
+    assert!(text.contains(name) && text.contains(&format!("{base:016x}")), "{text}");
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
+    for arguments in [&["inspect", name][..], &[&logits[..], &["--router", name]].concat()] {
+        let text = refusal(arguments);
+        assert!(text.contains(name) && text.contains("its header describes"), "{text}");
     }
 }

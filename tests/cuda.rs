@@ -17,6 +17,8 @@ mod devices;
 mod driver;
 #[path = "cuda/faults.rs"]
 mod faults;
+#[path = "router_patch/fixture.rs"]
+mod fixture;
 #[path = "cuda/graphs.rs"]
 mod graphs;
 #[path = "cuda/lent.rs"]
@@ -25,6 +27,8 @@ mod lent;
 mod native;
 #[path = "cuda/perplexity.rs"]
 mod perplexity;
+#[path = "cuda/router_patch.rs"]
+mod router_patch;
 #[path = "cuda/sampling.rs"]
 mod sampling;
 #[path = "common/shim.rs"]

@@ -12,13 +12,14 @@ fn the_committed_header_is_the_generated_one() {
     let mut builder = cbindgen::Builder::new().with_config(config);
     // Only what makes up the ABI, in the order a host meets it.
     builder = builder.with_src(root.join("src/error.rs"));
-    const FILES: [&str; 18] = [
+    const FILES: [&str; 19] = [
         "version",
         "error",
         "device",
         "load",
         "model",
         "residency",
+        "router_patch",
         "text",
         "chat",
         "budget",

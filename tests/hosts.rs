@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::{Directory, library_directory, repository};
-use gemmoe::ffi;
+use gemmoe::{RouterPatch, ffi};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -137,9 +137,24 @@ impl Workshop {
             CHAT => [repository().join("examples/demo-model").to_str().unwrap(), "The reason", "12", "0.7"]
                 .map(PathBuf::from)
                 .into(),
+            "router_patch.c" => std::iter::once(model).chain(self.router_patches()).collect(),
             "reload.c" => vec![model, library_directory().join("libgemmoe.so")],
             _ => vec![model],
         }
+    }
+
+    /// Files: a router patch for the model, one for other gates, one that is cut off.
+    fn router_patches(&self) -> [PathBuf; 3] {
+        let model = common::load(self.with_tokenizer.path());
+        let gates: Vec<f32> = model.stored_gates().unwrap().iter().map(|gate| 0.5 - 2.0 * gate).collect();
+        let base = model.gates_fingerprint().unwrap();
+        let paths = ["patch", "other", "cut"].map(|name| self.programs.path().join(name));
+        let patch = |base| RouterPatch::new(model.config(), &gates, base).unwrap();
+        patch(base).write(&paths[0]).unwrap();
+        patch(base ^ 1).write(&paths[1]).unwrap();
+        let bytes = patch(base).to_bytes().unwrap();
+        std::fs::write(&paths[2], &bytes[..bytes.len() / 2]).unwrap();
+        paths
     }
 
     /// Builds a host in every way and runs each.
@@ -173,6 +188,11 @@ fn threads_get_ok_or_busy_and_a_cancelled_prefill_goes_on() {
 #[test]
 fn the_hosts_own_threads_give_the_same_tokens_whatever_they_do_wrong() {
     Workshop::new().run_every_way("parallel_for.c");
+}
+
+#[test]
+fn router_patches_come_and_go_while_sessions_run() {
+    Workshop::new().run_every_way("router_patch.c");
 }
 
 #[test]
@@ -375,6 +395,7 @@ fn valgrind_finds_no_error_and_no_leak() {
         ("misuse_text.c", Library::Shared),
         ("misuse_session.c", Library::Shared),
         ("engine.c", Library::Shared),
+        ("router_patch.c", Library::Shared),
         (CHAT, Library::Shared),
         (CHAT, Library::Static),
     ];

@@ -1,4 +1,4 @@
-//! `gemmoe_model`: weights and tokenizer, immutable, shared by any number of sessions and threads.
+//! `gemmoe_model`: weights and tokenizer, immutable but for what a router patch replaces, shared by any number of sessions and threads.
 
 use std::ffi::c_char;
 use std::sync::Arc;

@@ -111,6 +111,9 @@ static int be_a_child(const char *directory, gemmoe_model *model, gemmoe_session
     IN_CHILD(gemmoe_model_get_info(model, &model_info, NULL));
     IN_CHILD(gemmoe_model_get_residency(model, &residency, NULL));
     IN_CHILD(gemmoe_model_set_device_memory_limit(model, 0, NULL));
+    IN_CHILD(gemmoe_model_apply_router_patch(model, "/nowhere/at/all", NULL));
+    IN_CHILD(gemmoe_model_apply_router_patch_bytes(model, &byte, 1, NULL));
+    IN_CHILD(gemmoe_model_remove_router_patch(model, NULL));
     IN_CHILD(gemmoe_model_device(model, room, 8, &count, NULL));
     IN_CHILD(gemmoe_model_is_stop_token(model, 1, &token, NULL));
     IN_CHILD(gemmoe_tokenize(model, "a", 1, 0, &token, 1, &count, NULL));

@@ -91,6 +91,15 @@ static gemmoe_status model_get_residency(void *handle, gemmoe_error **error) {
 static gemmoe_status model_set_device_memory_limit(void *handle, gemmoe_error **error) {
     return gemmoe_model_set_device_memory_limit((gemmoe_model *)handle, 1, error);
 }
+static gemmoe_status model_apply_router_patch(void *handle, gemmoe_error **error) {
+    return gemmoe_model_apply_router_patch((gemmoe_model *)handle, NOWHERE, error);
+}
+static gemmoe_status model_apply_router_patch_bytes(void *handle, gemmoe_error **error) {
+    return gemmoe_model_apply_router_patch_bytes((gemmoe_model *)handle, (const uint8_t *)"no patch", 8, error);
+}
+static gemmoe_status model_remove_router_patch(void *handle, gemmoe_error **error) {
+    return gemmoe_model_remove_router_patch((gemmoe_model *)handle, error);
+}
 static gemmoe_status model_device(void *handle, gemmoe_error **error) {
     return gemmoe_model_device((gemmoe_model *)handle, (char *)&out[0], sizeof out[0], &out[1].size, error);
 }
@@ -335,6 +344,9 @@ static const struct function {
     {"model_get_info", MODEL, model_get_info, REFUSES_NULL, WITH_ERROR},
     {"model_get_residency", MODEL, model_get_residency, REFUSES_NULL, WITH_ERROR},
     {"model_set_device_memory_limit", MODEL, model_set_device_memory_limit, REFUSES_NULL, WITH_ERROR},
+    {"model_apply_router_patch", MODEL, model_apply_router_patch, REFUSES_NULL, WITH_ERROR},
+    {"model_apply_router_patch_bytes", MODEL, model_apply_router_patch_bytes, REFUSES_NULL, WITH_ERROR},
+    {"model_remove_router_patch", MODEL, model_remove_router_patch, REFUSES_NULL, WITH_ERROR},
     {"model_device", MODEL, model_device, REFUSES_NULL, WITH_ERROR},
     {"model_is_stop_token", MODEL, model_is_stop_token, REFUSES_NULL, WITH_ERROR},
     {"model_destroy", MODEL, model_destroy, IGNORES_NULL, SILENT},
@@ -476,6 +488,8 @@ static void null_arguments(void) {
     NULL_ARGUMENT(gemmoe_model_load(directory, NULL, NULL, &error));
     NULL_ARGUMENT(gemmoe_model_get_info(model, NULL, &error));
     NULL_ARGUMENT(gemmoe_model_get_residency(model, NULL, &error));
+    NULL_ARGUMENT(gemmoe_model_apply_router_patch(model, NULL, &error));
+    NULL_ARGUMENT(gemmoe_model_apply_router_patch_bytes(model, NULL, 8, &error));
     NULL_ARGUMENT(gemmoe_model_device(model, NULL, 8, &out[0].size, &error));
     NULL_ARGUMENT(gemmoe_model_device(model, (char *)&out[0], 512, NULL, &error));
     NULL_ARGUMENT(gemmoe_model_is_stop_token(model, 1, NULL, &error));

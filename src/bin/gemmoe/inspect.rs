@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use gemmoe::model::Description;
+use gemmoe::model::router_patch::GateSizes;
 use gemmoe::text::Tokenizer;
-use gemmoe::{LoadOptions, Model, Result};
+use gemmoe::{LoadOptions, Model, Result, RouterPatch};
 use serde_json::json;
 
 use crate::formats::{parts, parts_json};
@@ -12,9 +13,9 @@ use crate::units::{count, grouped};
 
 #[derive(clap::Args)]
 pub struct Inspect {
-    /// Model directory.
-    #[arg(value_name = "DIR")]
-    directory: PathBuf,
+    /// Model directory, or a router patch.
+    #[arg(value_name = "DIR|FILE")]
+    path: PathBuf,
     /// Follow symbolic links inside the directory, as in a download cache.
     #[arg(long)]
     follow_links: bool,
@@ -25,14 +26,35 @@ pub struct Inspect {
 
 impl Inspect {
     pub fn run(&self) -> Result<()> {
+        if self.path.is_file() {
+            self.print_patch(&RouterPatch::read(&self.path)?);
+            return Ok(());
+        }
         let (description, tokenizer) =
-            Model::inspect(&self.directory, &LoadOptions { follow_links: self.follow_links, ..Default::default() })?;
+            Model::inspect(&self.path, &LoadOptions { follow_links: self.follow_links, ..Default::default() })?;
         if self.json {
             print_json(&description, tokenizer.as_ref())
         } else {
             print_text(&description, tokenizer.as_ref())
         }
         Ok(())
+    }
+
+    fn print_patch(&self, patch: &RouterPatch) {
+        let GateSizes { layers, experts, hidden_size } = patch.sizes();
+        let base = format!("{:016x}", patch.base());
+        if self.json {
+            let patch = json!({
+                "base": base,
+                "num_hidden_layers": layers,
+                "num_local_experts": experts,
+                "hidden_size": hidden_size,
+            });
+            println!("{}", json!({ "router_patch": patch }));
+        } else {
+            println!("{:<12} {layers} layers of {experts} experts, hidden size {hidden_size}", "router patch");
+            println!("{:<12} a model whose stored gates have fingerprint {base}", "for");
+        }
     }
 }
 

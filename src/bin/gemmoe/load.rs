@@ -9,7 +9,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use gemmoe::backend::Variants;
 use gemmoe::backend::cpu::kernels::Instructions;
 use gemmoe::backend::cpu::{self, CpuOptions, ThreadOptions};
-use gemmoe::{LoadOptions, Model, Progress, Result};
+use gemmoe::{LoadOptions, Model, Progress, Result, RouterPatch};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::interrupt::cancelling;
@@ -21,12 +21,18 @@ pub fn bar(length: u64, template: &str) -> ProgressBar {
     ProgressBar::new(length).with_style(style)
 }
 
-/// Loads the model, showing how far it is.
+/// Loads the model, showing how far it is, and applies the router patch if there is one.
 pub fn load(args: &ModelArgs) -> Result<Arc<Model>> {
-    load_directory(&args.model, &args.load)
+    // Before the weights, which take longer.
+    let patch = args.router.as_deref().map(RouterPatch::read).transpose()?;
+    let model = load_directory(&args.model, &args.load)?;
+    if let (Some(patch), Some(path)) = (patch, &args.router) {
+        model.apply_router_patch(&patch).map_err(|error| error.in_file(path.display().to_string()))?;
+    }
+    Ok(model)
 }
 
-/// The same with the directory apart.
+/// Loads the model of a directory, showing how far it is.
 pub fn load_directory(directory: &Path, args: &LoadArgs) -> Result<Arc<Model>> {
     let options = options(args);
     watch("loading", |progress| Model::load(directory, &options, progress))

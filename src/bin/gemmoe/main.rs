@@ -45,7 +45,7 @@ struct Cli {
 enum Command {
     /// List the devices that models can run on.
     Devices(devices::Devices),
-    /// Check a model directory and say what is in it, without reading the weights.
+    /// Check a model directory and say what is in it, without reading the weights, or the same of a router patch.
     Inspect(inspect::Inspect),
     /// Say how much memory a model and its sessions will take, without reading the weights.
     Plan(plan::Plan),
@@ -98,6 +98,9 @@ struct ModelArgs {
     /// Model directory: config.json, model.safetensors or shards with their index, and tokenizer.json for text.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    /// Apply a router patch: a file with gates that were trained for this model.
+    #[arg(long, value_name = "FILE")]
+    router: Option<PathBuf>,
     #[command(flatten)]
     load: LoadArgs,
 }
