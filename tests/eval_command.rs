@@ -305,8 +305,11 @@ fn what_is_wrong_is_named_with_its_file() {
             assert!(stderr.contains(culprit), "{arguments:?}: {culprit:?} is not in {stderr}");
         }
     }
-    let output = files.eval(&[&first[..], &["--text", "plain.txt", "--svg", "nowhere/x.svg"]].concat());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("nowhere/x.svg: cannot be written"));
+    // Before the models are run.
+    for place in ["nowhere/x.svg", "first"] {
+        let stderr = files.fault(&[&first[..], &["--text", "plain.txt", "--svg", place]].concat());
+        assert!(stderr.contains(&format!("{place}: cannot be written")), "{stderr}");
+    }
     // Left out when asked, and said.
     let output = files.eval(&[&first[..], &["--text", "bad.jsonl", "--skip-bad-rows"]].concat());
     let stderr = String::from_utf8_lossy(&output.stderr);
