@@ -250,6 +250,12 @@ fn the_curves_of_a_training_need_no_model_and_bear_a_line_that_was_cut_off() {
     files.write("metrics.jsonl", &(metrics(14).replace("\"balance\":2.1", "\"balance\":9.9") + &metrics(10)));
     files.text(&["--curve", "metrics.jsonl", "--svg", "again.svg"]);
     assert_eq!(picture(&files.path("again.svg")).0, text);
+    // Too many experts for lines of their own.
+    let shares = vec![vec![1.0 / 64.0; 64]; 2];
+    files.write("metrics.jsonl", &json!({"step": 1, "loss": 1.0, "shares": shares}).to_string());
+    files.text(&["--curve", "metrics.jsonl", "--svg", "many.svg"]);
+    let (text, _) = picture(&files.path("many.svg"));
+    assert!(text.contains("64 experts") && text.contains("least used") && !text.contains("expert 1<"), "{text}");
     files.write("metrics.jsonl", &metrics(1));
     files.text(&["--curve", "metrics.jsonl", "--svg", "short.svg", "--model", "first", "--text", "plain.txt"]);
     let (text, titles) = picture(&files.path("short.svg"));
@@ -305,8 +311,11 @@ fn what_is_wrong_is_named_with_its_file() {
             assert!(stderr.contains(culprit), "{arguments:?}: {culprit:?} is not in {stderr}");
         }
     }
-    let output = files.eval(&[&first[..], &["--text", "plain.txt", "--svg", "nowhere/x.svg"]].concat());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("nowhere/x.svg: cannot be written"));
+    // Before the models are run.
+    for place in ["nowhere/x.svg", "first"] {
+        let stderr = files.fault(&[&first[..], &["--text", "plain.txt", "--svg", place]].concat());
+        assert!(stderr.contains(&format!("{place}: cannot be written")), "{stderr}");
+    }
     // Left out when asked, and said.
     let output = files.eval(&[&first[..], &["--text", "bad.jsonl", "--skip-bad-rows"]].concat());
     let stderr = String::from_utf8_lossy(&output.stderr);

@@ -7,7 +7,7 @@ mod report;
 mod routers;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use gemmoe::engine::options::DEFAULT_CONTEXT;
@@ -73,22 +73,19 @@ pub struct Eval {
 impl Eval {
     pub fn run(&self) -> Result<()> {
         self.color.write_global();
+        // Before anything that takes long.
+        self.svg.as_deref().map_or(Ok(()), check_place)?;
         let curve = self.curve.as_deref().map(metrics::read).transpose()?;
         let report = if self.model.is_empty() { None } else { Some(self.evaluate()?) };
-        if let Some(path) = &self.svg {
-            let curve = self.curve.as_deref().zip(curve.as_deref());
-            let picture = pictures::draw(report.as_ref(), curve);
-            std::fs::write(path, picture).map_err(|error| {
-                let text = format!("cannot be written: {error}");
-                Error::new(Status::WriteFailed, text).in_file(path.display().to_string())
-            })?;
-        }
         match &report {
             Some(report) if self.json => println!("{}", report.to_json()),
             Some(report) => report.print(self.layers),
             None => {}
         }
-        Ok(())
+        let Some(path) = &self.svg else { return Ok(()) };
+        let curve = self.curve.as_deref().zip(curve.as_deref());
+        let picture = pictures::draw(report.as_ref(), curve);
+        std::fs::write(path, picture).map_err(|error| unwritable(path, &format!("cannot be written: {error}")))
     }
 
     fn preference(&self) -> PreferenceOptions {
@@ -178,6 +175,20 @@ impl Eval {
             pairs: scores,
         })
     }
+}
+
+/// Fails where no file can be.
+fn check_place(path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if path.is_dir() || parent.is_some_and(|parent| !parent.is_dir()) {
+        let text = "cannot be written: it is a directory, or the one it would be in is not there";
+        return Err(unwritable(path, text));
+    }
+    Ok(())
+}
+
+fn unwritable(path: &Path, text: &str) -> Error {
+    Error::new(Status::WriteFailed, text).in_file(path.display().to_string())
 }
 
 fn in_patch(error: Error, router: &Router) -> Error {

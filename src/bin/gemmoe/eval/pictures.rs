@@ -31,6 +31,19 @@ fn maps(report: &Report) -> Vec<Router> {
     if report.domains.is_empty() { Vec::new() } else { with_choice.map(map).collect() }
 }
 
+/// Experts that have lines of their own: the names of more have no room.
+const MOST_LINES: usize = 10;
+/// What is drawn of more experts, by their place in the order of shares.
+const QUANTILES: [(&str, f64); 5] =
+    [("most used", 1.0), ("upper quartile", 0.75), ("median", 0.5), ("lower quartile", 0.25), ("least used", 0.0)];
+
+/// The share of the expert at a place from 0, the least used one in this step, to 1.
+fn quantile(step: &Step, place: f64) -> Option<f64> {
+    let mut shares = step.own.mean_shares();
+    shares.sort_by(f64::total_cmp);
+    shares.get((place * shares.len().saturating_sub(1) as f64).round() as usize).copied()
+}
+
 fn curves(path: &Path, steps: &[Step]) -> Curves {
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     let line = |name: &str, look: Look, value: &dyn Fn(&Step) -> Option<f64>| Line {
@@ -54,8 +67,17 @@ fn curves(path: &Path, steps: &[Step]) -> Curves {
     let is_pairs = steps.iter().any(|step| step.own.accuracy.is_some());
     let loss_unit = if is_pairs { "mean over pairs" } else { "nats per token" };
     let experts = steps.iter().map(|step| step.own.mean_shares().len()).max().unwrap_or(0);
-    let share = |expert: usize| {
-        line(&format!("expert {expert}"), Look::Plain, &|step| step.own.mean_shares().get(expert).copied())
+    let shares: Vec<Line> = match experts {
+        ..=MOST_LINES => (0..experts)
+            .map(|expert| {
+                line(&format!("expert {expert}"), Look::Plain, &|step| step.own.mean_shares().get(expert).copied())
+            })
+            .collect(),
+        _ => QUANTILES.map(|(name, place)| line(name, Look::Plain, &|step| quantile(step, place))).into(),
+    };
+    let shares_of = match experts {
+        ..=MOST_LINES => "share of choices, mean of the layers".to_owned(),
+        _ => format!("share of choices, mean of the layers; {experts} experts"),
     };
     let from_zero = true;
     let charts = [
@@ -68,7 +90,7 @@ fn curves(path: &Path, steps: &[Step]) -> Curves {
             unit: Unit::Percent,
             mark: (experts > 1).then(|| (1.0 / experts as f64, "all alike".to_owned())),
             from_zero,
-            ..chart("Experts", "share of choices, mean of the layers", (0..experts).map(share).collect())
+            ..chart("Experts", &shares_of, shares)
         },
         chart("Balancing loss", "even: num_experts_per_tok", both(|found| found.balance)),
         Chart { from_zero, ..chart("Learning rate", "", vec![own(Look::Plain, |found| found.learning_rate)]) },

@@ -56,7 +56,7 @@ const TITLE_SIZE: f64 = 17.0;
 const LABEL_SIZE: f64 = 11.0;
 /// For the numbers left of a chart, and the names right of its lines.
 const LEFT: f64 = 58.0;
-const RIGHT: f64 = 92.0;
+const RIGHT: f64 = 104.0;
 const HEAD: f64 = 30.0;
 const FOOT: f64 = 38.0;
 const GAP: f64 = 20.0;
