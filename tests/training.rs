@@ -54,6 +54,26 @@ fn training_that_goes_on_from_a_file_gives_the_bits_of_training_that_was_never_l
 }
 
 #[test]
+fn activations_that_are_kept_give_the_bits_of_those_computed_again() {
+    let model = load(Directory::random_with(5, json!({"num_hidden_layers": 4})).to_temporary().path());
+    let mut again = RouterTrainer::new(&model, &options()).unwrap();
+    let mut kept = RouterTrainer::new(&model, &TrainOptions { keep_activations: true, ..options() }).unwrap();
+    for step in 0..3 {
+        assert_eq!(kept.step(&documents(step)).unwrap(), again.step(&documents(step)).unwrap());
+        assert_eq!(kept.step_pairs(&mut pairs(step)).unwrap(), again.step_pairs(&mut pairs(step)).unwrap());
+        assert_eq!(kept.gradients(), again.gradients());
+    }
+    // Of the four layers, two have no place of their own, and the first one only for its `m` and the outputs of its experts.
+    let config = model.config();
+    let (tokens, slots) = (100, 100 * config.num_experts_per_tok);
+    let of_attention = 2 * (config.query_size() + config.key_value_size()) + config.num_attention_heads;
+    let first = tokens * of_attention + slots * 2 * config.intermediate_size;
+    let layer = first + (tokens + slots) * config.hidden_size;
+    let (more, parts) = (kept.workspace_bytes() - again.workspace_bytes(), 3 * 8);
+    assert!(more.abs_diff(4 * (2 * layer + first)) < parts * 64, "{more} {layer} {first}");
+}
+
+#[test]
 fn a_state_that_is_damaged_or_of_another_model_changes_nothing() {
     let model = small_model(1);
     let mut trainer = RouterTrainer::new(&model, &options()).unwrap();

@@ -23,6 +23,10 @@ pub struct TrainOptions {
     pub max_tokens: usize,
     /// Batches are filled up to max_tokens with tokens that no loss counts, so that all have one size.
     pub fill: bool,
+    /// The activations of all layers are kept for the backward pass, where those between the first and the last are else computed
+    /// again: the same bits, sooner, in more memory (`RouterTrainer::workspace_bytes`). Of the published geometry 0.50 MB more
+    /// for each token of a batch and layer.
+    pub keep_activations: bool,
     /// Every token is sent to all experts, with their probabilities as weights.
     pub soft: bool,
     /// Standard deviation of what is added to router logits while gates move; 0 is nothing.
@@ -42,6 +46,7 @@ impl Default for TrainOptions {
         TrainOptions {
             max_tokens: 2048,
             fill: false,
+            keep_activations: false,
             soft: false,
             noise: 0.0,
             seed: 0,
@@ -175,7 +180,11 @@ impl RouterTrainer {
     pub fn new(model: &Arc<Model>, options: &TrainOptions) -> Result<RouterTrainer> {
         options.check()?;
         let cancel = Arc::new(Cancel::default());
-        let size = PassSize { max_tokens: options.max_tokens, max_targets: options.max_tokens };
+        let size = PassSize {
+            max_tokens: options.max_tokens,
+            max_targets: options.max_tokens,
+            keep_activations: options.keep_activations,
+        };
         let pass = RouterPass::new(model.backend(), model.config(), size, options.soft, &cancel)?;
         let gates = pass.read_model_gates()?;
         Ok(RouterTrainer {
@@ -219,6 +228,11 @@ impl RouterTrainer {
     /// already have are of the gates before.
     pub fn set_reference(&mut self) {
         self.reference.copy_from_slice(&self.gates);
+    }
+
+    /// Bytes of all activations and gradients of a batch; with `keep_activations` nearly all of it grows with the layers.
+    pub fn workspace_bytes(&self) -> usize {
+        self.pass.workspace_bytes()
     }
 
     /// Steps taken.

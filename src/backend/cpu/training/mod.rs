@@ -2,14 +2,14 @@
 
 mod attention;
 mod products;
-mod rows;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::Shared;
-use super::kernels::math::{exp, gelu_erf, gelu_tanh, rms_norm, rotate};
+use super::kernels::math::{rms_norm, rotate};
 use super::kernels::matmul::{Output, TokenRows};
+use super::kernels::rows::{LogSum, RowWork, rotate_back};
 use crate::backend::ops::{Cancel, Limit};
 use crate::backend::training::{ExpertProjection, NO_SLOT, Norm, Projection, Rows, Slots, Training, TrainingLimits};
 use crate::error::{Error, Result, Status};
@@ -18,7 +18,6 @@ use crate::model::weights::{ExpertWeights, LayerWeights, Matrix};
 use crate::quant::PANEL_ROWS;
 use attention::{Heads, Inputs};
 use products::{Product, Way};
-use rows::{LogSum, rotate_back};
 
 const WHAT: &str = "the workspace of training";
 
@@ -268,7 +267,7 @@ impl Training for CpuTraining {
         let (weights, eps) = (work.norm_weights(norm), work.shared.config.rms_norm_eps);
         work.for_rows(out.rows, [(numbers, out.columns)], |token, [numbers]| {
             let (x, gradient) = (row(x, out.columns, token), row(gradient, out.columns, token));
-            rows::add_rms_norm_gradient(x, weights, eps, gradient, numbers);
+            work.shared.kernels.run_row(RowWork::NormGradient { x, weight: weights, eps, gradient, out: numbers });
         })
     }
 
@@ -335,7 +334,11 @@ impl Training for CpuTraining {
         let (work, [numbers, gate, out_numbers]) = self.parts([x, gate, out])?;
         work.for_rows(out.rows, [(out_numbers, out.columns)], |token, [out]| {
             let x = row(numbers, x.columns, token);
-            out.iter_mut().zip(gate.chunks_exact(x.len())).for_each(|(out, gate)| *out += rows::product(x, gate));
+            for (out, gate) in out.iter_mut().zip(gate.chunks_exact(x.len())) {
+                let mut product = 0.0;
+                work.shared.kernels.run_row(RowWork::Product { a: x, b: gate, out: &mut product });
+                *out += product;
+            }
         })
     }
 
@@ -389,7 +392,8 @@ impl Training for CpuTraining {
         let columns = a.columns;
         let (work, [a, b, numbers]) = self.parts([a, b, out])?;
         work.for_rows(out.rows, [(numbers, 1)], |slot, [out]| {
-            out[0] = rows::product(row(a, columns, slot), row(b, columns, slot));
+            let (a, b) = (row(a, columns, slot), row(b, columns, slot));
+            work.shared.kernels.run_row(RowWork::Product { a, b, out: &mut out[0] });
         })
     }
 
@@ -421,10 +425,10 @@ impl Training for CpuTraining {
 
     fn geglu(&mut self, gate: Rows, up: Rows, out: Rows) -> Result<()> {
         let (work, [gate, up, numbers]) = self.parts([gate, up, out])?;
-        let gelu = if work.shared.numerics.exact_gelu { gelu_erf } else { gelu_tanh };
+        let exact = work.shared.numerics.exact_gelu;
         work.for_rows(out.rows, [(numbers, out.columns)], |slot, [numbers]| {
             let (gate, up) = (row(gate, out.columns, slot), row(up, out.columns, slot));
-            numbers.iter_mut().zip(gate).zip(up).for_each(|((out, gate), up)| *out = gelu(*gate) * up);
+            work.shared.kernels.run_row(RowWork::Geglu { gate, up, exact, out: numbers });
         })
     }
 
@@ -432,7 +436,8 @@ impl Training for CpuTraining {
         let (work, [gradient, gates, ups]) = self.parts([gradient, gate, up])?;
         let exact = work.shared.numerics.exact_gelu;
         work.for_rows(gate.rows, [(gates, gate.columns), (ups, up.columns)], |slot, [gates, ups]| {
-            rows::geglu_gradient(row(gradient, gate.columns, slot), exact, gates, ups);
+            let gradient = row(gradient, gate.columns, slot);
+            work.shared.kernels.run_row(RowWork::GegluGradient { gradient, exact, gate: gates, up: ups });
         })
     }
 
@@ -500,7 +505,7 @@ impl CpuTraining {
             let logits = &*logits;
             work.for_rows(x.rows, [(&mut of_part, 3)], |index, [of_part]| {
                 let logits = row(logits, width, index);
-                (of_part[0], of_part[1]) = LogSum::of_part(logits);
+                work.shared.kernels.run_row(RowWork::LogSum { logits, out: &mut of_part[..2] });
                 let target = (targets[index] as usize).checked_sub(first).and_then(|target| logits.get(target));
                 of_part[2] = target.copied().unwrap_or(0.0);
             })?;
@@ -531,7 +536,8 @@ impl CpuTraining {
             let first = panels.start * PANEL_ROWS;
             work.for_rows(x.rows, [(&mut *logits, width)], |row, [logits]| {
                 let (log_sum, gradient) = (log_sums[2 * row], gradients[row]);
-                logits.iter_mut().for_each(|logit| *logit = -gradient * exp(*logit - log_sum));
+                let kernels = &work.shared.kernels;
+                kernels.run_row(RowWork::Exponentials { logits: &mut *logits, shift: log_sum, factor: -gradient });
                 if let Some(index) = (targets[row] as usize).checked_sub(first).filter(|index| *index < width) {
                     logits[index] += gradient;
                 }
