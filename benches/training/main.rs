@@ -60,10 +60,11 @@ impl Bench {
         self.documents.len() * DOCUMENT
     }
 
-    fn step(&mut self) -> f64 {
-        let started = Instant::now();
+    /// Seconds, and those of processors.
+    fn step(&mut self) -> (f64, f64) {
+        let (started, processor_time) = (Instant::now(), process::processor_time());
         self.trainer.step(&self.documents).unwrap();
-        started.elapsed().as_secs_f64()
+        (started.elapsed().as_secs_f64(), (process::processor_time() - processor_time).as_secs_f64())
     }
 
     /// Multiply-adds of a step that nothing can spare: each product forward, its transpose where a gradient goes on below, and
@@ -84,7 +85,7 @@ impl Bench {
         self.step();
         for _ in 0..common::rounds(7) {
             let roof = roof::multiply_adds(models::threads());
-            let seconds = self.step();
+            let (seconds, _) = self.step();
             roofs.push(roof);
             rates.push(self.tokens() as f64 / seconds);
             shares.push(100.0 * self.multiply_adds() / seconds / roof);
@@ -108,7 +109,10 @@ impl Bench {
             Some(("gradient", file)) => self.gradient(Path::new(file)),
             _ => match line {
                 "roof" => json!({"multiply_adds": roof::multiply_adds(models::threads())}),
-                "step" => json!({"seconds": self.step()}),
+                "step" => {
+                    let (seconds, processor_seconds) = self.step();
+                    json!({"seconds": seconds, "processor_seconds": processor_seconds})
+                }
                 "memory" => json!({"bytes": process::peak_memory()}),
                 "start" => json!({"tokens": self.tokens(), "multiply_adds": self.multiply_adds()}),
                 _ => panic!("no such order: {line}"),

@@ -38,14 +38,12 @@ impl RouterPass {
     /// `gradient`, of the residual stream after the last layer.
     fn head_backward(&mut self, batch: &Packed, derivatives: &[f32]) -> Result<()> {
         let (parts, device, tokens) = (&self.parts, &mut self.device, batch.tokens.len());
-        let targets = batch.targets.len();
         let (normed_gradient, gradient) = (parts.normed_gradient.first(tokens), parts.gradient.first(tokens));
-        let (inputs, of_inputs) = (parts.head_inputs.first(targets), parts.head_gradient.first(targets));
-        device.clear(of_inputs)?;
-        let sums = parts.head_sums.first(targets);
-        device.add_log_probability_gradient(&batch.targets, inputs, sums, derivatives, of_inputs)?;
+        // The forward pass left the gradients of log-probabilities; what the loss makes of each is its weight.
+        let mut slots = batch.head_slots()?;
+        slots.weights.copy_from_slice(derivatives);
         device.clear(normed_gradient)?;
-        device.add_combined(&batch.head_slots()?, false, of_inputs, normed_gradient)?;
+        device.add_combined(&slots, true, parts.head_gradient.first(batch.targets.len()), normed_gradient)?;
         device.clear(gradient)?;
         let x = parts.inputs[self.layers].first(tokens);
         device.add_norm_gradient(Norm::Final, x, normed_gradient, gradient)

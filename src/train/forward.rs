@@ -7,8 +7,9 @@ use crate::backend::training::{ExpertProjection, Norm, Projection, Slots};
 use crate::error::Result;
 
 impl RouterPass {
-    /// Runs a batch, and keeps what its backward pass needs: the input and the routes of each layer.
-    pub fn forward(&mut self, batch: &Packed, noise: Option<&Noise>) -> Result<()> {
+    /// Runs a batch, and keeps what its backward pass needs: the input and the routes of each layer, and where it is to learn the
+    /// gradients of the targets' log-probabilities.
+    pub fn forward(&mut self, batch: &Packed, noise: Option<&Noise>, learn: bool) -> Result<()> {
         self.check(batch)?;
         let tokens = batch.tokens.len();
         self.routes.clear();
@@ -22,7 +23,7 @@ impl RouterPass {
             self.device.add_combined(&routes.slots, true, kept.slot_outputs.first(routes.slots.count()), out)?;
             self.routes.push(routes);
         }
-        self.run_head(batch)
+        self.run_head(batch, learn)
     }
 
     /// `middle = x + attention(norm(x))`; queries and keys stay rotated.
@@ -75,14 +76,19 @@ impl RouterPass {
     }
 
     /// Final norm and head, of the tokens that have a target.
-    fn run_head(&mut self, batch: &Packed) -> Result<()> {
+    fn run_head(&mut self, batch: &Packed, learn: bool) -> Result<()> {
         let (parts, device, tokens) = (&self.parts, &mut self.device, batch.tokens.len());
         let targets = batch.targets.len();
         let (normed, inputs, sums) =
             (parts.normed.first(tokens), parts.head_inputs.first(targets), parts.head_sums.first(targets));
         device.norm(Norm::Final, parts.inputs[self.layers].first(tokens), normed)?;
         device.gather(&batch.head_slots()?, false, normed, inputs)?;
-        device.log_probabilities(&batch.targets, inputs, sums)?;
+        if learn {
+            let gradient = parts.head_gradient.first(targets);
+            device.log_probabilities_and_gradients(&batch.targets, inputs, sums, gradient)?;
+        } else {
+            device.log_probabilities(&batch.targets, inputs, sums)?;
+        }
         host_numbers(&mut self.log_sums, sums.count())?;
         device.read(sums, &mut self.log_sums)
     }

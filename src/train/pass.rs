@@ -83,7 +83,7 @@ pub(super) struct Parts {
     pub qkv_gradients: [Rows; 3],
     /// `[T, query_size]`
     pub attended_gradient: Rows,
-    /// `[R, hidden_size]`: what the head is given, then its gradient.
+    /// `[R, hidden_size]`: what the head is given, and the gradients of its targets' log-probabilities.
     pub head_inputs: Rows,
     pub head_gradient: Rows,
     /// `[R, 2]`
@@ -133,7 +133,8 @@ impl Activations {
         let shared = Activations::new(plan, config, tokens, slots)?;
         let mut of_layers = vec![shared; layers];
         if layers > 1 {
-            let (middle, slot_outputs) = (plan.rows(tokens, config.hidden_size)?, plan.rows(slots, config.hidden_size)?);
+            let (middle, slot_outputs) =
+                (plan.rows(tokens, config.hidden_size)?, plan.rows(slots, config.hidden_size)?);
             of_layers[0] = Activations { middle, slot_outputs, ..shared };
         }
         Ok(of_layers)

@@ -307,7 +307,7 @@ impl RouterTrainer {
         self.pass.set_gates(&self.reference)?;
         for units in self.batches(&units) {
             let batch = self.packed(units)?;
-            self.forward(&batch, None)?;
+            self.forward(&batch, None, false)?;
             found.extend((0..units.len()).map(|pair| self.pair_log_probabilities(&batch, pair)));
         }
         for (index, reference) in missing.into_iter().zip(found) {
@@ -350,8 +350,8 @@ impl RouterTrainer {
         Packed::new(units.iter().flat_map(Unit::documents), length, PADDING)
     }
 
-    fn forward(&mut self, batch: &Packed, noise: Option<&Noise>) -> Result<()> {
-        let result = self.pass.forward(batch, noise);
+    fn forward(&mut self, batch: &Packed, noise: Option<&Noise>, learn: bool) -> Result<()> {
+        let result = self.pass.forward(batch, noise, learn);
         self.answered(result)
     }
 
@@ -418,7 +418,7 @@ impl RouterTrainer {
             deviation: self.options.noise,
             seed: mixed(mixed(self.options.seed ^ mixed(self.optimiser.steps())) ^ index as u64),
         });
-        self.forward(&batch, noise.as_ref())?;
+        self.forward(&batch, noise.as_ref(), index.is_some())?;
         let mut derivatives = try_vec("derivatives of targets", batch.targets.len(), 0f32)?;
         match units[0] {
             Unit::Document(_) => {

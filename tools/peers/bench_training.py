@@ -40,8 +40,8 @@ class Side:
                 return json.loads(line)
         raise SystemExit(f"{self.process.args[0]} ended")
 
-    def seconds(self):
-        return self.ask("step")["seconds"]
+    def step(self):
+        return self.ask("step")
 
     def close(self):
         self.process.stdin.close()
@@ -94,11 +94,10 @@ def measure(model, options):
     start = own.ask("start")
     agreement = compare(own, other)
     for side in (own, other):
-        side.seconds()
+        side.step()
     pairs = []
     for _ in range(options.rounds):
-        roof = own.ask("roof")["multiply_adds"]
-        pairs.append({"roof": roof, "gemmoe": own.seconds(), "torch": other.seconds()})
+        pairs.append({"roof": own.ask("roof")["multiply_adds"], "gemmoe": own.step(), "torch": other.step()})
     memory = {"gemmoe": own.ask("memory")["bytes"], "torch": other.ask("memory")["bytes"]}
     own.close()
     other.close()
@@ -123,8 +122,8 @@ def try_way(model, options, way):
     if options.way:
         return 0.0
     side = peer(model, options, way)
-    [side.seconds() for _ in range(2)]
-    seconds = statistics.median(side.seconds() for _ in range(options.trials))
+    [side.step() for _ in range(2)]
+    seconds = statistics.median(side.step()["seconds"] for _ in range(options.trials))
     side.close()
     return seconds
 
@@ -143,8 +142,12 @@ def compare(own, other):
 
 def print_model(model, found, options):
     tokens, pairs = found["tokens"], found["pairs"]
-    rate = lambda side: [tokens / pair[side] for pair in pairs]
-    share = lambda side: 100 * statistics.median(found["multiply_adds"] / pair[side] / pair["roof"] for pair in pairs)
+    seconds = lambda side, kind="seconds": [pair[side][kind] for pair in pairs]
+    rate = lambda side: [tokens / each for each in seconds(side)]
+    roofs = [pair["roof"] for pair in pairs]
+    share = lambda side: 100 * statistics.median(
+        found["multiply_adds"] / each / roof for each, roof in zip(seconds(side), roofs))
+    ratios = lambda kind: [theirs / own for own, theirs in zip(seconds("gemmoe", kind), seconds("torch", kind))]
     print(f'{model}: {tokens} tokens a step, {found["multiply_adds"] / 1e9:.1f} G multiply-adds at least; '
           f'losses agree to {found["loss_error"]:.0e}, gradients to {found["gradient_error"]:.0e}')
     trials = ", ".join(f"{way} {tokens / seconds:.0f}" for way, seconds in found["trials"].items() if seconds)
@@ -152,8 +155,8 @@ def print_model(model, found, options):
     for side in ("gemmoe", "torch"):
         print(f'  {side:<8} {span(rate(side), 1)} tokens/s, {share(side):.0f} % of the multiply-adds, '
               f'{found["peak_memory"][side] / 1e6:.0f} MB at most')
-    print(f'  ratio    {span([pair["torch"] / pair["gemmoe"] for pair in pairs], 2)}; '
-          f'roof {span([pair["roof"] / 1e9 for pair in pairs], 1)} G multiply-adds/s', flush=True)
+    print(f'  ratio    {span(ratios("seconds"), 2)}, by processor time {span(ratios("processor_seconds"), 2)}; '
+          f'roof {span([roof / 1e9 for roof in roofs], 1)} G multiply-adds/s', flush=True)
 
 
 def span(values, digits):

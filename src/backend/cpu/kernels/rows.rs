@@ -176,12 +176,7 @@ fn gelu_erf_and_derivative(x: f32) -> (f32, f32) {
 }
 
 #[inline(always)]
-fn geglu_gradient(
-    gradient: &[f32],
-    gelu_and_derivative: impl Fn(f32) -> (f32, f32),
-    gate: &mut [f32],
-    up: &mut [f32],
-) {
+fn geglu_gradient(gradient: &[f32], gelu_and_derivative: impl Fn(f32) -> (f32, f32), gate: &mut [f32], up: &mut [f32]) {
     for ((gate, up), gradient) in gate.iter_mut().zip(up).zip(gradient) {
         let (value, derivative) = gelu_and_derivative(*gate);
         (*gate, *up) = (gradient * *up * derivative, gradient * value);
@@ -216,6 +211,17 @@ impl LogSum {
         self.largest = both;
     }
 
+    /// The largest logit so far.
+    pub fn largest(&self) -> f32 {
+        self.largest as f32
+    }
+
+    /// What makes numbers relative to the largest logit shares of all.
+    pub fn inverse_sum(&self) -> f32 {
+        (1.0 / self.sum) as f32
+    }
+
+    /// The logarithm of the whole sum.
     pub fn value(&self) -> f64 {
         self.largest + libm::log(self.sum)
     }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Shared;
-use super::kernels::math::{rms_norm, rotate};
+use super::kernels::math::{exp, rms_norm, rotate};
 use super::kernels::matmul::{Output, TokenRows};
 use super::kernels::rows::{LogSum, RowWork, rotate_back};
 use crate::backend::ops::{Cancel, Limit};
@@ -43,7 +43,7 @@ pub struct CpuTraining {
 impl CpuTraining {
     pub(super) fn new(shared: Arc<Shared>, limits: TrainingLimits, cancel: Arc<Cancel>) -> Result<CpuTraining> {
         let heads = heads(&shared);
-        let scratch_size = heads.scratch(limits.max_tokens).max(products::SCRATCH);
+        let scratch_size = heads.scratch(limits.max_tokens).max(products::SCRATCH).max(shared.config.hidden_size);
         let times = |a: usize, b: usize| a.checked_mul(b).ok_or_else(|| Error::out_of_memory(WHAT, usize::MAX));
         let frequencies = &shared.numerics.rotary_frequencies;
         let angles = times(limits.max_tokens, frequencies.len())?;
@@ -443,7 +443,15 @@ impl Training for CpuTraining {
 
     fn log_probabilities(&mut self, targets: &[u32], x: Rows, out: Rows) -> Result<()> {
         let mut logits = std::mem::replace(&mut self.logits, Buffer::zeroed(WHAT, 0)?);
-        let result = self.log_probabilities_with(targets, x, out, &mut logits);
+        let result = self.log_probabilities_with(targets, x, out, None, &mut logits);
+        self.logits = logits;
+        result
+    }
+
+    fn log_probabilities_and_gradients(&mut self, targets: &[u32], x: Rows, out: Rows, gradient: Rows) -> Result<()> {
+        self.clear(gradient)?;
+        let mut logits = std::mem::replace(&mut self.logits, Buffer::zeroed(WHAT, 0)?);
+        let result = self.log_probabilities_with(targets, x, out, Some(gradient), &mut logits);
         self.logits = logits;
         result
     }
@@ -494,27 +502,63 @@ impl CpuTraining {
         Ok(())
     }
 
-    fn log_probabilities_with(&mut self, targets: &[u32], x: Rows, out: Rows, logits: &mut [f32]) -> Result<()> {
+    /// With `gradient`, which holds zeros, the gradients of the log-probabilities too: `W[target] - sum of softmax W`. The sum is
+    /// of e^(logit - largest so far), and a part whose largest is larger scales what came before it, as it does in `LogSum`.
+    fn log_probabilities_with(
+        &mut self,
+        targets: &[u32],
+        x: Rows,
+        out: Rows,
+        gradient: Option<Rows>,
+        logits: &mut [f32],
+    ) -> Result<()> {
         let mut sums = try_vec(WHAT, x.rows, LogSum::EMPTY)?;
         let mut of_targets = try_vec(WHAT, x.rows, 0f32)?;
         let nothing = Rows { start: out.range().end, rows: 0, columns: 0 };
         // Of each row and part: its largest logit, the sum of the others beside it, and the target's logit.
         let mut of_part = try_vec(WHAT, 3 * x.rows, 0f32)?;
-        self.for_each_part([x, nothing, nothing], logits, |work, panels, logits, _, _| {
+        let parts = [x, nothing, gradient.unwrap_or(nothing)];
+        self.for_each_part(parts, logits, |work, panels, logits, _, gradients| {
             let (width, first) = (logits.len() / x.rows.max(1), panels.start * PANEL_ROWS);
-            let logits = &*logits;
-            work.for_rows(x.rows, [(&mut of_part, 3)], |index, [of_part]| {
-                let logits = row(logits, width, index);
-                work.shared.kernels.run_row(RowWork::LogSum { logits, out: &mut of_part[..2] });
+            work.for_rows(x.rows, [(&mut of_part, 3), (&mut *logits, width)], |index, [of_part, logits]| {
                 let target = (targets[index] as usize).checked_sub(first).and_then(|target| logits.get(target));
                 of_part[2] = target.copied().unwrap_or(0.0);
+                work.shared.kernels.run_row(RowWork::LogSum { logits: &*logits, out: &mut of_part[..2] });
+                if gradient.is_some() {
+                    let shift = of_part[0].max(sums[index].largest());
+                    work.shared.kernels.run_row(RowWork::Exponentials { logits, shift, factor: -1.0 });
+                }
             })?;
+            if let Some(gradient) = gradient {
+                let (of_part, sums) = (of_part.as_chunks::<3>().0, &sums);
+                work.for_rows(x.rows, [(&mut *gradients, gradient.columns)], |index, [gradient]| {
+                    let before = sums[index].largest();
+                    if of_part[index][0] > before {
+                        let scale = exp(before - of_part[index][0]);
+                        gradient.iter_mut().for_each(|number| *number *= scale);
+                    }
+                })?;
+                let rows = TokenRows { data: logits, columns: width, index: None, count: x.rows };
+                let out = Output::new(gradients, gradient.columns);
+                work.multiply(&[Product { panels, ..Product::new(work.head(), Way::Transposed, rows, out) }])?;
+            }
             for ((sum, of_target), of_part) in sums.iter_mut().zip(&mut of_targets).zip(of_part.as_chunks::<3>().0) {
                 sum.add((of_part[0], of_part[1]));
                 *of_target += of_part[2];
             }
             Ok(())
         })?;
+        if let Some(gradient) = gradient {
+            let (work, [numbers]) = self.parts([gradient])?;
+            let out = Output::new(numbers, gradient.columns);
+            work.run(x.rows, |index, scratch| {
+                let (target, scale) = (&mut scratch[..gradient.columns], sums[index].inverse_sum());
+                work.head().read_row(targets[index] as usize, target);
+                // SAFETY: items have rows of their own, borrowed until all are done.
+                let numbers = unsafe { out.row_part(index, 0..gradient.columns) };
+                numbers.iter_mut().zip(target).for_each(|(number, target)| *number = *number * scale + *target);
+            })?;
+        }
         let (_, [out]) = self.parts([out])?;
         for ((out, sum), logit) in out.as_chunks_mut::<2>().0.iter_mut().zip(sums).zip(of_targets) {
             *out = [sum.value() as f32, (f64::from(logit) - sum.value()) as f32];
