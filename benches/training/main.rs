@@ -3,7 +3,8 @@
 //! `cargo bench --bench training` takes steps of the demo model and of the slice of the real geometry (see
 //! `common/slice.rs`) and prints medians; `GEMMOE_BENCH_MODEL`, `_ROUNDS` and `_THREADS` as for the other benches.
 //! `-- --serve demo` or `slice` takes its orders from `tools/peers/bench_training.py` instead, a line each, and answers each
-//! with a line of JSON: `roof`, `step`, `memory`, and `gradient FILE`, which writes the gates' gradients there.
+//! with a line of JSON: `start`, `roof`, `step`, `memory`, and `gradient FILE`, which writes the gates' gradients there.
+//! Activations are kept; with `GEMMOE_BENCH_KEEP=0` they are computed again in the backward pass.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -52,7 +53,11 @@ impl Bench {
             Document::new(&tokens[..PROMPT], &tokens[PROMPT..])
         });
         let documents: Vec<Document> = documents.collect();
-        let options = TrainOptions { max_tokens: documents.len() * DOCUMENT, ..TrainOptions::default() };
+        let options = TrainOptions {
+            max_tokens: documents.len() * DOCUMENT,
+            keep_activations: common::setting("GEMMOE_BENCH_KEEP", 1) == 1,
+            ..TrainOptions::default()
+        };
         Bench { trainer: RouterTrainer::new(&model, &options).unwrap(), documents }
     }
 

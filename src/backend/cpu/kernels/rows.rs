@@ -20,6 +20,8 @@ pub enum RowWork<'a> {
     SoftmaxGradient { scores: &'a mut [f32], gradients: &'a mut [f32], scale: f32, log_sum: f32, mean: f32 },
     /// Writes the largest logit, and the sum of all e^(logit - largest).
     LogSum { logits: &'a [f32], out: &'a mut [f32] },
+    /// Turns logits into `-e^(logit - largest)`, and writes the largest of them and `floor`, and the sum without its sign.
+    LogSumGradient { logits: &'a mut [f32], floor: f32, out: &'a mut [f32] },
     /// Turns logits into `factor * e^(logit - shift)`.
     Exponentials { logits: &'a mut [f32], shift: f32, factor: f32 },
 }
@@ -65,6 +67,11 @@ impl RowWork<'_> {
             RowWork::LogSum { logits, out } => {
                 let largest = largest(logits);
                 (out[0], out[1]) = (largest, sum_of_exponentials(logits, largest) as f32);
+            }
+            RowWork::LogSumGradient { logits, floor, out } => {
+                let largest = largest(logits).max(floor);
+                logits.iter_mut().for_each(|logit| *logit = -exp(*logit - largest));
+                (out[0], out[1]) = (largest, -sum(logits) as f32);
             }
             RowWork::Exponentials { logits, shift, factor } => {
                 logits.iter_mut().for_each(|logit| *logit = factor * exp(*logit - shift));

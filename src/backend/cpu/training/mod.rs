@@ -523,11 +523,11 @@ impl CpuTraining {
             work.for_rows(x.rows, [(&mut of_part, 3), (&mut *logits, width)], |index, [of_part, logits]| {
                 let target = (targets[index] as usize).checked_sub(first).and_then(|target| logits.get(target));
                 of_part[2] = target.copied().unwrap_or(0.0);
-                work.shared.kernels.run_row(RowWork::LogSum { logits: &*logits, out: &mut of_part[..2] });
-                if gradient.is_some() {
-                    let shift = of_part[0].max(sums[index].largest());
-                    work.shared.kernels.run_row(RowWork::Exponentials { logits, shift, factor: -1.0 });
-                }
+                let out = &mut of_part[..2];
+                work.shared.kernels.run_row(match gradient {
+                    Some(_) => RowWork::LogSumGradient { logits, floor: sums[index].largest(), out },
+                    None => RowWork::LogSum { logits, out },
+                });
             })?;
             if let Some(gradient) = gradient {
                 let (of_part, sums) = (of_part.as_chunks::<3>().0, &sums);
