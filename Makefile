@@ -9,7 +9,7 @@ LIB := target/release
 DEMO := examples/demo-model
 SYSTEM_LIBS := -lpthread -ldl -lm
 
-.PHONY: help lib cli demo game test bench bench-peers frames batching cancel busy gpu-test gpu-bench header kernels kernels-check
+.PHONY: help lib cli demo game test bench bench-peers bench-training frames batching cancel busy gpu-test gpu-bench header kernels kernels-check
 .PHONY: check clean
 
 help: ## this list
@@ -50,6 +50,11 @@ bench: ## tokens/s of a slice of the real geometry beside the machine's roofs (4
 bench-peers: cli ## gemmoe beside llama.cpp on the slice, pair by pair (fetches and builds it first; 13 GB of disk)
 	$(CARGO) bench --locked --bench slice -- --write
 	$(PYTHON) tools/peers/bench_peers.py $(PEERS)
+
+# TRAINING="--only demo --rounds 5" and the like.
+bench-training: ## router training beside PyTorch's, step by step in turn (needs torch; 4.1 GB of disk, 14 GB of memory)
+	$(CARGO) bench --locked --bench slice -- --write
+	$(PYTHON) tools/peers/bench_training.py $(TRAINING)
 
 frames: ## how late calls with a time budget return, in a simulated game loop
 	$(CARGO) bench --locked --bench frames

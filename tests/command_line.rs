@@ -14,7 +14,7 @@ use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::engine::score::{perplexity, score_in_windows};
 use gemmoe::text::Message;
 use gemmoe::text::grammar::{Grammar, GrammarKind};
-use gemmoe::train::pass::training_bytes;
+use gemmoe::train::pass::{PassSize, training_bytes};
 use gemmoe::{LoadOptions, Model, Overflow, Pooling, RouterPatch, Sampling, Session, SessionOptions};
 use serde_json::{Value, json};
 
@@ -287,8 +287,13 @@ fn plan_prints_what_the_library_plans() {
         "training": null,
     });
     assert_eq!(found, expected);
-    let training =
-        training_bytes(&Model::inspect(directory.path(), &load).unwrap().0.config, 100, false, Some(2)).unwrap();
+    let training = training_bytes(
+        &Model::inspect(directory.path(), &load).unwrap().0.config,
+        PassSize::new(100, false),
+        false,
+        Some(2),
+    )
+    .unwrap();
     let found = json_of(&[&arguments[..], &["--train", "100", "--json"]].concat());
     let expected = json!({
         "max_tokens": 100,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use common::held_out::demo_model;
 use common::{Directory, Random, load};
+use gemmoe::train::pass::{PassSize, training_bytes};
 use gemmoe::train::{Document, OptimiserOptions, Pair, RouterTrainer, TrainOptions};
 use gemmoe::{Model, Status};
 use serde_json::json;
@@ -51,6 +52,27 @@ fn training_that_goes_on_from_a_file_gives_the_bits_of_training_that_was_never_l
         assert_eq!(resumed.step_pairs(&mut pairs(step)).unwrap(), whole.step_pairs(&mut pairs(step)).unwrap());
     }
     assert_eq!(resumed.state().unwrap(), whole.state().unwrap());
+}
+
+#[test]
+fn activations_that_are_kept_give_the_bits_of_those_computed_again() {
+    let model = load(Directory::random_with(5, json!({"num_hidden_layers": 4})).to_temporary().path());
+    let mut again = RouterTrainer::new(&model, &options()).unwrap();
+    let mut kept = RouterTrainer::new(&model, &TrainOptions { keep_activations: true, ..options() }).unwrap();
+    for step in 0..3 {
+        assert_eq!(kept.step(&documents(step)).unwrap(), again.step(&documents(step)).unwrap());
+        assert_eq!(kept.step_pairs(&mut pairs(step)).unwrap(), again.step_pairs(&mut pairs(step)).unwrap());
+        assert_eq!(kept.gradients(), again.gradients());
+    }
+    // Of the four layers, two have no place of their own, and the first one only for its `m` and the outputs of its experts.
+    let config = model.config();
+    let (tokens, slots) = (100, 100 * config.num_experts_per_tok);
+    let of_attention = 2 * (config.query_size() + config.key_value_size()) + config.num_attention_heads;
+    let first = tokens * of_attention + slots * 2 * config.intermediate_size;
+    let layer = first + (tokens + slots) * config.hidden_size;
+    let bytes = |kept| training_bytes(config, PassSize::new(tokens, kept), false, Some(1)).unwrap().workspace as usize;
+    let (more, parts) = (bytes(true) - bytes(false), 3 * 8);
+    assert!(more.abs_diff(4 * (2 * layer + first)) < parts * 64, "{more} {layer} {first}");
 }
 
 #[test]

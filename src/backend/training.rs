@@ -15,6 +15,7 @@
 use std::ops::Range;
 
 use crate::error::Result;
+use crate::memory::try_vec;
 
 /// A part of the workspace: `[rows, columns]`, row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,4 +242,12 @@ pub trait Training: Send {
         gradients: &[f32],
         out: Rows,
     ) -> Result<()>;
+
+    /// `log_probabilities`, and as `gradient: [R, hidden_size]` those of `x` where each row's log-probability has 1. A backend that
+    /// can do both in one pass over the vocabulary computes no logit twice.
+    fn log_probabilities_and_gradients(&mut self, targets: &[u32], x: Rows, out: Rows, gradient: Rows) -> Result<()> {
+        self.log_probabilities(targets, x, out)?;
+        self.clear(gradient)?;
+        self.add_log_probability_gradient(targets, x, out, &try_vec("ones", x.rows, 1f32)?, gradient)
+    }
 }

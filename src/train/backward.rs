@@ -25,7 +25,9 @@ impl RouterPass {
         self.head_backward(batch, derivatives)?;
         let routes = std::mem::take(&mut self.routes);
         let result = (0..self.layers).rev().try_for_each(|layer| {
-            self.attend(layer, batch)?;
+            if !self.has_activations(layer) {
+                self.attend(layer, batch)?;
+            }
             self.experts_backward(layer, batch, &routes[layer], auxiliary)?;
             if layer > 0 { self.attention_backward(layer, batch) } else { Ok(()) }
         });
@@ -36,14 +38,12 @@ impl RouterPass {
     /// `gradient`, of the residual stream after the last layer.
     fn head_backward(&mut self, batch: &Packed, derivatives: &[f32]) -> Result<()> {
         let (parts, device, tokens) = (&self.parts, &mut self.device, batch.tokens.len());
-        let targets = batch.targets.len();
         let (normed_gradient, gradient) = (parts.normed_gradient.first(tokens), parts.gradient.first(tokens));
-        let (inputs, of_inputs) = (parts.head_inputs.first(targets), parts.head_gradient.first(targets));
-        device.clear(of_inputs)?;
-        let sums = parts.head_sums.first(targets);
-        device.add_log_probability_gradient(&batch.targets, inputs, sums, derivatives, of_inputs)?;
+        // The forward pass left the gradients of log-probabilities; what the loss makes of each is its weight.
+        let mut slots = batch.head_slots()?;
+        slots.weights.copy_from_slice(derivatives);
         device.clear(normed_gradient)?;
-        device.add_combined(&batch.head_slots()?, false, of_inputs, normed_gradient)?;
+        device.add_combined(&slots, true, parts.head_gradient.first(batch.targets.len()), normed_gradient)?;
         device.clear(gradient)?;
         let x = parts.inputs[self.layers].first(tokens);
         device.add_norm_gradient(Norm::Final, x, normed_gradient, gradient)
@@ -53,12 +53,15 @@ impl RouterPass {
     /// nothing is needed.
     fn experts_backward(&mut self, layer: usize, batch: &Packed, routes: &Routes, auxiliary: &Auxiliary) -> Result<()> {
         let (tokens, slots, count) = (batch.tokens.len(), &routes.slots, routes.slots.count());
-        let (middle, normed) = (self.parts.middle.first(tokens), self.parts.normed.first(tokens));
+        let kept = self.parts.of_layers[layer];
+        let (middle, normed) = (kept.middle.first(tokens), self.parts.normed.first(tokens));
         self.device.norm(Norm::PostAttention(layer), middle, normed)?;
-        self.run_experts(layer, tokens, slots)?;
+        if !self.has_activations(layer) {
+            self.run_experts(layer, tokens, slots)?;
+        }
 
         let (parts, device) = (&self.parts, &mut self.device);
-        let (inputs, outputs) = (parts.slot_inputs.first(count), parts.slot_outputs.first(count));
+        let (inputs, outputs) = (parts.slot_inputs.first(count), kept.slot_outputs.first(count));
         let (gradient, products) = (parts.gradient.first(tokens), parts.products.first(count));
         // g_i: what the loss gains by more of a slot's output.
         device.gather(slots, false, gradient, inputs)?;
@@ -78,7 +81,7 @@ impl RouterPass {
         }
 
         let (gates, ups, hidden) =
-            (parts.slot_gates.first(count), parts.slot_ups.first(count), parts.slot_hidden.first(count));
+            (kept.slot_gates.first(count), kept.slot_ups.first(count), parts.slot_hidden.first(count));
         let normed_gradient = parts.normed_gradient.first(tokens);
         // Each output's gradient is the layer's, times its weight.
         device.gather(slots, true, gradient, outputs)?;
@@ -100,13 +103,14 @@ impl RouterPass {
     fn attention_backward(&mut self, layer: usize, batch: &Packed) -> Result<()> {
         let (parts, device, tokens) = (&self.parts, &mut self.device, batch.tokens.len());
         let (gradient, normed_gradient) = (parts.gradient.first(tokens), parts.normed_gradient.first(tokens));
-        let (attended, of_attended) = (parts.attended.first(tokens), parts.attended_gradient.first(tokens));
-        let qkv = parts.qkv.map(|rows| rows.first(tokens));
+        let kept = &parts.of_layers[layer];
+        let (attended, of_attended) = (kept.attended.first(tokens), parts.attended_gradient.first(tokens));
+        let qkv = kept.qkv.map(|rows| rows.first(tokens));
         let of_qkv = parts.qkv_gradients.map(|rows| rows.first(tokens));
         device.clear(of_attended)?;
         device.add_product_gradient(layer, Projection::Output, gradient, of_attended)?;
         of_qkv.iter().try_for_each(|rows| device.clear(*rows))?;
-        let log_sums = parts.log_sums.first(tokens);
+        let log_sums = kept.log_sums.first(tokens);
         device.add_attention_gradient(&batch.documents, qkv, attended, log_sums, of_attended, of_qkv)?;
         device.rotate(&batch.positions, true, of_qkv[0])?;
         device.rotate(&batch.positions, true, of_qkv[1])?;

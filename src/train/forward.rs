@@ -7,8 +7,9 @@ use crate::backend::training::{ExpertProjection, Norm, Projection, Slots};
 use crate::error::Result;
 
 impl RouterPass {
-    /// Runs a batch, and keeps what its backward pass needs: the input and the routes of each layer.
-    pub fn forward(&mut self, batch: &Packed, noise: Option<&Noise>) -> Result<()> {
+    /// Runs a batch, and keeps what its backward pass needs: the input and the routes of each layer, and where it is to learn the
+    /// gradients of the targets' log-probabilities.
+    pub fn forward(&mut self, batch: &Packed, noise: Option<&Noise>, learn: bool) -> Result<()> {
         self.check(batch)?;
         let tokens = batch.tokens.len();
         self.routes.clear();
@@ -17,21 +18,22 @@ impl RouterPass {
             self.attend(layer, batch)?;
             let routes = self.route(layer, batch, noise)?;
             self.run_experts(layer, tokens, &routes.slots)?;
-            let (middle, out) = (self.parts.middle.first(tokens), self.parts.inputs[layer + 1].first(tokens));
-            self.device.copy(middle, out)?;
-            self.device.add_combined(&routes.slots, true, self.parts.slot_outputs.first(routes.slots.count()), out)?;
+            let (kept, out) = (self.parts.of_layers[layer], self.parts.inputs[layer + 1].first(tokens));
+            self.device.copy(kept.middle.first(tokens), out)?;
+            self.device.add_combined(&routes.slots, true, kept.slot_outputs.first(routes.slots.count()), out)?;
             self.routes.push(routes);
         }
-        self.run_head(batch)
+        self.run_head(batch, learn)
     }
 
     /// `middle = x + attention(norm(x))`; queries and keys stay rotated.
     pub(super) fn attend(&mut self, layer: usize, batch: &Packed) -> Result<()> {
         let (parts, device, tokens) = (&self.parts, &mut self.device, batch.tokens.len());
+        let kept = &parts.of_layers[layer];
         let (x, normed, middle) =
-            (parts.inputs[layer].first(tokens), parts.normed.first(tokens), parts.middle.first(tokens));
-        let qkv = parts.qkv.map(|rows| rows.first(tokens));
-        let attended = parts.attended.first(tokens);
+            (parts.inputs[layer].first(tokens), parts.normed.first(tokens), kept.middle.first(tokens));
+        let qkv = kept.qkv.map(|rows| rows.first(tokens));
+        let attended = kept.attended.first(tokens);
         device.norm(Norm::Input(layer), x, normed)?;
         for (projection, out) in [Projection::Query, Projection::Key, Projection::Value].into_iter().zip(qkv) {
             device.clear(out)?;
@@ -39,7 +41,7 @@ impl RouterPass {
         }
         device.rotate(&batch.positions, false, qkv[0])?;
         device.rotate(&batch.positions, false, qkv[1])?;
-        device.attention(&batch.documents, qkv, attended, parts.log_sums.first(tokens))?;
+        device.attention(&batch.documents, qkv, attended, kept.log_sums.first(tokens))?;
         device.copy(x, middle)?;
         device.add_product(layer, Projection::Output, attended, middle)
     }
@@ -48,7 +50,7 @@ impl RouterPass {
     fn route(&mut self, layer: usize, batch: &Packed, noise: Option<&Noise>) -> Result<Routes> {
         let (parts, device, tokens) = (&self.parts, &mut self.device, batch.tokens.len());
         let (normed, logits) = (parts.normed.first(tokens), parts.logits.first(tokens));
-        device.norm(Norm::PostAttention(layer), parts.middle.first(tokens), normed)?;
+        device.norm(Norm::PostAttention(layer), parts.of_layers[layer].middle.first(tokens), normed)?;
         device.clear(logits)?;
         device.add_gate_product(normed, Parts::of_layer(parts.gates, layer, self.choice.experts), logits)?;
         host_numbers(&mut self.logits, logits.count())?;
@@ -59,9 +61,10 @@ impl RouterPass {
     /// The outputs of all slots' experts, from `normed`; what is inside the experts stays for the gradient.
     pub(super) fn run_experts(&mut self, layer: usize, tokens: usize, slots: &Slots) -> Result<()> {
         let (parts, device, count) = (&self.parts, &mut self.device, slots.count());
-        let (inputs, outputs) = (parts.slot_inputs.first(count), parts.slot_outputs.first(count));
+        let kept = &parts.of_layers[layer];
+        let (inputs, outputs) = (parts.slot_inputs.first(count), kept.slot_outputs.first(count));
         let (gates, ups, hidden) =
-            (parts.slot_gates.first(count), parts.slot_ups.first(count), parts.slot_hidden.first(count));
+            (kept.slot_gates.first(count), kept.slot_ups.first(count), parts.slot_hidden.first(count));
         device.gather(slots, false, parts.normed.first(tokens), inputs)?;
         for (projection, x, out) in [(ExpertProjection::Gate, inputs, gates), (ExpertProjection::Up, inputs, ups)] {
             device.clear(out)?;
@@ -73,14 +76,19 @@ impl RouterPass {
     }
 
     /// Final norm and head, of the tokens that have a target.
-    fn run_head(&mut self, batch: &Packed) -> Result<()> {
+    fn run_head(&mut self, batch: &Packed, learn: bool) -> Result<()> {
         let (parts, device, tokens) = (&self.parts, &mut self.device, batch.tokens.len());
         let targets = batch.targets.len();
         let (normed, inputs, sums) =
             (parts.normed.first(tokens), parts.head_inputs.first(targets), parts.head_sums.first(targets));
         device.norm(Norm::Final, parts.inputs[self.layers].first(tokens), normed)?;
         device.gather(&batch.head_slots()?, false, normed, inputs)?;
-        device.log_probabilities(&batch.targets, inputs, sums)?;
+        if learn {
+            let gradient = parts.head_gradient.first(targets);
+            device.log_probabilities_and_gradients(&batch.targets, inputs, sums, gradient)?;
+        } else {
+            device.log_probabilities(&batch.targets, inputs, sums)?;
+        }
         host_numbers(&mut self.log_sums, sums.count())?;
         device.read(sums, &mut self.log_sums)
     }

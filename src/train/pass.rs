@@ -5,14 +5,17 @@
 //! Of the forward pass each layer's input `[T, hidden_size]` is kept and its routes, which are small. The backward pass goes
 //! through the layers from the last to the first: it computes a layer's activations again from its input, by the very
 //! operations of the forward pass and therefore with the same bits, and takes the gradient of the layer's output to that of
-//! its input. So a batch takes `layers + 1` rows of the residual stream for each token, and the activations of one layer:
+//! its input. So a batch takes `layers + 1` rows of the residual stream for each token, and the activations of one layer,
+//! unless `keep_activations` is asked for, which takes those of all and computes nothing twice:
 //!
 //! ```text
 //! n = norm(x)   q, k, v = n W^T   q, k = rotate   a = attention   m = x + a Wo^T
 //! p = norm(m)   logits = p G^T    y_e = ((gelu(p W1^T) * (p W3^T)) W2^T)          x' = m + sum of w_e y_e
 //! ```
 //!
-//! In layer 0 the gradient ends at the gate: what lies below it has none that anybody needs.
+//! In layer 0 the gradient ends at the gate: what lies below it has none that anybody needs. So of that layer `m` and `y` are all
+//! that is ever needed; they have a place of their own, and the last layer's activations are still there when its turn
+//! comes: neither of the two is computed again.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -32,6 +35,15 @@ pub struct PassSize {
     pub max_tokens: usize,
     /// Response tokens of a batch.
     pub max_targets: usize,
+    /// Each layer's activations have a place of their own.
+    pub keep_activations: bool,
+}
+
+impl PassSize {
+    /// Of batches of which every token may be a response's.
+    pub fn new(max_tokens: usize, keep_activations: bool) -> PassSize {
+        PassSize { max_tokens, max_targets: max_tokens, keep_activations }
+    }
 }
 
 /// A forward pass over a batch, and the backward pass that follows it.
@@ -58,26 +70,16 @@ pub(super) struct Parts {
     pub gate_gradients: Rows,
     /// `[layers + 1][T, hidden_size]`: the input of each layer, and of the final norm.
     pub inputs: Vec<Rows>,
-    /// `[T, hidden_size]`: between attention and experts.
-    pub middle: Rows,
+    /// The activations of each layer, which layers share unless they are kept.
+    pub of_layers: Vec<Activations>,
     /// `[T, hidden_size]`: what a norm gave.
     pub normed: Rows,
-    /// `[T, query_size]`, `[T, key_value_size]` twice.
-    pub qkv: [Rows; 3],
-    /// `[T, query_size]`
-    pub attended: Rows,
-    /// `[T, heads]`
-    pub log_sums: Rows,
     /// `[T, experts]`: logits, or their gradients.
     pub logits: Rows,
     /// `[S, hidden_size]`: inputs of experts, or gradients.
     pub slot_inputs: Rows,
-    /// `[S, intermediate_size]` each.
-    pub slot_gates: Rows,
-    pub slot_ups: Rows,
+    /// `[S, intermediate_size]`: what the last projection is given, then its gradient.
     pub slot_hidden: Rows,
-    /// `[S, hidden_size]`: outputs of experts, or gradients.
-    pub slot_outputs: Rows,
     /// `[S, 1]`
     pub products: Rows,
     /// `[T, hidden_size]`: the gradient of the residual stream where the backward pass is.
@@ -88,7 +90,7 @@ pub(super) struct Parts {
     pub qkv_gradients: [Rows; 3],
     /// `[T, query_size]`
     pub attended_gradient: Rows,
-    /// `[R, hidden_size]`: what the head is given, then its gradient.
+    /// `[R, hidden_size]`: what the head is given, and the gradients of its targets' log-probabilities.
     pub head_inputs: Rows,
     pub head_gradient: Rows,
     /// `[R, 2]`
@@ -106,20 +108,71 @@ pub struct TrainingBytes {
     pub checkpoint: u64,
 }
 
-/// What training the routers of a model with batches of `max_tokens` takes on so many threads of the processor; none of them for a
+/// What training the routers of a model with batches of this size takes on so many threads of the processor; none of them for a
 /// GPU, where lists and scratch of its kernels come on top. With `soft`, all experts see every token. Fails as [`RouterPass::new`], but
 /// asks for no memory.
-pub fn training_bytes(config: &Config, max_tokens: usize, soft: bool, threads: Option<usize>) -> Result<TrainingBytes> {
+pub fn training_bytes(config: &Config, size: PassSize, soft: bool, threads: Option<usize>) -> Result<TrainingBytes> {
     let choice = Choice { experts: config.num_local_experts, top_k: config.num_experts_per_tok, soft };
     check_trainable(&choice)?;
-    let (parts, numbers) = Parts::new(config, &choice, PassSize { max_tokens, max_targets: max_tokens })?;
+    let (parts, numbers) = Parts::new(config, &choice, size)?;
     let gates = (parts.gates.count() * size_of::<f32>()) as u64;
-    let limits = TrainingLimits { numbers, max_tokens, max_targets: max_tokens };
+    let limits = TrainingLimits { numbers, max_tokens: size.max_tokens, max_targets: size.max_targets };
     let workspace = match threads {
         Some(threads) => workspace_bytes(config, &limits, threads),
         None => numbers * size_of::<f32>(),
     };
     Ok(TrainingBytes { workspace: workspace as u64, optimiser: 5 * gates, checkpoint: 4 * gates })
+}
+
+/// What the backward pass of a layer needs of its forward pass.
+#[derive(Clone, Copy)]
+pub(super) struct Activations {
+    /// `[T, hidden_size]`: between attention and experts.
+    pub middle: Rows,
+    /// `[T, query_size]`, `[T, key_value_size]` twice.
+    pub qkv: [Rows; 3],
+    /// `[T, query_size]`
+    pub attended: Rows,
+    /// `[T, heads]`
+    pub log_sums: Rows,
+    /// `[S, intermediate_size]` each; then their gradients.
+    pub slot_gates: Rows,
+    pub slot_ups: Rows,
+    /// `[S, hidden_size]`: outputs of experts, then their gradients.
+    pub slot_outputs: Rows,
+}
+
+impl Activations {
+    /// A place for those of one layer.
+    fn new(plan: &mut Plan, config: &Config, tokens: usize, slots: usize) -> Result<Activations> {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let (query, key_value) = (config.query_size(), config.key_value_size());
+        Ok(Activations {
+            middle: plan.rows(tokens, hidden)?,
+            qkv: [plan.rows(tokens, query)?, plan.rows(tokens, key_value)?, plan.rows(tokens, key_value)?],
+            attended: plan.rows(tokens, query)?,
+            log_sums: plan.rows(tokens, config.num_attention_heads)?,
+            slot_gates: plan.rows(slots, inner)?,
+            slot_ups: plan.rows(slots, inner)?,
+            slot_outputs: plan.rows(slots, hidden)?,
+        })
+    }
+
+    /// Those of all layers: in one place but for the part of layer 0 that its gradient needs, or each in its own.
+    fn of_layers(plan: &mut Plan, config: &Config, size: PassSize, slots: usize) -> Result<Vec<Activations>> {
+        let (layers, tokens) = (config.num_hidden_layers, size.max_tokens);
+        if size.keep_activations {
+            return (0..layers).map(|_| Activations::new(plan, config, tokens, slots)).collect();
+        }
+        let shared = Activations::new(plan, config, tokens, slots)?;
+        let mut of_layers = vec![shared; layers];
+        if layers > 1 {
+            let (middle, slot_outputs) =
+                (plan.rows(tokens, config.hidden_size)?, plan.rows(slots, config.hidden_size)?);
+            of_layers[0] = Activations { middle, slot_outputs, ..shared };
+        }
+        Ok(of_layers)
+    }
 }
 
 /// Hands out parts of a workspace one after the other.
@@ -153,17 +206,11 @@ impl Parts {
             gates: plan.rows(gates, hidden)?,
             gate_gradients: plan.rows(gates, hidden)?,
             inputs: (0..=config.num_hidden_layers).map(|_| plan.rows(tokens, hidden)).collect::<Result<_>>()?,
-            middle: plan.rows(tokens, hidden)?,
+            of_layers: Activations::of_layers(&mut plan, config, size, slots)?,
             normed: plan.rows(tokens, hidden)?,
-            qkv: [plan.rows(tokens, query)?, plan.rows(tokens, key_value)?, plan.rows(tokens, key_value)?],
-            attended: plan.rows(tokens, query)?,
-            log_sums: plan.rows(tokens, config.num_attention_heads)?,
             logits: plan.rows(tokens, choice.experts)?,
             slot_inputs: plan.rows(slots, hidden)?,
-            slot_gates: plan.rows(slots, inner)?,
-            slot_ups: plan.rows(slots, inner)?,
             slot_hidden: plan.rows(slots, inner)?,
-            slot_outputs: plan.rows(slots, hidden)?,
             products: plan.rows(slots, 1)?,
             gradient: plan.rows(tokens, hidden)?,
             normed_gradient: plan.rows(tokens, hidden)?,
@@ -247,6 +294,11 @@ impl RouterPass {
     /// How the model routes.
     pub fn choice(&self) -> &Choice {
         &self.choice
+    }
+
+    /// Whether a layer's activations are still there in the backward pass.
+    pub(super) fn has_activations(&self, layer: usize) -> bool {
+        self.size.keep_activations || layer == 0 || layer + 1 == self.layers
     }
 
     /// Fails with `Internal` where a batch is larger than the pass.

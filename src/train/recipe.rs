@@ -325,7 +325,7 @@ fn read_data(table: &Table, objective: Objective, directory: &Path) -> Result<Da
     })
 }
 
-const TRAIN_KEYS: [&str; 18] = [
+const TRAIN_KEYS: [&str; 19] = [
     "epochs",
     "steps",
     "rows_per_step",
@@ -340,6 +340,7 @@ const TRAIN_KEYS: [&str; 18] = [
     "clip",
     "noise",
     "soft",
+    "keep_activations",
     "balance",
     "balance_form",
     "z_loss",
@@ -412,6 +413,7 @@ fn read_train(table: &Table, recipe: &mut TrainRecipe) -> Result<()> {
     *form =
         [BalanceForm::Global, BalanceForm::PerLayer][table.choice("balance_form", &["global", "layer"])?.unwrap_or(0)];
     recipe.fixed.soft = table.flag("soft")?.unwrap_or(false);
+    recipe.fixed.keep_activations = table.flag("keep_activations")?.unwrap_or(false);
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use super::checkpoint::Course;
 use super::data::{DataOptions, DataReport, DataSet, shuffled};
 use super::document::Document;
 use super::loss::PairLogProbabilities;
-use super::pass::training_bytes;
+use super::pass::{PassSize, training_bytes};
 use super::recipe::{Length, Objective, Reference, TrainRecipe};
 use super::result::NewGates;
 use super::trainer::{Pair, RouterTrainer, StepMetrics, TrainOptions};
@@ -152,7 +152,9 @@ impl Run {
     pub fn plan(&self) -> Result<RunPlan> {
         let (model, report) = (self.trainer.model(), self.data.set.report());
         let threads = (model.residency().device_bytes == 0).then(|| self.recipe.load.cpu.threads.resolved_count());
-        let bytes = training_bytes(model.config(), self.recipe.fixed.max_tokens, self.recipe.fixed.soft, threads)?;
+        let fixed = &self.recipe.fixed;
+        let size = PassSize::new(fixed.max_tokens, fixed.keep_activations);
+        let bytes = training_bytes(model.config(), size, fixed.soft, threads)?;
         let held_out_rows = self.held_out.as_ref().map_or(0, |source| source.set.len() as u64);
         let rows = self.data.set.len() as u64;
         let reference_bytes = if self.recipe.objective == Objective::Dpo { size_of_val(&UNKNOWN) as u64 } else { 0 };

@@ -23,6 +23,10 @@ pub struct TrainOptions {
     pub max_tokens: usize,
     /// Batches are filled up to max_tokens with tokens that no loss counts, so that all have one size.
     pub fill: bool,
+    /// The activations of all layers are kept for the backward pass, where those between the first and the last are else computed
+    /// again: the same bits, sooner, in more memory (`pass::training_bytes`). Of the published geometry 0.50 MB more
+    /// for each token of a batch and layer.
+    pub keep_activations: bool,
     /// Every token is sent to all experts, with their probabilities as weights.
     pub soft: bool,
     /// Standard deviation of what is added to router logits while gates move; 0 is nothing.
@@ -42,6 +46,7 @@ impl Default for TrainOptions {
         TrainOptions {
             max_tokens: 2048,
             fill: false,
+            keep_activations: false,
             soft: false,
             noise: 0.0,
             seed: 0,
@@ -175,7 +180,7 @@ impl RouterTrainer {
     pub fn new(model: &Arc<Model>, options: &TrainOptions) -> Result<RouterTrainer> {
         options.check()?;
         let cancel = Arc::new(Cancel::default());
-        let size = PassSize { max_tokens: options.max_tokens, max_targets: options.max_tokens };
+        let size = PassSize::new(options.max_tokens, options.keep_activations);
         let pass = RouterPass::new(model.backend(), model.config(), size, options.soft, &cancel)?;
         let gates = pass.read_model_gates()?;
         Ok(RouterTrainer {
@@ -300,7 +305,7 @@ impl RouterTrainer {
         self.pass.set_gates(&self.reference)?;
         for units in self.batches(&units) {
             let batch = self.packed(units)?;
-            self.forward(&batch, None)?;
+            self.forward(&batch, None, false)?;
             found.extend((0..units.len()).map(|pair| self.pair_log_probabilities(&batch, pair)));
         }
         for (index, reference) in missing.into_iter().zip(found) {
@@ -343,8 +348,8 @@ impl RouterTrainer {
         Packed::new(units.iter().flat_map(Unit::documents), length, PADDING)
     }
 
-    fn forward(&mut self, batch: &Packed, noise: Option<&Noise>) -> Result<()> {
-        let result = self.pass.forward(batch, noise);
+    fn forward(&mut self, batch: &Packed, noise: Option<&Noise>, learn: bool) -> Result<()> {
+        let result = self.pass.forward(batch, noise, learn);
         self.answered(result)
     }
 
@@ -411,7 +416,7 @@ impl RouterTrainer {
             deviation: self.options.noise,
             seed: mixed(mixed(self.options.seed ^ mixed(self.optimiser.steps())) ^ index as u64),
         });
-        self.forward(&batch, noise.as_ref())?;
+        self.forward(&batch, noise.as_ref(), index.is_some())?;
         let mut derivatives = try_vec("derivatives of targets", batch.targets.len(), 0f32)?;
         match units[0] {
             Unit::Document(_) => {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use gemmoe::backend::cpu::CpuOptions;
 use gemmoe::backend::{Device, KvDtype};
-use gemmoe::train::pass::{TrainingBytes, training_bytes};
+use gemmoe::train::pass::{PassSize, TrainingBytes, training_bytes};
 use gemmoe::{Formats, LoadOptions, MemoryPlan, Model, Result, SessionOptions};
 use serde_json::json;
 
@@ -81,7 +81,7 @@ impl Plan {
             Some(max_tokens) => {
                 let (description, _) = Model::inspect(&self.directory, &load)?;
                 let threads = (plan.residency.device_bytes == 0).then(|| load.cpu.threads.resolved_count());
-                Some(training_bytes(&description.config, max_tokens as usize, false, threads)?)
+                Some(training_bytes(&description.config, PassSize::new(max_tokens as usize, false), false, threads)?)
             }
         };
         if self.json {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gemmoe::train::pass::training_bytes;
+use gemmoe::train::pass::{PassSize, training_bytes};
 use gemmoe::train::recipe::{Length, Schedule};
 use gemmoe::train::{Advance, Begin, DataReport, Objective, RecordedRun, Run, RunPlan, StepMetrics, TrainRecipe};
 use gemmoe::{Error, Model, Result, Status};
@@ -50,7 +50,12 @@ impl TrainRouter {
         }
         // What cannot be trained is refused before its weights are read.
         let (description, _) = Model::inspect(&recipe.model, &recipe.load)?;
-        training_bytes(&description.config, recipe.fixed.max_tokens, recipe.fixed.soft, None)?;
+        training_bytes(
+            &description.config,
+            PassSize::new(recipe.fixed.max_tokens, recipe.fixed.keep_activations),
+            recipe.fixed.soft,
+            None,
+        )?;
         let parameters = description.parameters;
         let model = watch("loading", |progress| Model::load(&recipe.model, &recipe.load, progress))?;
         let run = watch("reading data", |progress| Run::new(model, &recipe, progress))?;

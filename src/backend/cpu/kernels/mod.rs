@@ -6,6 +6,7 @@ mod dots;
 mod lanes;
 pub(crate) mod math;
 pub(super) mod matmul;
+pub(super) mod rows;
 mod store;
 pub(super) mod strips;
 mod tile;
@@ -21,7 +22,8 @@ use activations::{Packed, Packing, Place};
 use attention::QueryBlock;
 use dots::{Bf16, F16, F32, Int4, Int8, Widened};
 use matmul::{Output, Panels, Sums, TileKernel, TokenRows};
-use strips::{AddStrip, STRIP};
+use rows::RowWork;
+use strips::{AddStrips, Strips};
 use tile::{Dot, Span, TokenPart};
 
 use crate::backend::kv::{KvBlock, KvPage};
@@ -83,7 +85,8 @@ pub struct Kernels {
     geglu: unsafe fn(TileKernel, &ExpertWeights, Range<usize>, &Packed, bool, &Output),
     attend: unsafe fn(&QueryBlock, Range<usize>, &Output, &Output),
     store: unsafe fn(&[f32], &mut KvPage, KvBlock, usize),
-    add_strip: AddStrip,
+    add_strips: AddStrips,
+    run_row: unsafe fn(RowWork),
 }
 
 /// The tiles of each format.
@@ -180,20 +183,26 @@ impl Kernels {
         unsafe { (self.store)(row, page, block, slot) }
     }
 
-    /// `out[token][columns] += x[token][depth] . strip`; see [`strips::add_strip`].
+    /// `out[token][columns] += x[token][depth] . strips`; see [`strips::add_strips`].
     ///
     /// # Safety
     /// Nobody else touches these columns of `out` during the call, and its buffer is alive.
-    pub unsafe fn add_strip(
+    pub unsafe fn add_strips(
         &self,
         x: &TokenRows,
         depth: Range<usize>,
-        strip: &[[f32; STRIP]],
+        strips: Strips,
         out: &Output,
         columns: Range<usize>,
     ) {
         // SAFETY: as in `pack`.
-        unsafe { (self.add_strip)(x, depth, strip, out, columns) }
+        unsafe { (self.add_strips)(x, depth, strips, out, columns) }
+    }
+
+    /// Does a row's work.
+    pub fn run_row(&self, work: RowWork) {
+        // SAFETY: `get` hands the table out only where its instruction set is present.
+        unsafe { (self.run_row)(work) }
     }
 }
 
@@ -224,7 +233,7 @@ macro_rules! integers {
 /// are compiled with, which are to be present where the table is handed out.
 macro_rules! kernels {
     ($name:literal, $lanes:ty, $vector:ty $(, $features:literal)?) => {{
-        // SAFETY of the six: called through a table that is handed out only where the features are present; what else they
+        // SAFETY of the seven: called through a table that is handed out only where the features are present; what else they
         // need is their callers' promise.
         $(#[target_feature(enable = $features)])?
         unsafe fn pack(packing: &Packing, place: &Place, tile: usize, x: &TokenRows) {
@@ -258,15 +267,19 @@ macro_rules! kernels {
             store::store(row, page, block, slot)
         }
         $(#[target_feature(enable = $features)])?
-        unsafe fn add_strip(
+        unsafe fn add_strips(
             x: &TokenRows,
             depth: Range<usize>,
-            strip: &[[f32; STRIP]],
+            strips: Strips,
             out: &Output,
             columns: Range<usize>,
         ) {
             // SAFETY: see above.
-            unsafe { strips::add_strip::<$vector>(x, depth, strip, out, columns) }
+            unsafe { strips::add_strips::<$vector>(x, depth, strips, out, columns) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn run_row(work: RowWork) {
+            work.run();
         }
         let tiles = TileKernels {
             f32: tiles!(Widened<F32<$lanes>, 1> $(, $features)?),
@@ -274,7 +287,7 @@ macro_rules! kernels {
             bf16: tiles!(Widened<Bf16<$lanes>, 2> $(, $features)?),
             integers: integers!($lanes $(, $features)?),
         };
-        Kernels { name: $name, tiles, pack, matmul, geglu, attend, store, add_strip }
+        Kernels { name: $name, tiles, pack, matmul, geglu, attend, store, add_strips, run_row }
     }};
 }
 

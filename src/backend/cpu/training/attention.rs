@@ -13,9 +13,9 @@
 use std::ops::Range;
 
 use crate::backend::cpu::kernels::Kernels;
-use crate::backend::cpu::kernels::math::exp;
 use crate::backend::cpu::kernels::matmul::{Output, TokenRows};
-use crate::backend::cpu::kernels::strips::STRIP;
+use crate::backend::cpu::kernels::rows::RowWork;
+use crate::backend::cpu::kernels::strips::{STRIP, Strips};
 
 /// Queries of a block.
 const QUERIES: usize = 48;
@@ -90,28 +90,9 @@ impl<'a> Window<'a> {
     }
 }
 
-/// `out[:, columns] += x[:, first ..] . strips`, of strips `[any][depth][16]`.
-///
-/// # Safety
-/// As for `Kernels::add_strip`, of all `columns`.
-unsafe fn add(
-    kernels: &Kernels,
-    x: &TokenRows,
-    first: usize,
-    strips: &[f32],
-    depth: usize,
-    out: &Output,
-    columns: Range<usize>,
-) {
-    let strips = strips.as_chunks::<STRIP>().0;
-    for (strip, column) in strips.chunks_exact(depth).zip(columns.clone().step_by(STRIP)) {
-        // SAFETY: the caller's promise.
-        unsafe { kernels.add_strip(x, first..first + depth, strip, out, column..(column + STRIP).min(columns.end)) };
-    }
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>() as f32
+/// Strips in scratch, `rows` rows each.
+fn strips_of(data: &[f32], rows: usize) -> Strips<'_> {
+    Strips { data: data.as_chunks().0, rows }
 }
 
 /// Rows of a buffer from one on.
@@ -151,9 +132,9 @@ impl Inputs<'_> {
         scores.fill(0.0);
         let out = Output::new(scores, stride);
         let x = rows_of(self.query, self.heads.query * head_dim, block.start, block.len());
-        let strips = &keys.0[..keys.1.next_multiple_of(STRIP) * head_dim];
+        let depth = head * head_dim..(head + 1) * head_dim;
         // SAFETY: `scores` is ours alone.
-        unsafe { add(kernels, &x, head * head_dim, strips, head_dim, &out, 0..stride) };
+        unsafe { kernels.add_strips(&x, depth, strips_of(keys.0, head_dim), &out, 0..keys.1) };
     }
 
     /// One document and key-value head of `Training::attention`.
@@ -182,16 +163,11 @@ impl Inputs<'_> {
                 let rows = document.start + block.start..document.start + block.end;
                 self.scores(kernels, rows.clone(), query_head, (keys, block.end), scores, padded);
                 for (row, scores) in block.clone().zip(scores.chunks_exact_mut(padded)) {
-                    let (seen, unseen) = scores.split_at_mut(row + 1);
+                    let (seen, unseen) = scores[..block.end].split_at_mut(row + 1);
                     unseen.fill(0.0);
-                    let largest = seen.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                    seen.iter_mut().for_each(|score| *score = exp((*score - largest) * scale));
-                    let sum: f64 = seen.iter().map(|weight| f64::from(*weight)).sum();
-                    let norm = (1.0 / sum) as f32;
-                    seen.iter_mut().for_each(|weight| *weight *= norm);
-                    let log_sum = f64::from(largest * scale) + libm::log(sum);
                     // SAFETY: the caller's promise.
-                    unsafe { log_sums.row_part(document.start + row, query_head..query_head + 1)[0] = log_sum as f32 };
+                    let log_sum = unsafe { log_sums.row_part(document.start + row, query_head..query_head + 1) };
+                    kernels.run_row(RowWork::Softmax { scores: seen, scale, log_sum: &mut log_sum[0] });
                 }
                 let columns = query_head * head_dim..(query_head + 1) * head_dim;
                 let out = out.skip_rows(rows.start);
@@ -201,7 +177,7 @@ impl Inputs<'_> {
                     for row in 0..block.len() {
                         out.row_part(row, columns.clone()).fill(0.0);
                     }
-                    add(kernels, &weights, 0, values, tokens, &out, columns);
+                    kernels.add_strips(&weights, 0..block.end, strips_of(values, tokens), &out, columns);
                 }
             }
         }
@@ -250,28 +226,29 @@ impl Inputs<'_> {
                 score_gradients[..count * padded].fill(0.0);
                 let weight_gradients = Output::new(&mut score_gradients[..count * padded], padded);
                 let x = rows_of(gradient.data, gradient.stride, rows.start, count);
-                let strips = &transposed_values[..block.end.next_multiple_of(STRIP) * head_dim];
+                let depth = gradient.first..gradient.first + head_dim;
+                let values = strips_of(transposed_values, head_dim);
                 // SAFETY: `score_gradients` is ours alone.
-                unsafe { add(kernels, &x, gradient.first, strips, head_dim, &weight_gradients, 0..padded) };
+                unsafe { kernels.add_strips(&x, depth, values, &weight_gradients, 0..block.end) };
 
                 for index in 0..count {
                     let row = rows.start + index;
-                    let mean = dot(gradient.row(row), out.row(row));
+                    let mut mean = 0.0;
+                    kernels.run_row(RowWork::Product { a: gradient.row(row), b: out.row(row), out: &mut mean });
                     let log_sum = log_sums[row * self.heads.query + query_head];
                     let weights = &mut weights[index * padded..(index + 1) * padded];
                     let gradients = &mut score_gradients[index * padded..(index + 1) * padded];
                     let seen = block.start + index + 1;
-                    weights[seen..].fill(0.0);
-                    gradients[seen..].fill(0.0);
-                    for (weight, gradient) in weights[..seen].iter_mut().zip(&mut gradients[..seen]) {
-                        *weight = exp(*weight * scale - log_sum);
-                        *gradient = *weight * (*gradient - mean) * scale;
-                    }
+                    weights[seen..block.end].fill(0.0);
+                    gradients[seen..block.end].fill(0.0);
+                    let (scores, gradients) = (&mut weights[..seen], &mut gradients[..seen]);
+                    kernels.run_row(RowWork::SoftmaxGradient { scores, gradients, scale, log_sum, mean });
                 }
 
                 let x = rows_of(score_gradients, padded, 0, count);
+                let (keys, query_gradient) = (strips_of(keys, tokens), query_gradient.skip_rows(block.start));
                 // SAFETY: the caller's promise, here and below.
-                unsafe { add(kernels, &x, 0, keys, tokens, &query_gradient.skip_rows(block.start), columns.clone()) };
+                unsafe { kernels.add_strips(&x, 0..block.end, keys, &query_gradient, columns.clone()) };
                 let of_rows = [(&query, &*score_gradients, &key_gradient), (&gradient, &*weights, &value_gradient)];
                 for (source, numbers, out) in of_rows {
                     for (index, numbers) in numbers[..count * padded].chunks_exact(padded).enumerate() {
@@ -282,7 +259,7 @@ impl Inputs<'_> {
                     source.strips(rows.clone(), queries);
                     let x = rows_of(transposed, QUERIES, 0, block.end);
                     // SAFETY: as above.
-                    unsafe { add(kernels, &x, 0, queries, count, out, key_columns.clone()) };
+                    unsafe { kernels.add_strips(&x, 0..count, strips_of(queries, count), out, key_columns.clone()) };
                 }
             }
         }

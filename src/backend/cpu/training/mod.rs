@@ -2,14 +2,14 @@
 
 mod attention;
 mod products;
-mod rows;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::Shared;
-use super::kernels::math::{exp, gelu_erf, gelu_tanh, rms_norm, rotate};
+use super::kernels::math::{exp, rms_norm, rotate};
 use super::kernels::matmul::{Output, TokenRows};
+use super::kernels::rows::{LogSum, RowWork, rotate_back};
 use crate::backend::ops::{Cancel, Limit};
 use crate::backend::training::{ExpertProjection, NO_SLOT, Norm, Projection, Rows, Slots, Training, TrainingLimits};
 use crate::error::{Error, Result, Status};
@@ -19,7 +19,6 @@ use crate::model::weights::{ExpertWeights, LayerWeights, Matrix};
 use crate::quant::PANEL_ROWS;
 use attention::{Heads, Inputs};
 use products::{Product, Way};
-use rows::{LogSum, rotate_back};
 
 const WHAT: &str = "the workspace of training";
 
@@ -73,7 +72,7 @@ impl CpuTraining {
 
 /// Numbers that a thread works with.
 fn scratch_size(config: &Config, limits: &TrainingLimits) -> usize {
-    heads(config).scratch(limits.max_tokens).max(products::SCRATCH)
+    heads(config).scratch(limits.max_tokens).max(products::SCRATCH).max(config.hidden_size)
 }
 
 /// Bytes of a workspace within these limits on so many threads.
@@ -268,7 +267,7 @@ impl Training for CpuTraining {
         let (weights, eps) = (work.norm_weights(norm), work.shared.config.rms_norm_eps);
         work.for_rows(out.rows, [(numbers, out.columns)], |token, [numbers]| {
             let (x, gradient) = (row(x, out.columns, token), row(gradient, out.columns, token));
-            rows::add_rms_norm_gradient(x, weights, eps, gradient, numbers);
+            work.shared.kernels.run_row(RowWork::NormGradient { x, weight: weights, eps, gradient, out: numbers });
         })
     }
 
@@ -335,7 +334,11 @@ impl Training for CpuTraining {
         let (work, [numbers, gate, out_numbers]) = self.parts([x, gate, out])?;
         work.for_rows(out.rows, [(out_numbers, out.columns)], |token, [out]| {
             let x = row(numbers, x.columns, token);
-            out.iter_mut().zip(gate.chunks_exact(x.len())).for_each(|(out, gate)| *out += rows::product(x, gate));
+            for (out, gate) in out.iter_mut().zip(gate.chunks_exact(x.len())) {
+                let mut product = 0.0;
+                work.shared.kernels.run_row(RowWork::Product { a: x, b: gate, out: &mut product });
+                *out += product;
+            }
         })
     }
 
@@ -389,7 +392,8 @@ impl Training for CpuTraining {
         let columns = a.columns;
         let (work, [a, b, numbers]) = self.parts([a, b, out])?;
         work.for_rows(out.rows, [(numbers, 1)], |slot, [out]| {
-            out[0] = rows::product(row(a, columns, slot), row(b, columns, slot));
+            let (a, b) = (row(a, columns, slot), row(b, columns, slot));
+            work.shared.kernels.run_row(RowWork::Product { a, b, out: &mut out[0] });
         })
     }
 
@@ -421,10 +425,10 @@ impl Training for CpuTraining {
 
     fn geglu(&mut self, gate: Rows, up: Rows, out: Rows) -> Result<()> {
         let (work, [gate, up, numbers]) = self.parts([gate, up, out])?;
-        let gelu = if work.shared.numerics.exact_gelu { gelu_erf } else { gelu_tanh };
+        let exact = work.shared.numerics.exact_gelu;
         work.for_rows(out.rows, [(numbers, out.columns)], |slot, [numbers]| {
             let (gate, up) = (row(gate, out.columns, slot), row(up, out.columns, slot));
-            numbers.iter_mut().zip(gate).zip(up).for_each(|((out, gate), up)| *out = gelu(*gate) * up);
+            work.shared.kernels.run_row(RowWork::Geglu { gate, up, exact, out: numbers });
         })
     }
 
@@ -432,13 +436,22 @@ impl Training for CpuTraining {
         let (work, [gradient, gates, ups]) = self.parts([gradient, gate, up])?;
         let exact = work.shared.numerics.exact_gelu;
         work.for_rows(gate.rows, [(gates, gate.columns), (ups, up.columns)], |slot, [gates, ups]| {
-            rows::geglu_gradient(row(gradient, gate.columns, slot), exact, gates, ups);
+            let gradient = row(gradient, gate.columns, slot);
+            work.shared.kernels.run_row(RowWork::GegluGradient { gradient, exact, gate: gates, up: ups });
         })
     }
 
     fn log_probabilities(&mut self, targets: &[u32], x: Rows, out: Rows) -> Result<()> {
         let mut logits = std::mem::replace(&mut self.logits, Buffer::zeroed(WHAT, 0)?);
-        let result = self.log_probabilities_with(targets, x, out, &mut logits);
+        let result = self.log_probabilities_with(targets, x, out, None, &mut logits);
+        self.logits = logits;
+        result
+    }
+
+    fn log_probabilities_and_gradients(&mut self, targets: &[u32], x: Rows, out: Rows, gradient: Rows) -> Result<()> {
+        self.clear(gradient)?;
+        let mut logits = std::mem::replace(&mut self.logits, Buffer::zeroed(WHAT, 0)?);
+        let result = self.log_probabilities_with(targets, x, out, Some(gradient), &mut logits);
         self.logits = logits;
         result
     }
@@ -489,27 +502,63 @@ impl CpuTraining {
         Ok(())
     }
 
-    fn log_probabilities_with(&mut self, targets: &[u32], x: Rows, out: Rows, logits: &mut [f32]) -> Result<()> {
+    /// With `gradient`, which holds zeros, the gradients of the log-probabilities too: `W[target] - sum of softmax W`. The sum is
+    /// of e^(logit - largest so far), and a part whose largest is larger scales what came before it, as it does in `LogSum`.
+    fn log_probabilities_with(
+        &mut self,
+        targets: &[u32],
+        x: Rows,
+        out: Rows,
+        gradient: Option<Rows>,
+        logits: &mut [f32],
+    ) -> Result<()> {
         let mut sums = try_vec(WHAT, x.rows, LogSum::EMPTY)?;
         let mut of_targets = try_vec(WHAT, x.rows, 0f32)?;
         let nothing = Rows { start: out.range().end, rows: 0, columns: 0 };
         // Of each row and part: its largest logit, the sum of the others beside it, and the target's logit.
         let mut of_part = try_vec(WHAT, 3 * x.rows, 0f32)?;
-        self.for_each_part([x, nothing, nothing], logits, |work, panels, logits, _, _| {
+        let parts = [x, nothing, gradient.unwrap_or(nothing)];
+        self.for_each_part(parts, logits, |work, panels, logits, _, gradients| {
             let (width, first) = (logits.len() / x.rows.max(1), panels.start * PANEL_ROWS);
-            let logits = &*logits;
-            work.for_rows(x.rows, [(&mut of_part, 3)], |index, [of_part]| {
-                let logits = row(logits, width, index);
-                (of_part[0], of_part[1]) = LogSum::of_part(logits);
+            work.for_rows(x.rows, [(&mut of_part, 3), (&mut *logits, width)], |index, [of_part, logits]| {
                 let target = (targets[index] as usize).checked_sub(first).and_then(|target| logits.get(target));
                 of_part[2] = target.copied().unwrap_or(0.0);
+                let out = &mut of_part[..2];
+                work.shared.kernels.run_row(match gradient {
+                    Some(_) => RowWork::LogSumGradient { logits, floor: sums[index].largest(), out },
+                    None => RowWork::LogSum { logits, out },
+                });
             })?;
+            if let Some(gradient) = gradient {
+                let (of_part, sums) = (of_part.as_chunks::<3>().0, &sums);
+                work.for_rows(x.rows, [(&mut *gradients, gradient.columns)], |index, [gradient]| {
+                    let before = sums[index].largest();
+                    if of_part[index][0] > before {
+                        let scale = exp(before - of_part[index][0]);
+                        gradient.iter_mut().for_each(|number| *number *= scale);
+                    }
+                })?;
+                let rows = TokenRows { data: logits, columns: width, index: None, count: x.rows };
+                let out = Output::new(gradients, gradient.columns);
+                work.multiply(&[Product { panels, ..Product::new(work.head(), Way::Transposed, rows, out) }])?;
+            }
             for ((sum, of_target), of_part) in sums.iter_mut().zip(&mut of_targets).zip(of_part.as_chunks::<3>().0) {
                 sum.add((of_part[0], of_part[1]));
                 *of_target += of_part[2];
             }
             Ok(())
         })?;
+        if let Some(gradient) = gradient {
+            let (work, [numbers]) = self.parts([gradient])?;
+            let out = Output::new(numbers, gradient.columns);
+            work.run(x.rows, |index, scratch| {
+                let (target, scale) = (&mut scratch[..gradient.columns], sums[index].inverse_sum());
+                work.head().read_row(targets[index] as usize, target);
+                // SAFETY: items have rows of their own, borrowed until all are done.
+                let numbers = unsafe { out.row_part(index, 0..gradient.columns) };
+                numbers.iter_mut().zip(target).for_each(|(number, target)| *number = *number * scale + *target);
+            })?;
+        }
         let (_, [out]) = self.parts([out])?;
         for ((out, sum), logit) in out.as_chunks_mut::<2>().0.iter_mut().zip(sums).zip(of_targets) {
             *out = [sum.value() as f32, (f64::from(logit) - sum.value()) as f32];
@@ -531,7 +580,8 @@ impl CpuTraining {
             let first = panels.start * PANEL_ROWS;
             work.for_rows(x.rows, [(&mut *logits, width)], |row, [logits]| {
                 let (log_sum, gradient) = (log_sums[2 * row], gradients[row]);
-                logits.iter_mut().for_each(|logit| *logit = -gradient * exp(*logit - log_sum));
+                let kernels = &work.shared.kernels;
+                kernels.run_row(RowWork::Exponentials { logits: &mut *logits, shift: log_sum, factor: -gradient });
                 if let Some(index) = (targets[row] as usize).checked_sub(first).filter(|index| *index < width) {
                     logits[index] += gradient;
                 }

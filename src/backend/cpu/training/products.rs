@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::backend::cpu::kernels::Kernels;
 use crate::backend::cpu::kernels::matmul::{Output, TokenRows};
-use crate::backend::cpu::kernels::strips::STRIP;
+use crate::backend::cpu::kernels::strips::{STRIP, Strips};
 use crate::model::weights::Matrix;
 use crate::quant::{PANEL_ROWS, unpack_columns};
 
@@ -76,15 +76,9 @@ impl<'a> Product<'a> {
                 Way::Forward => self.widen(columns.clone(), depth.clone(), block),
                 Way::Transposed => self.widen_transposed(columns.clone(), depth.clone(), block),
             }
-            for tokens in (0..self.x.count).step_by(TOKENS) {
-                let tokens = tokens..(tokens + TOKENS).min(self.x.count);
-                let (x, out) = (self.x.part(tokens.clone()), self.out.skip_rows(tokens.start));
-                for (strip, column) in block.chunks(DEPTH).zip(columns.clone().step_by(STRIP)) {
-                    let columns = column..(column + STRIP).min(columns.end);
-                    // SAFETY: the caller's promise.
-                    unsafe { kernels.add_strip(&x, depth.clone(), &strip[..depth.len()], &out, columns) };
-                }
-            }
+            let strips = Strips { data: block, rows: DEPTH };
+            // SAFETY: the caller's promise.
+            unsafe { kernels.add_strips(&self.x, depth, strips, &self.out, columns.clone()) };
         }
     }
 
@@ -114,9 +108,6 @@ impl<'a> Product<'a> {
         }
     }
 }
-
-/// Tokens whose rows of a block stay in the first cache while the strips pass.
-const TOKENS: usize = 12;
 
 #[cfg(test)]
 mod tests {
