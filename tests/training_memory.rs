@@ -19,7 +19,7 @@ fn the_plan_is_what_a_trainer_allocates() {
     for (changes, max_tokens, soft, threads) in [
         (json!({}), 100, false, 2),
         (json!({}), 1000, true, 1),
-        (json!({"num_hidden_layers": 3, "num_local_experts": 7, "hidden_size": 64, "head_dim": 16}), 333, false, 3),
+        (json!({"num_hidden_layers": 3, "num_local_experts": 7, "hidden_size": 768, "head_dim": 16}), 333, false, 3),
     ] {
         let directory = Directory::random_with(1, changes).to_temporary();
         let cpu = CpuOptions { threads: threads.into(), ..Default::default() };
