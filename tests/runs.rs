@@ -174,7 +174,9 @@ fn only_gates_change_in_every_layout_dtype_and_format() {
         add(&format!("fused {name}"), &Directory { dtype, ..fused(&plain) });
     }
     let mut dead = plain.clone();
-    dead.tensors.insert("model.layers.0.mlp.gate_proj.weight".into(), (vec![3, 5], vec![0.5; 15]));
+    // Of more than one piece of those that are copied at once.
+    let numbers = (0..600_000).map(|index| (index % 251) as f32).collect();
+    dead.tensors.insert("model.layers.0.mlp.gate_proj.weight".into(), (vec![3000, 200], numbers));
     dead.tensors.insert("lm_head.weight".into(), dead.tensors["model.embed_tokens.weight"].clone());
     add("own head and dead weights", &dead);
     for (name, model) in [("sharded", plain.clone()), ("sharded and fused", fused(&plain))] {
@@ -246,4 +248,24 @@ fn a_model_that_has_changed_since_it_was_loaded_is_not_written() {
     assert_eq!(error.status(), Status::PatchModel);
     assert!(error.to_string().contains("is not the model any more"), "{error}");
     assert!(!directory.path().join("out").exists());
+}
+
+/// A file that is written over in place would be neither the old nor the new one for a while.
+#[cfg(unix)]
+#[test]
+fn an_old_checkpoint_is_whole_while_a_new_one_takes_its_place() {
+    use std::io::Read;
+
+    let directory = work_directory(7, json!({}));
+    let model = load(&directory.path().join("model"));
+    let mut run = run(&model, &parsed(directory.path(), "sft", "steps = 2", ""));
+    let path = directory.path().join("checkpoint");
+    run.save(&path).unwrap();
+    let before = std::fs::read(&path).unwrap();
+    let mut old = std::fs::File::open(&path).unwrap();
+    run.step().unwrap();
+    run.save(&path).unwrap();
+    let mut read = Vec::new();
+    old.read_to_end(&mut read).unwrap();
+    assert!(read == before && std::fs::read(&path).unwrap() != before);
 }

@@ -119,13 +119,16 @@ fn a_run_writes_its_metrics_its_checkpoint_and_a_patch_that_the_model_takes() {
         let longer = metrics(&directory.path().join("out.metrics.jsonl"));
         assert_eq!(longer[..8], lines[..8]);
         assert_eq!((&longer[8]["step"], longer.len()), (&json!(6), 10));
-        let fresh = directory.path().join("fresh");
-        std::fs::create_dir(&fresh).unwrap();
         let resumed = std::fs::read(directory.path().join("out")).unwrap();
         let output = train(&recipe, &["--restart"]);
         assert!(output.status.success(), "{}", text(&output.stderr));
         assert!(std::fs::read(directory.path().join("out")).unwrap() == resumed);
         assert_eq!(metrics(&directory.path().join("out.metrics.jsonl")), longer);
+        // A shorter run leaves nothing of the longer one behind.
+        let shorter = std::fs::read_to_string(&recipe).unwrap().replace("steps = 6", "steps = 5");
+        std::fs::write(&recipe, shorter).unwrap();
+        assert!(train(&recipe, &["--restart"]).status.success());
+        assert_eq!(metrics(&directory.path().join("out.metrics.jsonl")), lines);
     }
 }
 

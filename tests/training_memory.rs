@@ -20,7 +20,7 @@ fn the_plan_is_what_a_trainer_allocates() {
         (json!({}), 100, false, false, 2),
         (json!({}), 1000, true, true, 1),
         (
-            json!({"num_hidden_layers": 3, "num_local_experts": 7, "hidden_size": 64, "head_dim": 16}),
+            json!({"num_hidden_layers": 3, "num_local_experts": 7, "hidden_size": 768, "head_dim": 16}),
             333,
             false,
             true,

@@ -15,7 +15,7 @@ use crate::model::{Checkpoint, Config, Description, Formats, ModelWriter, Progre
 use crate::quant::{Format, PANEL_ROWS, Shape};
 
 /// Bytes of a tensor that are copied at once.
-const COPIED_BYTES: u64 = 16 << 20;
+const COPIED_BYTES: u64 = 1 << 20;
 
 /// A model directory, and how its routers are replaced.
 pub struct NewGates<'a> {
