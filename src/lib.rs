@@ -9,6 +9,7 @@
 pub mod backend;
 pub mod engine;
 pub mod error;
+pub mod evaluate;
 pub mod ffi;
 pub mod memory;
 pub mod mix;

@@ -80,7 +80,7 @@ fn with_a_token(backend: &dyn Backend, work: impl FnOnce(&mut dyn Pass, &mut Bat
     let kept = backend.new_logits().unwrap();
     let (tokens, targets, logits, router) = (&[5][..], &[][..], Some(kept.place()), None);
     let mut sequences = [SequenceSlice { tokens, start: 0, pages: &mut pages, logits, targets, router }];
-    work(&mut *pass, &mut Batch { sequences: &mut sequences });
+    work(&mut *pass, &mut Batch { sequences: &mut sequences, gates: None });
 }
 
 /// The largest difference, as a share of the largest number.

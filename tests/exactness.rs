@@ -356,7 +356,7 @@ fn a_pass_refuses_pages_of_mixed_dtypes_and_of_another_model() {
         let mut pages = [first, second].map(|(model, dtype)| Arc::new(model.backend().new_kv_page(dtype).unwrap()));
         let slice =
             SequenceSlice { tokens: &[2], start: 0, pages: &mut pages, logits: None, targets: &[], router: None };
-        let batch = Batch { sequences: &mut [slice] };
+        let batch = Batch { sequences: &mut [slice], gates: None };
         pass.begin(&batch).map_err(|error| error.status())
     };
     let (own, own_int8, strange) = ((&*model, KvDtype::Bf16), (&*model, KvDtype::Int8), (&*other, KvDtype::Bf16));

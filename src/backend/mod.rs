@@ -5,6 +5,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod device;
 pub mod device_bytes;
+pub mod gates;
 pub mod kv;
 pub mod logits;
 pub mod numerics;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Instant;
 
+use super::gates::{AppliedGates, GateMatrices};
 use super::kv::{KvDtype, KvGeometry, KvPage, PAGE_TOKENS};
 use super::logits::{Logits, LogitsPlace, PassLogits};
 use super::observer::Observer;
@@ -161,6 +162,8 @@ pub struct SequenceSlice<'a> {
 pub struct Batch<'a, 'b> {
     /// At least one, at most the pass's `max_sequences`; their tokens together at most its `max_tokens`.
     pub sequences: &'b mut [SequenceSlice<'a>],
+    /// What routers choose by, the same from the batch's first stage to its last: the stored gates where there are none.
+    pub gates: Option<&'b AppliedGates>,
 }
 
 impl Batch<'_, '_> {
@@ -271,6 +274,10 @@ pub trait Backend: Send + Sync {
     /// Reads the gates of all layers as they were loaded, whatever patch is applied, to `out: [layers, experts, hidden_size]`;
     /// a dense model has none. Fails as devices do.
     fn read_gates(&self, out: &mut [f32]) -> Result<()>;
+
+    /// Brings gates `[layers, experts, hidden_size]`, finite, to the device, for batches that name them; the stored ones stay.
+    /// Fails with `OutOfMemory` and as devices do; nothing has changed then. Not for a dense model.
+    fn new_gates(&self, gates: &[f32]) -> Result<GateMatrices>;
 
     /// A number that differs between models that give different results: of sizes, numerical options, and bytes from
     /// all over the weights.

@@ -9,6 +9,7 @@ use super::forward::{Place, forward};
 use super::model::Model;
 use super::sequence::Wants;
 use super::session::Session;
+use crate::backend::gates::{AppliedGates, number_of};
 use crate::backend::{Batch, Cancel, Limit, Pass, PassLimits, SequenceSlice};
 use crate::error::{Error, Result, Status};
 use crate::memory::{recycle, try_with_capacity};
@@ -50,7 +51,7 @@ pub struct SessionBatch {
 /// Draws for the sessions whose tokens are all run, as far as the budget goes.
 fn draw_ready(sessions: &mut [&mut Session], results: &mut [Poll<Result<u32>>], limit: &Limit) {
     for (session, result) in sessions.iter_mut().zip(results) {
-        if result.is_pending() && session.pending() == 0 && !limit.is_spent() {
+        if result.is_pending() && session.unrun() == 0 && !limit.is_spent() {
             let drawn = session.draw();
             // A draw that fails does so again in the next step: the smallest budget must not be spent on it alone.
             if drawn.is_ok() {
@@ -145,11 +146,16 @@ impl SessionBatch {
         if cancel.take() {
             return Err(Cancel::error());
         }
+        let gates = self.model.gates();
+        let number = number_of(gates.as_deref());
         results.clear();
         results.try_reserve(sessions.len()).map_err(|_| Error::out_of_memory("results", sessions.len()))?;
         for session in sessions.iter_mut() {
             let cancelled = session.cancel().take();
-            let ready = if cancelled { Err(Cancel::error()) } else { session.prepare_step() };
+            let ready = match cancelled {
+                true => Err(Cancel::error()),
+                false => session.meet(number).and_then(|()| session.prepare_step()),
+            };
             results.push(ready.map_or_else(|error| Poll::Ready(Err(error)), |()| Poll::Pending));
         }
         // Whoever waits only for a draw, since the last step's budget was spent, does not wait for others' prompts.
@@ -158,14 +164,15 @@ impl SessionBatch {
             return Ok(());
         }
         let place = match self.flight.take() {
-            Some(place) if self.can_go_on(sessions) => place,
+            // A session that was not let in above may still be as it was under other gates.
+            Some(place) if place.is_under(number) && self.can_go_on(sessions) => place,
             _ => {
                 self.plan(sessions, results);
                 Place::default()
             }
         };
         if !self.members.is_empty() {
-            match self.run(place, sessions, &limit) {
+            match self.run(place, sessions, gates.as_deref(), &limit) {
                 Ok(Poll::Ready(())) => {}
                 Ok(Poll::Pending) => return Ok(()),
                 // What sessions have been told, a token among it, must not be lost: the next step answers the cancel.
@@ -191,7 +198,7 @@ impl SessionBatch {
         for session in sessions {
             if let Some(member) = next
                 && member.stamp == session.stamp()
-                && member.count <= session.pending()
+                && member.count <= session.unrun()
             {
                 next = members.next();
             }
@@ -201,7 +208,7 @@ impl SessionBatch {
 
     /// Chooses the tokens of the next pass.
     fn plan(&mut self, sessions: &[&mut Session], results: &[Poll<Result<u32>>]) {
-        let wanted = |index: usize| if results[index].is_pending() { sessions[index].pending() } else { 0 };
+        let wanted = |index: usize| if results[index].is_pending() { sessions[index].unrun() } else { 0 };
         self.counts.clear();
         self.counts.extend((0..sessions.len()).map(|index| wanted(index).min(1)));
         let mut prompts = (0..sessions.len()).filter(|index| wanted(*index) > 1).count();
@@ -222,12 +229,18 @@ impl SessionBatch {
         self.members.extend(running.map(|(session, count)| Member {
             stamp: session.stamp(),
             count: *count,
-            wants_logits: *count == session.pending(),
+            wants_logits: *count == session.unrun(),
         }));
     }
 
     /// Runs the pass of the members on from `place`, and hands its results to them when it is done.
-    fn run(&mut self, mut place: Place, sessions: &mut [&mut Session], limit: &Limit) -> Result<Poll<()>> {
+    fn run(
+        &mut self,
+        mut place: Place,
+        sessions: &mut [&mut Session],
+        gates: Option<&AppliedGates>,
+        limit: &Limit,
+    ) -> Result<Poll<()>> {
         let started = Instant::now();
         let mut slices = recycle(std::mem::take(&mut self.slices));
         let mut members = self.members.iter().peekable();
@@ -237,7 +250,7 @@ impl SessionBatch {
             }
         }
         let layers = self.model.config().num_hidden_layers;
-        let result = forward(&mut *self.pass, &mut place, layers, &mut Batch { sequences: &mut slices }, limit);
+        let result = forward(&mut *self.pass, &mut place, layers, &mut Batch { sequences: &mut slices, gates }, limit);
         self.slices = recycle(slices);
         self.time += started.elapsed();
         match result {

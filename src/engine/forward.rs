@@ -3,8 +3,9 @@
 use std::task::{Poll, ready};
 
 use super::session::finished;
+use crate::backend::gates::number_of;
 use crate::backend::{Batch, Limit, Pass};
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 
 /// Where a forward pass over one batch stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,6 +13,15 @@ pub struct Place {
     has_begun: bool,
     stage: Stage,
     layer: usize,
+    /// The number of the gates that the batch runs under, once it has begun.
+    gates: u64,
+}
+
+impl Place {
+    /// Whether a batch that stands here can go on under the gates of this number.
+    pub fn is_under(&self, gates: u64) -> bool {
+        !self.has_begun || self.gates == gates
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,9 +48,13 @@ pub fn forward(
     batch: &mut Batch,
     limit: &Limit,
 ) -> Poll<Result<()>> {
+    let gates = number_of(batch.gates);
+    if !place.is_under(gates) {
+        return Poll::Ready(Err(Error::new(Status::Internal, "a batch was to go on under other gates than it began")));
+    }
     if !place.has_begun {
         pass.begin(batch)?;
-        place.has_begun = true;
+        (place.has_begun, place.gates) = (true, gates);
         if at_once(pass, layers, batch, limit)? {
             return Poll::Ready(Ok(()));
         }

@@ -3,11 +3,14 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::RwLock;
+
 use super::kv::KvAccount;
 use super::placement::Placement;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{CudaBackend, CudaOptions};
+use crate::backend::gates::AppliedGates;
 use crate::backend::{Backend, Device, LentContext, OffloadCounts, Variants, WeightResidency};
 use crate::error::{Error, Result, Status};
 use crate::model::{Checkpoint, Config, Description, Formats, Progress, Weights, config, names::Layout};
@@ -72,7 +75,7 @@ impl LoadOptions {
     }
 }
 
-/// Immutable; usable from any thread.
+/// Immutable but for the gates that a router patch replaces; usable from any thread.
 pub struct Model {
     config: Config,
     layout: Layout,
@@ -84,6 +87,8 @@ pub struct Model {
     backend: Box<dyn Backend>,
     kv: Arc<KvAccount>,
     fingerprint: OnceLock<u64>,
+    /// The gates in force where a patch is applied.
+    pub(super) gates: RwLock<Option<Arc<AppliedGates>>>,
     /// Of the stored gates.
     pub(super) gates_fingerprint: OnceLock<u64>,
     grammar_vocabulary: OnceLock<Result<Arc<GrammarVocabulary>>>,
@@ -196,8 +201,14 @@ impl Model {
         &self.kv
     }
 
-    /// Differs between models that give different results; computed when first asked for, in milliseconds.
+    /// Differs between models that give different results, and with the gates in force; computed when first asked for, in
+    /// milliseconds.
     pub fn fingerprint(&self) -> u64 {
+        self.fingerprint_under(self.gates().as_deref())
+    }
+
+    /// The same as it was loaded, whatever patch is applied.
+    pub fn loaded_fingerprint(&self) -> u64 {
         *self.fingerprint.get_or_init(|| self.backend.fingerprint())
     }
 
@@ -265,6 +276,7 @@ impl Opened {
             backend,
             kv: Arc::new(options.kv_account()),
             fingerprint: OnceLock::new(),
+            gates: RwLock::default(),
             gates_fingerprint: OnceLock::new(),
             grammar_vocabulary: OnceLock::new(),
         })

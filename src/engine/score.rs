@@ -1,5 +1,6 @@
 //! What a model thinks of given tokens: log-probabilities, perplexity, hidden states.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::budget::Budget;
@@ -8,6 +9,7 @@ use super::options::SessionOptions;
 use super::sample::log_probability;
 use super::session::{Flight, Session, finished};
 use crate::backend::Cancel;
+use crate::backend::gates::AppliedGates;
 use crate::backend::ops::NO_TARGET;
 use crate::error::{Error, Result, Status};
 use crate::memory::{try_vec, try_with_capacity};
@@ -29,15 +31,16 @@ impl Session {
     /// `prefill`.
     pub fn score(&mut self, tokens: &[u32], out: &mut [f32]) -> Result<()> {
         let held = self.check_appended(tokens, out.len())?;
+        let gates = self.meet_model_gates()?;
         if held == 0 {
             return Err(Error::new(Status::NoLogits, "the session holds no token to begin from: prefill BOS first"));
         }
-        if let (Some(first), true) = (tokens.first(), self.pending() == 0) {
-            out[0] = log_probability(self.logits()?, *first)?;
+        if let (Some(first), true) = (tokens.first(), self.unrun() == 0) {
+            out[0] = log_probability(self.logits.numbers()?, *first)?;
         }
         let mut targets = try_with_capacity("targets", self.options().prefill_chunk)?;
         self.push(tokens)?;
-        self.run_watched(held, Some(&mut targets), |session, first, targets| {
+        self.run_watched(held, gates.as_deref(), Some(&mut targets), |session, first, targets| {
             let Some(pass) = &session.pass else { return Ok(()) };
             for (index, _) in targets.iter().enumerate().filter(|(_, target)| **target != NO_TARGET) {
                 out[first + index + 1 - held] = pass.log_probability(index);
@@ -63,11 +66,12 @@ impl Session {
         }
         let mut sums = try_vec("an embedding", hidden_size, 0f64)?;
         let mut state = try_vec("an embedding", hidden_size, 0f32)?;
+        let gates = self.meet_model_gates()?;
         self.push(tokens)?;
         let total = held + tokens.len();
-        self.run_watched(held, None, |session, first, _| {
+        self.run_watched(held, gates.as_deref(), None, |session, first, _| {
             let Some(pass) = &session.pass else { return Ok(()) };
-            let end = session.tokens().len() - session.pending();
+            let end = session.tokens().len() - session.unrun();
             let from = if pooling == Pooling::Mean { held } else { total - 1 };
             for position in first.max(from)..end {
                 pass.hidden_state(position - first, &mut state)?;
@@ -97,6 +101,7 @@ impl Session {
     fn run_watched(
         &mut self,
         held: usize,
+        gates: Option<&AppliedGates>,
         mut targets: Option<&mut Vec<u32>>,
         mut see: impl FnMut(&Session, usize, &[u32]) -> Result<()>,
     ) -> Result<()> {
@@ -108,8 +113,8 @@ impl Session {
             self.drop_pending(held)?;
             return Err(Cancel::error());
         }
-        while self.pending() > 0 {
-            let first = self.tokens().len() - self.pending();
+        while self.unrun() > 0 {
+            let first = self.tokens().len() - self.unrun();
             let mut flight = Flight::new(self, self.options().prefill_chunk);
             let wanted: &[u32] = match &mut targets {
                 None => &[],
@@ -120,7 +125,7 @@ impl Session {
                     targets
                 }
             };
-            if let Err(error) = finished(self.fly(&mut flight, wanted, &limit)) {
+            if let Err(error) = finished(self.fly(&mut flight, wanted, gates, &limit)) {
                 if error.status() == Status::Cancelled {
                     cancel.take();
                 }
@@ -180,27 +185,69 @@ pub fn score_in_windows(
     options: &SessionOptions,
     see: &mut dyn FnMut(&[f32]),
 ) -> Result<()> {
-    let Some((first, text)) = tokens.split_first().filter(|(_, text)| !text.is_empty()) else {
-        let text = format!("{} tokens, expected at least two, of which the first is only given", tokens.len());
-        return Err(Error::new(Status::InvalidArgument, text).at_key("tokens"));
-    };
     let mut session = Session::new(Arc::clone(model), options)?;
-    let window = session.context_size() - 1;
+    let mut scores = Vec::new();
+    for window in windows(tokens.len(), session.context_size())? {
+        if scores.is_empty() {
+            scores = try_vec("log-probabilities", window.part.len(), 0f32)?;
+        }
+        session.rewind(0)?;
+        session.push(&tokens[..1])?;
+        session.push(&tokens[window.context])?;
+        let scores = &mut scores[..window.part.len()];
+        session.score(&tokens[window.part], scores)?;
+        see(scores);
+    }
+    Ok(())
+}
+
+/// A part of a text that is scored in one go, after the text's first token and `context`. Ranges of the text's tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// What the part follows; scored before.
+    pub context: Range<usize>,
+    /// What is scored. No later window's is longer than the first's.
+    pub part: Range<usize>,
+}
+
+/// The windows of [`score_in_windows`] over a text of `tokens` tokens, the first of which, BOS, is only given. Fails with
+/// `InvalidArgument` where there is nothing else, and where a context has no room for it and one more.
+pub fn windows(tokens: usize, context_size: usize) -> Result<impl Iterator<Item = Window>> {
+    if tokens < 2 {
+        let text = format!("{tokens} tokens, expected at least two, of which the first is only given");
+        return Err(Error::new(Status::InvalidArgument, text).at_key("tokens"));
+    }
+    let window = context_size.saturating_sub(1);
     if window == 0 {
         let text = "context_size is 1, expected room for a token to begin from and one to predict";
         return Err(Error::new(Status::InvalidArgument, text).at_key("context_size"));
     }
-    let mut scores = try_vec("log-probabilities", window.min(text.len()), 0f32)?;
-    let mut done = 0;
-    while done < text.len() {
-        let context = if done == 0 { 0 } else { window / 2 };
-        let part = &text[done..(done + window - context).min(text.len())];
-        session.rewind(0)?;
-        session.push(&[*first])?;
-        session.push(&text[done - context..done])?;
-        session.score(part, &mut scores[..part.len()])?;
-        done += part.len();
-        see(&scores[..part.len()]);
+    let mut done = 1;
+    Ok(std::iter::from_fn(move || {
+        if done == tokens {
+            return None;
+        }
+        let context = if done == 1 { 0 } else { window / 2 };
+        let part = done..(done + window - context).min(tokens);
+        let context = done - context..done;
+        done = part.end;
+        Some(Window { context, part })
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_score_every_token_but_the_first_once_after_half_a_window() {
+        let of = |tokens, context_size| windows(tokens, context_size).unwrap().collect::<Vec<_>>();
+        let window = |context, part| Window { context, part };
+        assert_eq!(of(5, 100), [window(1..1, 1..5)]);
+        assert_eq!(of(12, 6), [window(1..1, 1..6), window(4..6, 6..9), window(7..9, 9..12)]);
+        assert_eq!(of(3, 2), [window(1..1, 1..2), window(2..2, 2..3)]);
+        for (tokens, context_size) in [(1, 6), (0, 6), (12, 1)] {
+            assert_eq!(windows(tokens, context_size).err().map(|error| error.status()), Some(Status::InvalidArgument));
+        }
     }
-    Ok(())
 }

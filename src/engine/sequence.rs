@@ -10,6 +10,7 @@ use super::metrics::Metrics;
 use super::model::Model;
 use super::options::{Overflow, SessionOptions};
 use super::sample::{Draw, LogitBias, Sampler, Sampling, top_log_probabilities};
+use crate::backend::gates::{AppliedGates, number_of};
 use crate::backend::{KvDtype, Logits, Pass, SequenceSlice, ops::Routes};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Buffer, try_with_capacity};
@@ -27,6 +28,8 @@ pub struct Sequence {
     pub(super) model: Arc<Model>,
     pub(super) options: SessionOptions,
     pub(super) pages: KvPages,
+    /// The number of the gates that what is in the pages, the logits and the routes were computed under.
+    pub(super) gates: u64,
     pub(super) tokens: Vec<u32>,
     /// Tokens that a sliding window has dropped.
     pub(super) dropped: u64,
@@ -78,6 +81,7 @@ impl Sequence {
             epoch: 0,
             options,
             pages,
+            gates: model.gates_number(),
             tokens: try_with_capacity("a session's tokens", options.context_size)?,
             dropped: 0,
             processed: 0,
@@ -103,6 +107,7 @@ impl Sequence {
         let pages = self.pages.fork(self.model.backend(), self.processed)?;
         let mut fork = Sequence::with_pages(Arc::clone(&self.model), self.options, pages)?;
         fork.tokens.extend_from_slice(&self.tokens);
+        fork.gates = self.gates;
         fork.dropped = self.dropped;
         fork.processed = self.processed;
         fork.ready = self.ready;
@@ -386,9 +391,14 @@ impl Sequence {
 
     fn check_ready(&self) -> Result<()> {
         // A token drawn by `step` is pending: the logits are still those it was drawn from.
-        match self.ready {
-            true => Ok(()),
-            false => Err(Error::new(Status::NoLogits, "no logits: prefill tokens, or step, first")),
+        match (self.ready, self.is_under_model_gates()) {
+            (true, true) => Ok(()),
+            (true, false) => {
+                let text =
+                    "no logits under the gates now in force: prefill, no tokens if there are no more, or step, first";
+                Err(Error::new(Status::NoLogits, text))
+            }
+            (false, _) => Err(Error::new(Status::NoLogits, "no logits: prefill tokens, or step, first")),
         }
     }
 
@@ -456,9 +466,41 @@ impl Sequence {
         }
     }
 
-    /// Tokens to run before the next can be drawn. After a rewind that is at least the last token kept.
+    /// Tokens to run before the next can be drawn. After a rewind that is at least the last token kept; after the model was given
+    /// other gates, all.
     pub fn pending(&self) -> usize {
+        if self.is_under_model_gates() { self.unrun() } else { self.tokens.len() }
+    }
+
+    /// Tokens that are not run under the gates that the others were run under: those pending, in a call that has met its gates.
+    pub(super) fn unrun(&self) -> usize {
         self.tokens.len() - self.processed
+    }
+
+    /// Whether what was run was run under the gates now in force.
+    fn is_under_model_gates(&self) -> bool {
+        self.gates == self.model.gates_number()
+    }
+
+    /// The gates now in force, and the sequence ready to be run under them; see `meet`.
+    pub(super) fn meet_model_gates(&mut self) -> Result<Option<Arc<AppliedGates>>> {
+        let gates = self.model.gates();
+        self.meet(number_of(gates.as_deref()))?;
+        Ok(gates)
+    }
+
+    /// Makes ready to be run under the gates of this number: what was run under others is pending again, from the first token
+    /// on. Fails with `OutOfMemory` or `KvLimit` where pages are shared with a fork; nothing has changed then.
+    pub(super) fn meet(&mut self, gates: u64) -> Result<()> {
+        if self.gates != gates {
+            self.pages.own_from(self.model.backend(), 0, 0)?;
+            self.gates = gates;
+            self.processed = 0;
+            self.ready = false;
+            self.drawn = false;
+            self.epoch += 1;
+        }
+        Ok(())
     }
 
     /// What identifies this sequence and the state its pending tokens can be run in.

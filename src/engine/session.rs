@@ -10,6 +10,7 @@ use super::forward::{Place, forward};
 use super::model::Model;
 use super::options::{SCORE_ROWS, SessionOptions};
 use super::sequence::{Sequence, Wants};
+use crate::backend::gates::AppliedGates;
 use crate::backend::{Batch, Cancel, Limit, Pass, PassLimits};
 use crate::error::{Error, Result, Status};
 
@@ -98,8 +99,9 @@ impl Session {
         let cancel = Arc::clone(&self.cancel);
         let limit = budget.begin(&cancel);
         self.check_workspace()?;
+        let gates = self.sequence.meet_model_gates()?;
         let held = self.sequence.push_after(tokens)?;
-        let result = self.run_pending(&limit);
+        let result = self.run_pending(gates.as_deref(), &limit);
         if let Poll::Ready(Err(_)) = result {
             self.sequence.drop_pending(held)?;
         }
@@ -117,8 +119,9 @@ impl Session {
         let cancel = Arc::clone(&self.cancel);
         let limit = budget.begin(&cancel);
         self.check_workspace()?;
+        let gates = self.sequence.meet_model_gates()?;
         self.sequence.prepare_step()?;
-        ready!(self.run_pending(&limit))?;
+        ready!(self.run_pending(gates.as_deref(), &limit))?;
         if limit.is_spent() {
             return Poll::Pending;
         }
@@ -141,15 +144,15 @@ impl Session {
         }
     }
 
-    fn run_pending(&mut self, limit: &Limit) -> Poll<Result<()>> {
+    fn run_pending(&mut self, gates: Option<&AppliedGates>, limit: &Limit) -> Poll<Result<()>> {
         if self.cancel.take() {
             return Poll::Ready(Err(Cancel::error()));
         }
         let most = self.options().prefill_chunk;
-        while self.sequence.pending() > 0 {
+        while self.sequence.unrun() > 0 {
             let resumed = self.flight.take_if(|flight| flight.can_go_on(&self.sequence));
             let mut flight = resumed.unwrap_or_else(|| Flight::new(&self.sequence, most));
-            let result = self.fly(&mut flight, &[], limit);
+            let result = self.fly(&mut flight, &[], gates, limit);
             match &result {
                 Poll::Ready(Ok(())) => {}
                 Poll::Pending => {
@@ -169,13 +172,20 @@ impl Session {
     }
 
     /// Runs a pass on, and takes its results over when it is done.
-    pub(super) fn fly(&mut self, flight: &mut Flight, targets: &[u32], limit: &Limit) -> Poll<Result<()>> {
+    pub(super) fn fly(
+        &mut self,
+        flight: &mut Flight,
+        targets: &[u32],
+        gates: Option<&AppliedGates>,
+        limit: &Limit,
+    ) -> Poll<Result<()>> {
         let Some(pass) = &mut self.pass else { return Poll::Ready(self.check_workspace()) };
         let layers = self.sequence.model().config().num_hidden_layers;
         let started = Instant::now();
         let wants = Wants { logits: flight.wants_logits, targets };
         let mut slices = [self.sequence.slice(flight.count, wants)];
-        let result = forward(&mut **pass, &mut flight.place, layers, &mut Batch { sequences: &mut slices }, limit);
+        let result =
+            forward(&mut **pass, &mut flight.place, layers, &mut Batch { sequences: &mut slices, gates }, limit);
         flight.time += started.elapsed();
         ready!(result)?;
         self.sequence.finish(&**pass, 0, flight.count, 0, flight.time);
@@ -186,8 +196,8 @@ impl Session {
 impl Flight {
     /// A pass over the next pending tokens, at most `most`.
     pub(super) fn new(sequence: &Sequence, most: usize) -> Flight {
-        let count = sequence.pending().min(most);
-        let wants_logits = count == sequence.pending();
+        let count = sequence.unrun().min(most);
+        let wants_logits = count == sequence.unrun();
         Flight { place: Place::default(), stamp: sequence.stamp(), count, wants_logits, time: Duration::ZERO }
     }
 
@@ -197,7 +207,7 @@ impl Flight {
     }
 
     fn can_go_on(&self, sequence: &Sequence) -> bool {
-        self.stamp == sequence.stamp() && self.count <= sequence.pending()
+        self.stamp == sequence.stamp() && self.count <= sequence.unrun()
     }
 }
 

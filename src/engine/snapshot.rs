@@ -16,6 +16,7 @@ use super::sample::{LogitBias, Sampling};
 use super::sequence::Sequence;
 use super::session::{Session, new_pass};
 use crate::backend::KvDtype;
+use crate::backend::gates::number_of;
 use crate::backend::kv::{KvGeometry, KvPage, PAGE_TOKENS, copy_positions_in, copy_positions_out};
 use crate::backend::ops::NO_EXPERT;
 use crate::error::{Error, Result, Status};
@@ -34,9 +35,13 @@ const MAX_DROPPED: u64 = 1 << 62;
 impl Session {
     /// Bytes a snapshot takes now.
     pub fn snapshot_bytes(&self) -> usize {
+        self.bytes_of(&State::of(&self.sequence))
+    }
+
+    fn bytes_of(&self, state: &State) -> usize {
         let mut sink = Sink { bytes: None, length: 0 };
         // Nothing is copied, so nothing fails.
-        write(&self.sequence, 0, &mut sink).ok();
+        write(&self.sequence, state, 0, &mut sink).ok();
         sink.length + CHECKSUM_BYTES
     }
 
@@ -44,13 +49,14 @@ impl Session {
     /// keys and values, sampling and its random numbers, masks, biases, grammar. Statistics, metrics and waiting routes stay. Fails
     /// with `BufferTooSmall`, and as the device does.
     pub fn snapshot(&self, bytes: &mut [u8]) -> Result<()> {
-        let needed = self.snapshot_bytes();
+        let state = State::of(&self.sequence);
+        let needed = self.bytes_of(&state);
         if bytes.len() != needed {
             let text = format!("a snapshot takes {needed} bytes, there is room for {}", bytes.len());
             return Err(Error::new(Status::BufferTooSmall, text).at_key("bytes"));
         }
         let (body, checksum) = bytes.split_at_mut(needed - CHECKSUM_BYTES);
-        write(&self.sequence, needed as u64, &mut Sink { bytes: Some(body), length: 0 })?;
+        write(&self.sequence, &state, needed as u64, &mut Sink { bytes: Some(body), length: 0 })?;
         checksum.copy_from_slice(&xxh3_64(body).to_le_bytes());
         Ok(())
     }
@@ -63,7 +69,8 @@ impl Session {
     pub fn restore(model: Arc<Model>, bytes: &[u8], options: &SessionOptions) -> Result<Session> {
         let mut source = Source::open(bytes)?;
         let snapshot = source.u64()?;
-        let fingerprint = model.fingerprint();
+        let gates = model.gates();
+        let fingerprint = model.fingerprint_under(gates.as_deref());
         if snapshot != fingerprint {
             let text =
                 format!("the snapshot is of a model with fingerprint {snapshot:016x}, this one has {fingerprint:016x}");
@@ -73,6 +80,7 @@ impl Session {
         let options = options.resolve(model.config(), model.backend().default_kv_dtype())?;
         let pass = new_pass(&model, &options)?;
         let mut sequence = Sequence::new(model, options)?;
+        sequence.gates = number_of(gates.as_deref());
         read(&mut source, &mut sequence)?;
         // Where the dropped tokens were is known by how many the window kept.
         if sequence.dropped > 0 && sequence.options.overflow != overflow {
@@ -126,20 +134,42 @@ impl Sink<'_> {
     }
 }
 
-fn write(sequence: &Sequence, length: u64, sink: &mut Sink) -> Result<()> {
+/// What of a sequence is in its snapshot, and the fingerprint that the model has then. What was run under gates no longer in
+/// force is pending.
+struct State {
+    fingerprint: u64,
+    processed: usize,
+    ready: bool,
+    drawn: bool,
+}
+
+impl State {
+    fn of(sequence: &Sequence) -> State {
+        let gates = sequence.model.gates();
+        let is_current = sequence.gates == number_of(gates.as_deref());
+        State {
+            fingerprint: sequence.model.fingerprint_under(gates.as_deref()),
+            processed: if is_current { sequence.processed } else { 0 },
+            ready: is_current && sequence.ready,
+            drawn: is_current && sequence.drawn,
+        }
+    }
+}
+
+fn write(sequence: &Sequence, state: &State, length: u64, sink: &mut Sink) -> Result<()> {
     sink.bytes(&MAGIC);
     sink.u32(VERSION);
     sink.u64(length);
-    sink.u64(sequence.model.fingerprint());
+    sink.u64(state.fingerprint);
     write_options(sequence, sink);
     write_sampling(&sequence.sampling, &sequence.bias, sink);
 
     sink.u64(sequence.dropped);
     sink.u32(sequence.tokens.len() as u32);
-    sink.u32(sequence.processed as u32);
-    sink.u32(sequence.ready as u32 | (sequence.drawn as u32) << 1);
+    sink.u32(state.processed as u32);
+    sink.u32(state.ready as u32 | (state.drawn as u32) << 1);
     sink.bytes(as_bytes(&sequence.tokens));
-    if sequence.ready {
+    if state.ready {
         sink.fill(sequence.model.config().vocab_size * size_of::<f32>(), |to| {
             to.copy_from_slice(as_bytes(sequence.logits.numbers()?));
             Ok(())
@@ -154,7 +184,7 @@ fn write(sequence: &Sequence, length: u64, sink: &mut Sink) -> Result<()> {
         sink.bytes(as_bytes(control.bias));
     }
     write_grammar(sequence.grammar.as_ref(), sink);
-    for (page, slots) in used_pages(&sequence.pages, sequence.processed) {
+    for (page, slots) in used_pages(&sequence.pages, state.processed) {
         let geometry = page.geometry();
         sink.fill(geometry.packed_bytes(slots), |to| copy_positions_out(geometry, page, slots, to))?;
     }

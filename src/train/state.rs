@@ -52,7 +52,7 @@ impl RouterTrainer {
     }
 
     fn fingerprint(&self) -> String {
-        format!("{:016x}", self.model().fingerprint())
+        format!("{:016x}", self.model().loaded_fingerprint())
     }
 
     /// The state as the bytes of a file.

@@ -17,6 +17,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
+use crate::backend::gates::{AppliedGates, GateMatrices, lay_out};
 use crate::backend::kv::{KvDtype, KvGeometry, KvPage};
 use crate::backend::logits::Logits;
 use crate::backend::numerics::{Numerics, Variants};
@@ -25,6 +26,7 @@ use crate::backend::ops::{Backend, Cancel, Pass, PassLimits};
 use crate::backend::residency::WeightResidency;
 use crate::backend::training::{Training, TrainingLimits};
 use crate::error::Result;
+use crate::model::weights::Matrix;
 use crate::model::{Config, Weights};
 use kernels::{Instructions, Kernels};
 use pass::CpuPass;
@@ -72,6 +74,14 @@ struct Shared {
 }
 
 impl Shared {
+    /// A layer's gate: the applied one, or the stored one where none is; none in a dense model.
+    fn gate<'a>(&'a self, applied: Option<&'a AppliedGates>, layer: usize) -> Option<&'a Matrix> {
+        match applied.map(|gates| &gates.matrices) {
+            Some(GateMatrices::Host(matrices)) => Some(&matrices[layer]),
+            _ => self.weights.layers[layer].router.as_ref(),
+        }
+    }
+
     /// See `Backend::read_gates`.
     fn read_gates(&self, out: &mut [f32]) {
         let routers = self.weights.layers.iter().filter_map(|layer| layer.router.as_ref());
@@ -162,6 +172,11 @@ impl Backend for CpuBackend {
     fn read_gates(&self, out: &mut [f32]) -> Result<()> {
         self.shared.read_gates(out);
         Ok(())
+    }
+
+    fn new_gates(&self, gates: &[f32]) -> Result<GateMatrices> {
+        let Config { num_local_experts, hidden_size, .. } = self.shared.config;
+        lay_out(gates, num_local_experts, hidden_size).map(GateMatrices::Host)
     }
 
     fn fingerprint(&self) -> u64 {

@@ -531,7 +531,7 @@ impl Pass for CpuPass {
                 Ok(())
             }))?;
         }
-        if let Some(router) = &weights.router {
+        if let Some(router) = shared.gate(batch.gates, layer) {
             let x = TokenRows { data: &self.normed, columns: hidden_size, index: None, count: tokens };
             let out = &mut self.router_logits[..tokens * experts];
             ready!(shared.matmul(jobs, limit, &mut self.packed, x, [(router, out)]))?;

@@ -349,7 +349,7 @@ mod tests {
                 router: Some(RouterControl { allowed: &allowed, bias: &bias }),
             },
         ];
-        let mut batch = Batch { sequences: &mut sequences };
+        let mut batch = Batch { sequences: &mut sequences, gates: None };
         batch.check(&config, &limits).unwrap();
         let mut shape = BatchShape::default();
         shape.fill(&batch, &config, &layout, &mut block).unwrap();
@@ -373,7 +373,7 @@ mod tests {
         let mut slice = |start| {
             let mut sequences =
                 [SequenceSlice { tokens: &[1], start, pages: &mut first, logits: None, targets: &[], router: None }];
-            check_pages_are_own(&mut Batch { sequences: &mut sequences })
+            check_pages_are_own(&mut Batch { sequences: &mut sequences, gates: None })
         };
         assert!(slice(PAGE_TOKENS).is_ok());
         assert_eq!(slice(PAGE_TOKENS - 1).unwrap_err().status(), Status::Internal);
@@ -402,7 +402,7 @@ mod tests {
                 router: None,
             })
             .collect();
-        let batch = Batch { sequences: &mut sequences };
+        let batch = Batch { sequences: &mut sequences, gates: None };
         let mut shape = BatchShape::new(&config, &limits, false).unwrap();
         shape.fill(&batch, &config, &layout, &mut block).unwrap();
         // First rows of the slices: 0, 65, 85, 102, 118, 119. By what a tile's last token sees: 160, 158, 94, 65, 64.
@@ -442,7 +442,7 @@ mod tests {
         let mut pages = [Arc::new(KvPage::host(&KvGeometry::of(&config, KvDtype::F32)).unwrap())];
         let mut sequences =
             [SequenceSlice { tokens: &[1], start: 0, pages: &mut pages, logits: None, targets: &[], router: None }];
-        let batch = Batch { sequences: &mut sequences };
+        let batch = Batch { sequences: &mut sequences, gates: None };
         let refused = BatchShape::default().fill(&batch, &config, &layout, &mut block);
         assert_eq!(refused.unwrap_err().status(), Status::Internal);
     }

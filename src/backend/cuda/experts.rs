@@ -432,9 +432,9 @@ fn finish(current: &Current) -> Result<()> {
     current.wait().inspect_err(|_| drop(current.wait()))
 }
 
-/// Writes bytes to a table, after everything enqueued before.
-fn write(current: &Current, bytes: &[u8], to: Address) -> Result<()> {
-    // SAFETY: a part of the arena with room for them; they are kept until the wait is over.
+/// Writes bytes, such as a table, after everything enqueued before.
+pub fn write(current: &Current, bytes: &[u8], to: Address) -> Result<()> {
+    // SAFETY: a part of the arena, or a block, with room for them; they are kept until the wait is over.
     let sent = unsafe { current.copy_to_device(to, bytes.as_ptr(), bytes.len()) };
     let arrived = finish(current);
     sent.and(arrived)

@@ -2,6 +2,13 @@
 //! their own.
 
 use super::Shared;
+use super::arguments::MatrixArguments;
+use super::driver::Address;
+use super::experts::write;
+use super::memory::{Arena, DeviceBlock};
+use super::weights::{DeviceMatrix, NO_MATRIX};
+use crate::backend::device_bytes::DeviceBytes;
+use crate::backend::gates::{AppliedGates, GateMatrices, lay_out};
 use crate::error::Result;
 use crate::memory::{Buffer, Bytes};
 use crate::model::weights::Matrix;
@@ -23,4 +30,30 @@ pub fn read_stored(shared: &Shared, out: &mut [f32]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Brings the gates of a patch, `[layers, experts, hidden_size]`, to the device. Where that fails nothing has changed there.
+pub fn upload(shared: &Shared, gates: &[f32]) -> Result<GateMatrices> {
+    let matrices = lay_out(gates, shared.config.num_local_experts, shared.config.hidden_size)?;
+    let shape = *matrices[0].shape();
+    let stride = Arena::padded(shape.line_bytes());
+    let mut bytes = Buffer::zeroed("the gates of a router patch", matrices.len() * stride)?;
+    for (matrix, bytes) in matrices.iter().zip(bytes.chunks_exact_mut(stride)) {
+        bytes[..shape.line_bytes()].copy_from_slice(matrix.lines());
+    }
+    let block = DeviceBlock::new(&shared.device, "the gates of a router patch", bytes.bytes())?;
+    write(&shared.device.enter()?, &bytes, block.address())?;
+    Ok(GateMatrices::Device { shape, stride, block: Box::new(block) })
+}
+
+/// A layer's gate, for kernels: the applied one, or the stored one where none is; none for a dense model. Whoever enqueues work
+/// on an applied one keeps it until that is done.
+pub fn arguments(shared: &Shared, applied: Option<&AppliedGates>, layer: usize) -> MatrixArguments {
+    match applied.map(|gates| &gates.matrices) {
+        Some(GateMatrices::Device { shape, stride, block }) => {
+            let lines = block.address() + (layer * stride) as Address;
+            DeviceMatrix { shape: *shape, lines, scales: 0 }.arguments()
+        }
+        _ => shared.weights.layers[layer].router.as_ref().map_or(NO_MATRIX, DeviceMatrix::arguments),
+    }
 }

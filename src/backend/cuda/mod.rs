@@ -36,6 +36,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::backend::cpu::CpuOptions;
 use crate::backend::device::LentContext;
+use crate::backend::gates::GateMatrices;
 use crate::backend::kv::{KvDtype, KvGeometry, KvPage};
 use crate::backend::logits::Logits;
 use crate::backend::numerics::{Numerics, Variants};
@@ -207,6 +208,10 @@ impl Backend for CudaBackend {
 
     fn read_gates(&self, out: &mut [f32]) -> Result<()> {
         gates::read_stored(&self.shared, out)
+    }
+
+    fn new_gates(&self, gates: &[f32]) -> Result<GateMatrices> {
+        gates::upload(&self.shared, gates)
     }
 
     /// Where experts are does not count: in exact mode it changes no bit, and without, bits depend on the batch as well.

@@ -8,7 +8,6 @@ use gemmoe::{Error, Result, Status};
 use crate::files;
 
 #[derive(Args)]
-#[group(required = true, multiple = true)]
 pub struct DomainArgs {
     /// A file of one domain as NAME=FILE, or FILE for its own name; or a directory, of which each file is a domain. May be
     /// given several times.
@@ -25,33 +24,56 @@ pub struct Domain {
     pub text: String,
 }
 
+/// Where a domain's text is.
+pub enum Source {
+    File(PathBuf),
+    Given(String),
+}
+
 impl DomainArgs {
-    /// Reads all texts, in the order given; a directory's by name.
-    pub fn read(&self) -> Result<Vec<Domain>> {
-        let mut domains = Vec::new();
+    /// All domains by their names, in the order given; a directory's by name. No file is read.
+    pub fn sources(&self) -> Result<Vec<(String, Source)>> {
+        let mut sources = Vec::new();
         for argument in &self.text {
-            let path = Path::new(argument);
-            match argument.split_once('=') {
-                Some((name, file)) if !path.exists() => {
-                    domains.push(Domain { name: name.to_owned(), text: files::read(Path::new(file))? });
-                }
-                _ if path.is_dir() => {
-                    for file in files_of(path)? {
-                        domains.push(Domain { name: name_of(&file), text: files::read(&file)? });
-                    }
-                }
-                _ => domains.push(Domain { name: name_of(path), text: files::read(path)? }),
+            let (name, path) = named(argument);
+            if name.is_none() && path.is_dir() {
+                sources.extend(files_of(path)?.into_iter().map(|file| (name_of(&file), Source::File(file))));
+                continue;
             }
+            sources.push((name.map_or_else(|| name_of(path), str::to_owned), Source::File(path.to_owned())));
         }
-        let prompts = self.prompt.iter().map(|(name, text)| Domain { name: name.clone(), text: text.clone() });
-        domains.extend(prompts);
-        match domains.iter().find(|domain| domain.text.is_empty()) {
-            None => Ok(domains),
-            Some(empty) => {
-                let text = format!("the text of domain {:?} is empty", empty.name);
+        sources.extend(self.prompt.iter().map(|(name, text)| (name.clone(), Source::Given(text.clone()))));
+        Ok(sources)
+    }
+
+    /// Reads all texts.
+    pub fn read(&self) -> Result<Vec<Domain>> {
+        self.sources()?.into_iter().map(|(name, source)| source.read(name)).collect()
+    }
+}
+
+impl Source {
+    /// The whole text, which must not be empty.
+    pub fn read(self, name: String) -> Result<Domain> {
+        let text = match self {
+            Source::File(path) => files::read(&path)?,
+            Source::Given(text) => text,
+        };
+        match text.is_empty() {
+            false => Ok(Domain { name, text }),
+            true => {
+                let text = format!("the text of domain {name:?} is empty");
                 Err(Error::new(Status::InvalidArgument, text).at_key("text"))
             }
         }
+    }
+}
+
+/// `NAME=PATH`, or `PATH` alone; a path may have a `=` in it where there is such a file.
+pub fn named(argument: &str) -> (Option<&str>, &Path) {
+    match argument.split_once('=') {
+        Some((name, path)) if !Path::new(argument).exists() => (Some(name), Path::new(path)),
+        _ => (None, Path::new(argument)),
     }
 }
 
@@ -87,7 +109,7 @@ fn files_of(directory: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// A file's name without its extension.
-fn name_of(path: &Path) -> String {
+pub fn name_of(path: &Path) -> String {
     path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 

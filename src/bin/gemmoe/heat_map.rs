@@ -1,20 +1,23 @@
-//! A heat map in text: a row a layer, a column an expert, a block a domain, as many side by side as the terminal is wide.
+//! A heat map in text: a column an expert, a row a layer and a block a domain, or other rows and blocks; as many blocks side by
+//! side as the terminal is wide.
 
 use std::fmt::Write;
 
 use anstyle::{Ansi256Color, Style};
 
-/// One domain's values, between 0 and 1.
+/// One domain's values.
 pub struct Block {
     pub title: String,
-    /// `[layers][experts]`
-    pub layers: Vec<Vec<f64>>,
+    /// `[rows][experts]`
+    pub rows: Vec<Vec<f64>>,
 }
 
 /// What is drawn.
 pub struct HeatMap<'a> {
     /// All of one shape.
     pub blocks: &'a [Block],
+    /// What the rows are: layers, for example.
+    pub rows: &'a [String],
     /// What a value is, for the legend.
     pub measure: &'a str,
     /// The value every cell would have if all experts were used alike.
@@ -80,11 +83,11 @@ impl Paint {
 }
 
 impl Block {
-    /// The mean over the layers, by expert.
+    /// The mean over the rows, by expert.
     pub fn mean(&self) -> Vec<f64> {
-        let experts = self.layers.first().map_or(0, Vec::len);
-        let sum = |expert: usize| self.layers.iter().map(|layer| layer[expert]).sum::<f64>();
-        (0..experts).map(|expert| sum(expert) / self.layers.len() as f64).collect()
+        let experts = self.rows.first().map_or(0, Vec::len);
+        let sum = |expert: usize| self.rows.iter().map(|row| row[expert]).sum::<f64>();
+        (0..experts).map(|expert| sum(expert) / self.rows.len() as f64).collect()
     }
 
     /// The expert whose mean is largest, and that mean.
@@ -96,11 +99,10 @@ impl Block {
 impl HeatMap<'_> {
     /// Draws it for a terminal of `width` columns, lines ended.
     pub fn draw(&self, width: usize, paint: Paint) -> String {
-        let layers = self.blocks.first().map_or(0, |block| block.layers.len());
-        let experts = self.blocks.first().and_then(|block| block.layers.first()).map_or(0, Vec::len);
-        let labels: Vec<String> =
-            (0..layers).map(|layer| format!("layer {layer}")).chain(["mean".to_owned()]).collect();
-        let label_width = labels.iter().map(String::len).max().unwrap_or(0).max("expert".len());
+        let experts = self.blocks.first().and_then(|block| block.rows.first()).map_or(0, Vec::len);
+        let mean = "mean".to_owned();
+        let labels: Vec<&String> = self.rows.iter().chain([&mean]).collect();
+        let label_width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0).max("expert".len());
         let room = width.saturating_sub(label_width + GAP.len());
         let cell_widths = paint.cell_widths();
         let cell_width = cell_widths.into_iter().find(|cell| experts * cell <= room).unwrap_or(1);
@@ -118,7 +120,7 @@ impl HeatMap<'_> {
             line(&mut out, label_width, "expert", blocks.iter().map(|_| numbers.clone()), block_width, GAP);
             let means: Vec<Vec<f64>> = blocks.iter().map(Block::mean).collect();
             for (row, label) in labels.iter().enumerate() {
-                let values = blocks.iter().zip(&means).map(|(block, mean)| block.layers.get(row).unwrap_or(mean));
+                let values = blocks.iter().zip(&means).map(|(block, mean)| block.rows.get(row).unwrap_or(mean));
                 let cells = values.map(|values| {
                     let cells = values.iter().map(|value| {
                         let number = if has_numbers { format!("{:>3}", percent(*value)) } else { String::new() };
@@ -151,8 +153,13 @@ impl HeatMap<'_> {
     }
 
     fn largest(&self) -> f64 {
-        self.blocks.iter().flat_map(|block| block.layers.iter().flatten()).copied().fold(0.0, f64::max)
+        self.blocks.iter().flat_map(|block| block.rows.iter().flatten()).copied().fold(0.0, f64::max)
     }
+}
+
+/// What a row is called that is a layer.
+pub fn layer_name(layer: usize) -> String {
+    format!("layer {layer}")
 }
 
 /// `0.496` as `50`.
@@ -200,11 +207,12 @@ mod tests {
     use super::*;
 
     fn block(title: &str, layers: &[&[f64]]) -> Block {
-        Block { title: title.to_owned(), layers: layers.iter().map(|layer| layer.to_vec()).collect() }
+        Block { title: title.to_owned(), rows: layers.iter().map(|layer| layer.to_vec()).collect() }
     }
 
     fn draw(blocks: &[Block], width: usize, paint: Paint) -> String {
-        HeatMap { blocks, measure: "share", even: 0.5 }.draw(width, paint)
+        let rows: Vec<String> = (0..blocks.first().map_or(0, |block| block.rows.len())).map(layer_name).collect();
+        HeatMap { blocks, rows: &rows, measure: "share", even: 0.5 }.draw(width, paint)
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Loading, and other readings of a model, with a progress bar.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use gemmoe::{LoadOptions, Model, Progress, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::interrupt::cancelling;
-use crate::{ModelArgs, Priority};
+use crate::{LoadArgs, ModelArgs, Priority};
 
 /// A bar on stderr that is not there where stderr is not a terminal.
 pub fn bar(length: u64, template: &str) -> ProgressBar {
@@ -22,8 +23,13 @@ pub fn bar(length: u64, template: &str) -> ProgressBar {
 
 /// Loads the model, showing how far it is.
 pub fn load(args: &ModelArgs) -> Result<Arc<Model>> {
+    load_directory(&args.model, &args.load)
+}
+
+/// The same with the directory apart.
+pub fn load_directory(directory: &Path, args: &LoadArgs) -> Result<Arc<Model>> {
     let options = options(args);
-    watch("loading", |progress| Model::load(&args.model, &options, progress))
+    watch("loading", |progress| Model::load(directory, &options, progress))
 }
 
 /// Takes the names of instruction sets.
@@ -35,7 +41,7 @@ pub fn instruction_sets() -> impl TypedValueParser<Value = Instructions> {
 }
 
 /// How the arguments say that the model is to be loaded.
-pub fn options(args: &ModelArgs) -> LoadOptions {
+pub fn options(args: &LoadArgs) -> LoadOptions {
     let priority = match args.priority {
         Priority::Normal => cpu::Priority::Normal,
         Priority::Low => cpu::Priority::Low,

@@ -5,6 +5,7 @@ mod chat;
 mod devices;
 mod domains;
 mod embed;
+mod eval;
 mod files;
 mod formats;
 mod generate;
@@ -16,6 +17,7 @@ mod load;
 mod logits;
 mod mix;
 mod plan;
+mod plot;
 mod quantize;
 mod routes;
 mod sampling;
@@ -92,6 +94,11 @@ enum Command {
     Score(score::Score),
     /// Turn a text into one vector, printed as {"embedding": [...], "tokens": tokens pooled over}.
     Embed(embed::Embed),
+    /// Compare models and routers: perplexity by domain, pairs of answers, where tokens are sent; as a table, JSON or a picture.
+    ///
+    /// Domains are texts, which are scored in windows as `score` does, or JSON Lines (.jsonl) in the shapes that training takes, of
+    /// which the tokens that would be learned count. Routers are those of the first model, its patches, and those of the other models.
+    Eval(eval::Eval),
     /// Show which experts different kinds of text are sent to, as a heat map.
     Routes(routes::Routes),
     /// Measure how fast the model runs here, beside what the machine can do at best.
@@ -108,6 +115,13 @@ struct ModelArgs {
     /// Model directory: config.json, model.safetensors or shards with their index, and tokenizer.json for text.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+/// How models are loaded.
+#[derive(Args, Default)]
+struct LoadArgs {
     /// Where the model runs: cpu, cuda, cuda:N, or auto for a GPU where the model fits one.
     #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = devices::parse_device)]
     device: Device,
@@ -149,9 +163,10 @@ struct ModelArgs {
 }
 
 /// Priority of threads.
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, Default, ValueEnum)]
 enum Priority {
     /// As the program has it
+    #[default]
     Normal,
     /// A quarter of the time where others compete
     Low,
@@ -175,6 +190,7 @@ fn main() -> ExitCode {
         Command::Logits(command) => command.run(),
         Command::Score(command) => command.run(),
         Command::Embed(command) => command.run(),
+        Command::Eval(command) => command.run(),
         Command::Routes(command) => command.run(),
         Command::Bench(command) => command.run(),
     };

@@ -1,9 +1,8 @@
 //! `gemmoe quantize`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use gemmoe::backend::Device;
 use gemmoe::engine::options::DEFAULT_CONTEXT;
 use gemmoe::engine::score::perplexity;
 use gemmoe::quant::{Groups, ScaleDtype};
@@ -11,11 +10,11 @@ use gemmoe::quantize::{Kind, TensorReport, check};
 use gemmoe::{Formats, Importance, Model, QuantizeOptions, QuantizeReport, Result, SessionOptions, quantize};
 use serde_json::{Value, json};
 
+use crate::LoadArgs;
 use crate::domains::texts_of;
 use crate::formats::{FormatName, parse_group_size, parse_scales};
-use crate::load::{bar, load, watch};
+use crate::load::{bar, load_directory, watch};
 use crate::units::{grouped, size};
-use crate::{ModelArgs, Priority};
 
 #[derive(clap::Args)]
 pub struct Quantize {
@@ -94,7 +93,7 @@ impl Quantize {
         let (mut importance, mut before) = (None, Vec::new());
         if !calibration.is_empty() || !texts.is_empty() {
             check(&self.source, &self.target, &options)?;
-            let model = load(&self.model_args(&self.source))?;
+            let model = load_directory(&self.source, &self.load_args())?;
             if !calibration.is_empty() {
                 importance = Some(collect(&model, &calibration)?);
             }
@@ -105,7 +104,7 @@ impl Quantize {
         })?;
         let mut measured = Vec::new();
         if !texts.is_empty() {
-            let after = perplexities(&load(&self.model_args(&self.target))?, &texts)?;
+            let after = perplexities(&load_directory(&self.target, &self.load_args())?, &texts)?;
             let pairs = texts.iter().zip(before.iter().zip(after));
             measured.extend(pairs.map(|((name, _), (before, after))| Measured {
                 name: name.clone(),
@@ -131,22 +130,8 @@ impl Quantize {
         }
     }
 
-    fn model_args(&self, directory: &Path) -> ModelArgs {
-        ModelArgs {
-            model: directory.to_owned(),
-            device: Device::Cpu,
-            device_memory_limit: 0,
-            threads: self.threads,
-            instructions: None,
-            pin: false,
-            priority: Priority::Normal,
-            quantize: None,
-            follow_links: self.follow_links,
-            map: false,
-            exact: false,
-            unrounded_embedding_scale: false,
-            exact_gelu: false,
-        }
+    fn load_args(&self) -> LoadArgs {
+        LoadArgs { threads: self.threads, follow_links: self.follow_links, ..Default::default() }
     }
 
     fn print_text(&self, report: &QuantizeReport, measured: &[Measured]) {

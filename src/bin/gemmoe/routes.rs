@@ -1,21 +1,21 @@
 //! `gemmoe routes`
 
-use std::sync::Arc;
-
 use clap::builder::RangedU64ValueParser;
-use gemmoe::engine::options::{DEFAULT_CONTEXT, DEFAULT_PREFILL_CHUNK};
+use gemmoe::Result;
+use gemmoe::engine::options::DEFAULT_CONTEXT;
+use gemmoe::evaluate::{Evaluator, Routing};
 use gemmoe::model::Config;
-use gemmoe::{Result, Session};
 use serde_json::{Value, json};
 
 use crate::ModelArgs;
 use crate::domains::DomainArgs;
-use crate::heat_map::{Block, HeatMap, Paint, percent};
+use crate::heat_map::{Block, HeatMap, Paint, layer_name, percent};
 use crate::load::{bar, load};
 use crate::session::SessionArgs;
 use crate::units::grouped;
 
 #[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("domains").required(true).multiple(true).args(["text", "prompt"])))]
 pub struct Routes {
     #[command(flatten)]
     model: ModelArgs,
@@ -41,11 +41,7 @@ pub struct Routes {
 /// Where a domain's tokens went.
 struct Found {
     name: String,
-    tokens: u64,
-    /// `[layers, experts]`
-    counts: Vec<u64>,
-    /// `[layers, experts]`
-    weight_sums: Vec<f64>,
+    routing: Routing,
 }
 
 impl Routes {
@@ -61,12 +57,13 @@ impl Routes {
         }
         let longest = texts.iter().map(|(_, tokens)| tokens.len()).max().unwrap_or(0);
         let options = self.session.options(longest.min(DEFAULT_CONTEXT), &model);
-        let mut session = Session::new(Arc::clone(&model), &options)?;
+        let mut evaluator = Evaluator::new(&model, &options)?;
         let total: usize = texts.iter().map(|(_, tokens)| tokens.len()).sum();
         let bar = bar(total as u64, "routing {wide_bar} {pos} of {len} tokens, {per_sec}, {eta} left");
         let mut found = Vec::new();
         for (name, tokens) in texts {
-            found.push(route(&mut session, name, &tokens, &mut |tokens| bar.inc(tokens))?);
+            let routing = evaluator.routing(&tokens, &mut |tokens| bar.inc(tokens as u64))?;
+            found.push(Found { name, routing });
         }
         bar.finish_and_clear();
         if self.json {
@@ -84,16 +81,17 @@ impl Routes {
             true => ("mean weight", 1.0 / experts as f64),
             false => ("share of tokens", config.num_experts_per_tok as f64 / experts as f64),
         };
-        let map = HeatMap { blocks: &blocks, measure, even };
+        let rows: Vec<String> = (0..config.num_hidden_layers).map(layer_name).collect();
+        let map = HeatMap { blocks: &blocks, rows: &rows, measure, even };
         anstream::print!("{}", map.draw(terminal_width(), Paint::of_stdout()));
         anstream::println!();
         let width = found.iter().map(|domain| domain.name.chars().count()).max().unwrap_or(0);
         for (domain, block) in found.iter().zip(&blocks) {
             let (expert, value) = block.largest_mean();
             let (name, most) = (&domain.name, percent(value));
-            let tokens = grouped(domain.tokens);
+            let tokens = grouped(domain.routing.tokens);
             let what = if self.weights { "of the weight" } else { "of the tokens" };
-            let specialisation = match domain.specialisation(config) {
+            let specialisation = match domain.routing.specialisation(config) {
                 Some(value) => format!(", specialisation {value:.2}"),
                 None => String::new(),
             };
@@ -108,52 +106,11 @@ impl Routes {
     }
 }
 
-/// Runs a text in windows of the session's context, each begun by the text's first token, BOS.
-fn route(session: &mut Session, name: String, tokens: &[u32], progress: &mut dyn FnMut(u64)) -> Result<Found> {
-    session.clear_expert_statistics();
-    let (bos, text) = tokens.split_at(1);
-    let mut count = 0;
-    // A text of nothing but BOS is a window too.
-    let windows = text.chunks((session.context_size() - 1).max(1));
-    for window in windows.chain((text.is_empty()).then_some(text)) {
-        session.rewind(0)?;
-        session.prefill(bos)?;
-        for part in window.chunks(DEFAULT_PREFILL_CHUNK) {
-            session.prefill(part)?;
-            progress(part.len() as u64);
-        }
-        count += 1 + window.len() as u64;
-    }
-    let statistics = session.expert_statistics();
-    let (counts, weight_sums) = (statistics.counts().to_vec(), statistics.weight_sums().to_vec());
-    Ok(Found { name, tokens: count, counts, weight_sums })
-}
-
 impl Found {
     /// Its block of the heat map.
     fn block(&self, experts: usize, weights: bool) -> Block {
-        let values: Vec<f64> = match weights {
-            true => self.weight_sums.clone(),
-            false => self.counts.iter().map(|count| *count as f64).collect(),
-        };
-        let share = |value: &f64| value / self.tokens as f64;
-        Block {
-            title: self.name.clone(),
-            layers: values.chunks(experts).map(|layer| layer.iter().map(share).collect()).collect(),
-        }
-    }
-
-    /// How far the layers are from using all experts alike, on their mean: 0 for that, 1 where the same ones are always
-    /// chosen. One minus the entropy of the choices, on the scale of what is possible; none where there is no choice.
-    fn specialisation(&self, config: &Config) -> Option<f64> {
-        let (most, least) = ((config.num_local_experts as f64).ln(), (config.num_experts_per_tok as f64).ln());
-        if most <= least {
-            return None;
-        }
-        let choices = (self.tokens * config.num_experts_per_tok as u64) as f64;
-        let shares = self.counts.iter().filter(|count| **count > 0).map(|count| *count as f64 / choices);
-        let entropy = -shares.map(|share| share * share.ln()).sum::<f64>() / config.num_hidden_layers as f64;
-        Some((most - entropy) / (most - least))
+        let values = if weights { self.routing.mean_weights() } else { self.routing.shares() };
+        Block { title: self.name.clone(), rows: values.chunks(experts).map(<[f64]>::to_vec).collect() }
     }
 }
 
@@ -162,13 +119,9 @@ fn print_json(config: &Config, found: &[Found]) {
     let domains: Vec<Value> = found
         .iter()
         .map(|domain| {
-            json!({
-                "name": domain.name,
-                "tokens": domain.tokens,
-                "specialisation": domain.specialisation(config),
-                "counts": domain.counts.chunks(experts).collect::<Vec<_>>(),
-                "weight_sums": domain.weight_sums.chunks(experts).collect::<Vec<_>>(),
-            })
+            let mut object = routing_json(&domain.routing, config);
+            object["name"] = json!(domain.name);
+            object
         })
         .collect();
     println!(
@@ -181,7 +134,18 @@ fn print_json(config: &Config, found: &[Found]) {
     );
 }
 
+/// The numbers of where tokens went.
+pub fn routing_json(routing: &Routing, config: &Config) -> Value {
+    let experts = config.num_local_experts;
+    json!({
+        "tokens": routing.tokens,
+        "specialisation": routing.specialisation(config),
+        "counts": routing.counts.chunks(experts).collect::<Vec<_>>(),
+        "weight_sums": routing.weight_sums.chunks(experts).collect::<Vec<_>>(),
+    })
+}
+
 /// Columns of the terminal; as many as help texts have where there is none.
-fn terminal_width() -> usize {
+pub fn terminal_width() -> usize {
     terminal_size::terminal_size().map_or(100, |(width, _)| width.0 as usize)
 }

@@ -1,12 +1,13 @@
 //! Rows as token ids, with what of them is learned.
 
 use super::report::{Fault, RowResult};
-use super::row::{ASSISTANT, BETWEEN, Row, Turn, join_all};
+use super::row::{BETWEEN, Row, Turn, join_all};
+use super::turns::Writer;
 use super::{DataOptions, LongRows};
 use crate::engine::Model;
 use crate::error::{Error, Result, Status};
 use crate::memory::{try_vec, try_with_capacity};
-use crate::text::{EncodeOptions, Message, Tokenizer};
+use crate::text::{EncodeOptions, Tokenizer};
 use crate::train::document::Document;
 use crate::train::trainer::Pair;
 
@@ -14,14 +15,13 @@ const WHAT: &str = "the tokens of a row";
 
 /// How rows of a model are written.
 pub struct Encoder<'a> {
-    model: &'a Model,
     tokenizer: &'a Tokenizer,
     options: &'a DataOptions,
     bos: u32,
     /// What ends a text.
     eos: Option<u32>,
-    /// The model has no turns: prompt and response are joined.
-    is_plain: bool,
+    /// None where the model has no turns: prompt and response are joined.
+    writer: Option<Writer<'a>>,
 }
 
 /// What became of a row.
@@ -34,14 +34,14 @@ pub struct Encoded<T> {
 impl<'a> Encoder<'a> {
     /// Fails with `NoTokenizer`, and `TemplateSyntax` and its like where the model's own template is broken.
     pub fn new(model: &'a Model, options: &'a DataOptions) -> Result<Encoder<'a>> {
-        let is_plain = match model.chat_template() {
-            Ok(_) => false,
-            Err(error) if error.status() == Status::TemplateFailed => true,
+        let writer = match model.chat_template() {
+            Ok(_) => Some(Writer { model }),
+            Err(error) if error.status() == Status::TemplateFailed => None,
             Err(error) => return Err(error),
         };
         let config = model.config();
         let (bos, eos) = (config.bos_token_id, config.eos_token_ids.first().copied());
-        Ok(Encoder { model, tokenizer: model.tokenizer()?, options, bos, eos, is_plain })
+        Ok(Encoder { tokenizer: model.tokenizer()?, options, bos, eos, writer })
     }
 
     /// Bytes of one section of a text: one that is tokenised by itself.
@@ -74,29 +74,37 @@ impl<'a> Encoder<'a> {
     /// A conversation: what the assistant says is learned, with what ends its turns.
     pub fn conversation(&self, turns: &[Turn]) -> RowResult<Encoded<Document>> {
         let most = self.options.max_tokens;
-        let mut document = if self.is_plain {
-            let (prompt, response) = self.joined(turns)?;
-            self.document(&prompt, &response)?
-        } else {
-            self.written(turns)?
+        let mut document = match &self.writer {
+            Some(writer) => writer.conversation(turns, most)?,
+            None => {
+                let (prompt, response) = self.joined(turns)?;
+                self.document(&prompt, &response)?
+            }
         };
         let tokens = document.tokens.len();
         if tokens > most && self.options.long_rows != LongRows::Cut {
-            return Err(Fault::Long(format!("has {tokens} tokens, at most {most} are taken (max_tokens)")));
+            return Err(self.too_long());
         }
-        document.tokens.truncate(most);
         document.is_response.truncate(most);
-        if document.targets() == 0 {
+        let Some(last) = document.is_response.iter().rposition(|is_response| *is_response) else {
             let text = format!("has a prompt that leaves no room for a response in {most} tokens (max_tokens)");
             return Err(Fault::Bad(text));
-        }
+        };
+        // What is behind all that is learned need not be computed.
+        document.tokens.truncate(last + 1);
+        document.is_response.truncate(last + 1);
         if self.options.learn_prompts {
             document.is_response[1..].fill(true);
         }
         Ok(Encoded { made: document, is_cut: tokens > most })
     }
 
-    /// Two answers to one conversation, of which both have the same tokens.
+    /// Of a row that has more tokens than are taken.
+    pub fn too_long(&self) -> Fault {
+        Fault::Long(format!("has more than the {} tokens that are taken (max_tokens)", self.options.max_tokens))
+    }
+
+    /// Two answers to one conversation, whose tokens are the same before both.
     pub fn pair(&self, context: &[Turn], answers: [&str; 2]) -> RowResult<Encoded<Pair>> {
         let (prompt, mut answers) = self.answers(context, answers)?;
         let most = self.options.max_tokens;
@@ -127,84 +135,13 @@ impl<'a> Encoder<'a> {
 
     /// A prompt, BOS first, and two answers to it.
     fn answers(&self, context: &[Turn], answers: [&str; 2]) -> RowResult<(Vec<u32>, [Vec<u32>; 2])> {
-        if self.is_plain {
-            let prompt = self.plain_prompt(context)?;
-            return Ok((prompt, [self.section(answers[0], true)?, self.section(answers[1], true)?]));
-        }
-        let mut messages = messages(context)?;
-        let prompt = self.chat(&messages, true)?;
-        let mut answer = |text| {
-            messages.push(Message { role: ASSISTANT, text });
-            let tokens = self.chat(&messages, false)?;
-            messages.pop();
-            let end = self.response_end(&tokens, &prompt, context.len())?.unwrap_or(tokens.len());
-            let mut answer = try_with_capacity(WHAT, end - prompt.len())?;
-            answer.extend_from_slice(&tokens[prompt.len()..end]);
-            Ok::<_, Fault>(answer)
-        };
-        let answers = [answer(answers[0])?, answer(answers[1])?];
-        Ok((prompt, answers))
-    }
-
-    /// A conversation as the model's turns, up to the last token that is learned.
-    fn written(&self, turns: &[Turn]) -> RowResult<Document> {
-        let messages = messages(turns)?;
-        let mut tokens = self.chat(&messages, false)?;
-        let mut is_response = try_vec(WHAT, tokens.len(), false)?;
-        let mut learned = 0;
-        for index in (0..turns.len()).filter(|index| turns[*index].is_assistant()) {
-            if index == 0 {
-                return Fault::bad("has messages that begin with the assistant's, expected a user's first");
-            }
-            let prompt = self.chat(&messages[..index], true)?;
-            let end = match self.response_end(&tokens, &prompt, index)? {
-                Some(end) => end,
-                None if index + 1 == turns.len() => tokens.len(),
-                None => {
-                    let so_far = self.chat(&messages[..=index], false)?;
-                    if !tokens.starts_with(&so_far) {
-                        return Fault::bad(not_a_prefix(index));
-                    }
-                    so_far.len()
-                }
-            };
-            is_response[prompt.len()..end].fill(true);
-            learned = end;
-            // What is cut off need not be looked at.
-            if learned >= self.options.max_tokens {
-                break;
+        match &self.writer {
+            Some(writer) => writer.answers(context, answers),
+            None => {
+                let prompt = self.plain_prompt(context)?;
+                Ok((prompt, [self.section(answers[0], true)?, self.section(answers[1], true)?]))
             }
         }
-        // What follows is behind all that is learned, unless it will be cut.
-        if learned < self.options.max_tokens {
-            tokens.truncate(learned);
-            is_response.truncate(learned);
-        }
-        Ok(Document { tokens, is_response })
-    }
-
-    /// Where the response to a prompt, which is message `index`, ends among the tokens of the whole conversation: behind the
-    /// first token that ends a turn. None where the template writes none.
-    fn response_end(&self, tokens: &[u32], prompt: &[u32], index: usize) -> RowResult<Option<usize>> {
-        if !tokens.starts_with(prompt) || tokens.len() == prompt.len() {
-            return Fault::bad(not_a_prefix(index));
-        }
-        let response = &tokens[prompt.len()..];
-        let stop = response.iter().position(|token| self.model.stop_tokens().contains(token));
-        if stop == Some(0) {
-            return Fault::bad(format!("has a message, messages[{index}], of which the chat template writes nothing"));
-        }
-        Ok(stop.map(|stop| prompt.len() + stop + 1))
-    }
-
-    fn chat(&self, messages: &[Message], add_generation_prompt: bool) -> RowResult<Vec<u32>> {
-        self.model.encode_chat(messages, add_generation_prompt).map_err(|error| match error.status() {
-            Status::MessageValue => Fault::Bad(format!("has messages that cannot be used: {error}")),
-            Status::TemplateFailed | Status::TemplateLimit => {
-                Fault::Bad(format!("has messages that the model's chat template refuses: {error}"))
-            }
-            _ => Fault::Stop(error),
-        })
     }
 
     /// A prompt, BOS first, and its response with EOS, for a model without turns.
@@ -248,19 +185,6 @@ impl<'a> Encoder<'a> {
 
 const NO_TURNS: &str = "has several turns, and the model has no chat template to write them with: expected one message \
                         of a user, a system's before it or none, and one answer";
-
-fn not_a_prefix(index: usize) -> String {
-    format!(
-        "cannot be masked: the model's chat template writes what comes before messages[{index}] otherwise when it \
-         follows, so that a response has no beginning"
-    )
-}
-
-fn messages(turns: &[Turn]) -> Result<Vec<Message<'_>>> {
-    let mut messages = try_with_capacity("the messages of a row", turns.len() + 1)?;
-    messages.extend(turns.iter().map(|turn| Message { role: turn.role, text: &turn.text }));
-    Ok(messages)
-}
 
 /// What a row other than a text becomes.
 pub enum Made {

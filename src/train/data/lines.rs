@@ -1,12 +1,14 @@
 //! The lines of a file, and the sections of a text: read one at a time, and again where they were.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 
 use crate::error::{Error, Result, Status};
+use crate::memory::try_vec;
 
 /// The longest line that can be a row, in bytes: of longer ones no more is held.
 pub const MAX_LINE_BYTES: usize = 16 << 20;
@@ -47,6 +49,9 @@ pub struct Lines<R> {
     number: u64,
     buffer: Vec<u8>,
     max_bytes: usize,
+    /// What was read at once, and what of it belongs to no line yet.
+    chunk: Vec<u8>,
+    unused: Range<usize>,
 }
 
 /// A line without its end.
@@ -70,17 +75,18 @@ impl Line<'_> {
     }
 }
 
-impl Lines<BufReader<File>> {
-    /// Lines from `offset` on, which are put into `buffer`. The first has number 1.
-    pub fn at(mut file: File, offset: u64, buffer: Vec<u8>) -> Result<Self> {
+impl<'a> Lines<&'a File> {
+    /// Lines from `offset` on, which are put into `buffer`. The first has number 1. The file is read in pieces of `chunk_bytes`.
+    pub fn at(mut file: &'a File, offset: u64, chunk_bytes: usize, buffer: Vec<u8>) -> Result<Self> {
         file.seek(SeekFrom::Start(offset)).map_err(read_failed)?;
-        Ok(Lines::new(BufReader::new(file), offset, buffer, MAX_LINE_BYTES))
+        Lines::new(file, offset, chunk_bytes, buffer, MAX_LINE_BYTES)
     }
 }
 
-impl<R: BufRead> Lines<R> {
-    fn new(reader: R, offset: u64, buffer: Vec<u8>, max_bytes: usize) -> Self {
-        Lines { reader, offset, number: 0, buffer, max_bytes }
+impl<R: Read> Lines<R> {
+    fn new(reader: R, offset: u64, chunk_bytes: usize, buffer: Vec<u8>, max_bytes: usize) -> Result<Self> {
+        let chunk = try_vec("lines of data", chunk_bytes, 0u8)?;
+        Ok(Lines { reader, offset, number: 0, buffer, max_bytes, chunk, unused: 0..0 })
     }
 
     /// The next line. Fails with `ReadFailed` and `OutOfMemory`.
@@ -91,14 +97,15 @@ impl<R: BufRead> Lines<R> {
         let mut rest: Option<Xxh3> = None;
         let mut ended = false;
         while !ended {
-            let chunk = match self.reader.fill_buf() {
-                Ok(chunk) => chunk,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(read_failed(error)),
-            };
-            if chunk.is_empty() {
-                break;
+            if self.unused.is_empty() {
+                self.unused = match self.reader.read(&mut self.chunk) {
+                    Ok(0) => break,
+                    Ok(bytes) => 0..bytes,
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                    Err(error) => return Err(read_failed(error)),
+                };
             }
+            let chunk = &self.chunk[self.unused.clone()];
             let newline = chunk.iter().position(|byte| *byte == b'\n');
             ended = newline.is_some();
             let part = &chunk[..newline.unwrap_or(chunk.len())];
@@ -118,7 +125,7 @@ impl<R: BufRead> Lines<R> {
                 }
             }
             let consumed = part.len() + usize::from(ended);
-            self.reader.consume(consumed);
+            self.unused.start += consumed;
             self.offset += consumed as u64;
         }
         if self.offset == offset {
@@ -183,21 +190,22 @@ pub fn read_section<'a>(
     buffer: &'a mut Vec<u8>,
 ) -> std::result::Result<Section<'a>, SectionFault> {
     buffer.clear();
-    // One byte more tells whether there is any; a character cut in two by it is not looked at.
-    let wanted = most + 1;
+    // A character more tells whether there is any.
+    let wanted = most + 4;
     let no_memory = |_| SectionFault::Stop(Error::out_of_memory("a section of a text", wanted));
     buffer.try_reserve(wanted).map_err(no_memory)?;
     let stop = |error| SectionFault::Stop(read_failed(error));
     file.seek(SeekFrom::Start(offset)).map_err(stop)?;
     file.take(wanted as u64).read_to_end(buffer).map_err(stop)?;
-    let is_whole = buffer.len() < wanted;
+    let is_end = buffer.len() < wanted;
     let text = match std::str::from_utf8(buffer) {
         Ok(text) => text,
-        Err(error) if error.error_len().is_none() && !is_whole => {
+        Err(error) if error.error_len().is_none() && !is_end => {
             std::str::from_utf8(&buffer[..error.valid_up_to()]).unwrap_or_default()
         }
         Err(error) => return Err(SectionFault::Utf8(error.valid_up_to())),
     };
-    let text = if is_whole { text } else { &text[..section_end(text, most.min(text.len().saturating_sub(1)))] };
-    Ok(Section { text, is_last: is_whole, hash: xxh3_64_with_seed(text.as_bytes(), u64::from(is_whole)) })
+    let section = &text[..section_end(text, most)];
+    let is_last = is_end && section.len() == text.len();
+    Ok(Section { text: section, is_last, hash: xxh3_64_with_seed(section.as_bytes(), u64::from(is_last)) })
 }

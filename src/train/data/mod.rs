@@ -1,7 +1,7 @@
 //! Data: files of rows, which are documents or pairs of answers, read from the disk when they are needed.
 //!
-//! [`row`] knows the shapes of rows and [`value`] their JSON, [`encode`] makes token ids of them, [`lines`] reads files, [`scan`] goes
-//! through all of them once, and [`report`] is what it found. What is held of a document is 16 bytes, so that files may be larger
+//! [`row`] knows the shapes of rows and [`value`] their JSON; [`encode`] makes token ids of them, those of conversations with
+//! [`turns`]; [`lines`] reads files, [`scan`] goes through all of them once, and [`report`] is what it found. What is held of a document is 16 bytes, so that files may be larger
 //! than memory. `docs/training-data.md` says what may be in them.
 
 mod encode;
@@ -10,6 +10,7 @@ mod order;
 mod report;
 mod row;
 mod scan;
+mod turns;
 mod value;
 
 use std::fs::File;
@@ -237,8 +238,7 @@ impl DataSet {
                 _ => return Err(self.changed(index).into()),
             }
         } else {
-            let handle = opened.try_clone().map_err(lines::read_failed)?;
-            let mut lines = lines::Lines::at(handle, entry.offset, std::mem::take(&mut self.buffer))?;
+            let mut lines = lines::Lines::at(opened, entry.offset, 8 << 10, std::mem::take(&mut self.buffer))?;
             let row = match lines.next()? {
                 Some(line) if line.hash as u32 == entry.hash => line.bytes.map(|bytes| row::parse(bytes, self.rows)),
                 _ => None,

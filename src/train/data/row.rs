@@ -203,7 +203,7 @@ fn turns(object: &Object, key: &str) -> RowResult<Vec<Turn>> {
         let Value::Object(message) = message else {
             return Fault::bad(format!("{place:?} is {message}, expected an object with \"role\" and \"content\""));
         };
-        let member = |member: &str| match message.get(member) {
+        let member = |member: &str| match message.find(member) {
             Some(Value::Text(text)) if !text.trim().is_empty() => Ok(text.as_str()),
             Some(Value::Text(_)) => Fault::bad(format!("\"{place}.{member}\" is empty, expected a text")),
             Some(other) => Fault::bad(format!("\"{place}.{member}\" is {other}, expected a text")),

@@ -65,6 +65,14 @@ pub struct Scan<'a> {
     pub buffer: Vec<u8>,
 }
 
+/// What there is before a row.
+struct Mark {
+    entries: usize,
+    tokens: u64,
+    targets: u64,
+    longest: usize,
+}
+
 /// Where a row is.
 struct Place<'a> {
     path: &'a Path,
@@ -110,11 +118,13 @@ impl<'a> Scan<'a> {
             let text = format!("none of {} rows can be used{told}", self.report.rows);
             return Err(Error::new(Status::DataRow, text));
         }
+        self.report.documents = self.entries.len() as u64;
         Ok(self)
     }
 
     fn scan_lines(&mut self, path: &Path) -> Result<()> {
-        let mut lines = Lines::at(lines::open(path)?.0, 0, std::mem::take(&mut self.buffer))?;
+        let file = lines::open(path)?.0;
+        let mut lines = Lines::at(&file, 0, 128 << 10, std::mem::take(&mut self.buffer))?;
         let mut before = 0;
         while let Some(line) = lines.next()? {
             self.check_cancelled()?;
@@ -124,11 +134,12 @@ impl<'a> Scan<'a> {
                 self.report.rows += 1;
                 self.hasher.update(&line.hash.to_le_bytes());
                 let entry = Entry { offset: line.offset, section: 0, hash: line.hash as u32 };
+                let before = self.mark();
                 let added = match line.bytes {
                     Some(bytes) => self.add_row(bytes, entry),
                     None => Fault::bad(format!("is longer than {MAX_LINE_BYTES} bytes, the most a row may have")),
                 };
-                self.settle(added, Place { path, line: line.number })?;
+                self.settle(added, Place { path, line: line.number }, before)?;
             }
             self.progress.advance(line.end - before);
             before = line.end;
@@ -137,7 +148,7 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    /// Adds what a row becomes. After a fault some of it may have been added.
+    /// Adds what a row becomes. After a fault some of it may have been added, which `settle` takes out again.
     fn add_row(&mut self, bytes: &[u8], entry: Entry) -> RowResult<()> {
         let row = parse(bytes, self.rows)?;
         let Row::Text(text) = &row else {
@@ -159,8 +170,7 @@ impl<'a> Scan<'a> {
             let entry = Entry { section: section.start as u32, ..entry };
             documents += self.add_section(section.text, section.is_last, entry)?;
             if documents > 1 && self.options.long_rows != LongRows::Cut {
-                let most = self.options.max_tokens;
-                return Err(Fault::Long(format!("has more than the {most} tokens that are taken (max_tokens)")));
+                return Err(self.encoder.too_long());
             }
         }
         self.report.split += u64::from(documents > 1);
@@ -187,15 +197,19 @@ impl<'a> Scan<'a> {
             Error::out_of_memory("the index of data", self.entries.len().saturating_mul(size_of::<Entry>()))
         })?;
         self.entries.push(entry);
-        self.report.documents += 1;
         self.report.tokens += tokens as u64;
         self.report.targets += targets as u64;
         self.report.longest = self.report.longest.max(tokens);
         Ok(())
     }
 
-    /// Counts a row, or leaves it out, or refuses it, as it is asked for.
-    fn settle(&mut self, added: RowResult<()>, place: Place) -> Result<()> {
+    fn mark(&self) -> Mark {
+        let DataReport { tokens, targets, longest, .. } = self.report;
+        Mark { entries: self.entries.len(), tokens, targets, longest }
+    }
+
+    /// Counts a row, or leaves it out, or refuses it, as it is asked for. `before` is what there was before it.
+    fn settle(&mut self, added: RowResult<()>, place: Place, before: Mark) -> Result<()> {
         let (reason, is_long) = match added {
             Ok(()) => {
                 self.report.good += 1;
@@ -213,6 +227,9 @@ impl<'a> Scan<'a> {
         if is_refused {
             return Err(row.error());
         }
+        self.entries.truncate(before.entries);
+        let Mark { tokens, targets, longest, .. } = before;
+        (self.report.tokens, self.report.targets, self.report.longest) = (tokens, targets, longest);
         self.report.skipped += 1;
         self.report.too_long += u64::from(is_long);
         if self.report.left_out.len() < MAX_TOLD {
@@ -222,26 +239,22 @@ impl<'a> Scan<'a> {
     }
 
     fn scan_text(&mut self, path: &Path) -> Result<()> {
-        let place = |line| Place { path, line };
+        let before = self.mark();
+        self.report.rows += 1;
         if self.rows == Rows::Pairs {
-            self.report.rows += 1;
-            return self.settle(Fault::bad("is a text, expected JSON Lines of pairs"), place(1));
+            return self.settle(Fault::bad("is a text, expected JSON Lines of pairs"), Place { path, line: 1 }, before);
         }
         let (mut file, bytes) = lines::open(path)?;
-        if bytes == 0 {
-            return Ok(());
-        }
-        self.report.rows += 1;
         let mut buffer = std::mem::take(&mut self.buffer);
+        let before_bytes = self.progress.bytes_read();
         let (mut offset, mut line, mut documents) = (0u64, 1, 0);
-        let before = (self.entries.len(), self.report.clone());
         let added = loop {
             self.check_cancelled()?;
             let section = match lines::read_section(&mut file, offset, self.encoder.section_bytes(), &mut buffer) {
                 Ok(section) => section,
                 Err(SectionFault::Stop(error)) => return Err(error),
                 Err(SectionFault::Utf8(at)) => {
-                    line += buffer[..at].iter().filter(|byte| **byte == b'\n').count() as u64;
+                    line += line_ends(&buffer[..at]);
                     break Fault::bad(format!("is not UTF-8 from byte {} of the file on", offset + at as u64));
                 }
             };
@@ -249,14 +262,14 @@ impl<'a> Scan<'a> {
                 offset = BYTE_ORDER_MARK.len() as u64;
                 continue;
             }
-            if section.text.trim().is_empty() && section.is_last && documents == 0 {
+            if section.is_last && documents == 0 && section.text.trim().is_empty() {
                 break Fault::bad("is empty, expected a text");
             }
             self.hasher.update(&section.hash.to_le_bytes());
             let entry = Entry { offset, section: 0, hash: section.hash as u32 };
             documents += self.add_section(section.text, section.is_last, entry)?;
             offset += section.text.len() as u64;
-            line += section.text.bytes().filter(|byte| *byte == b'\n').count() as u64;
+            line += line_ends(section.text.as_bytes());
             self.progress.advance(section.text.len() as u64);
             if section.is_last {
                 self.report.split += u64::from(documents > 1);
@@ -264,11 +277,9 @@ impl<'a> Scan<'a> {
             }
         };
         self.buffer = buffer;
-        if added.is_err() {
-            self.entries.truncate(before.0);
-            self.report = before.1;
-        }
-        self.settle(added, place(line))
+        // The rest of a bad one, or the byte order mark.
+        self.progress.advance((before_bytes + bytes).saturating_sub(self.progress.bytes_read()));
+        self.settle(added, Place { path, line }, before)
     }
 
     fn check_cancelled(&self) -> Result<()> {
@@ -279,4 +290,8 @@ impl<'a> Scan<'a> {
 /// Tokens of a document, and those that are learned.
 fn size(document: &Document) -> (usize, usize) {
     (document.tokens.len(), document.targets())
+}
+
+fn line_ends(bytes: &[u8]) -> u64 {
+    bytes.iter().filter(|byte| **byte == b'\n').count() as u64
 }

@@ -10,12 +10,15 @@ use crate::error::Error;
 
 /// Values of one row: two for each of the 2^14 messages a conversation may have, and room to be wrong.
 const MAX_VALUES: usize = 1 << 17;
-/// Keys of one object.
+/// Keys of one object, and bytes of one key.
 const MAX_KEYS: usize = 256;
+const MAX_KEY_BYTES: usize = 1024;
 
 /// A value of a row.
 #[derive(Debug, PartialEq)]
 pub enum Value {
+    /// `null`.
+    Null,
     /// A string.
     Text(String),
     /// A list.
@@ -26,7 +29,7 @@ pub enum Value {
     Other(String),
 }
 
-/// An object: its members that mean something, but for those that are null.
+/// An object, with its members that mean something.
 #[derive(Debug, Default, PartialEq)]
 pub struct Object {
     /// Every key that was found.
@@ -36,9 +39,14 @@ pub struct Object {
 }
 
 impl Object {
-    /// The member of this key; null is none.
-    pub fn get(&self, key: &str) -> Option<&Value> {
+    /// The member of this key.
+    pub fn find(&self, key: &str) -> Option<&Value> {
         self.members.iter().find(|(name, _)| *name == key).map(|(_, value)| value)
+    }
+
+    /// The member of this key, unless it is null.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.find(key).filter(|value| **value != Value::Null)
     }
 }
 
@@ -46,6 +54,7 @@ impl fmt::Display for Value {
     /// As an error shows it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Value::Null => f.write_str("null"),
             Value::Text(text) if text.is_empty() => f.write_str("empty"),
             Value::Text(text) => write!(f, "{:?}", text.chars().take(60).collect::<String>()),
             Value::List(values) => write!(f, "a list of {}", values.len()),
@@ -124,7 +133,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 
     fn visit_unit<E: serde::de::Error>(self) -> Result<Value, E> {
-        Ok(Value::Other("null".to_owned()))
+        Ok(Value::Null)
     }
 
     fn visit_bool<E: serde::de::Error>(self, flag: bool) -> Result<Value, E> {
@@ -160,7 +169,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut object = Object::default();
-        while let Some(key) = map.next_key::<String>()? {
+        while let Some(key) = map.next_key_seed(Key)? {
             if object.keys.contains(&key) {
                 let key = key.chars().take(60).collect::<String>();
                 return Err(serde::de::Error::custom(format!("has the key {key:?} twice")));
@@ -169,14 +178,40 @@ impl<'de> Visitor<'de> for Seed<'_> {
                 return Err(serde::de::Error::custom(format!("has more than {MAX_KEYS} keys")));
             }
             match self.0.known.iter().find(|known| **known == key) {
-                Some(known) => match map.next_value_seed(self)? {
-                    Value::Other(shown) if shown == "null" => {}
-                    value => self.0.push(&mut object.members, (*known, value))?,
-                },
+                Some(known) => {
+                    let value = map.next_value_seed(self)?;
+                    self.0.push(&mut object.members, (*known, value))?;
+                }
                 None => drop(map.next_value::<IgnoredAny>()?),
             }
             self.0.push(&mut object.keys, key)?;
         }
         Ok(Value::Object(object))
+    }
+}
+
+/// Reads a key.
+struct Key;
+
+impl<'de> DeserializeSeed<'de> for Key {
+    type Value = String;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Key {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<String, E> {
+        if key.len() > MAX_KEY_BYTES {
+            return Err(E::custom(format!("has a key of {} bytes, at most {MAX_KEY_BYTES} are read", key.len())));
+        }
+        Ok(key.to_owned())
     }
 }

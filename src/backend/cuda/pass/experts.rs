@@ -8,8 +8,9 @@ use crate::backend::cuda::arguments::*;
 use crate::backend::cuda::context::Current;
 use crate::backend::cuda::driver::Address;
 use crate::backend::cuda::experts::{ExpertGroup, ExpertTables};
-use crate::backend::cuda::weights::{DeviceMatrix, NO_MATRIX};
+use crate::backend::cuda::gates;
 use crate::backend::cuda::workspace::at;
+use crate::backend::gates::AppliedGates;
 use crate::backend::ops::Limit;
 use crate::error::Result;
 use crate::quant::PANEL_ROWS;
@@ -29,7 +30,7 @@ impl CudaPass {
         self.shape.tokens * config.num_experts_per_tok * config.num_hidden_layers
     }
 
-    pub(super) fn choose_experts(&self, current: &Current, layer: usize) -> Result<()> {
+    pub(super) fn choose_experts(&self, current: &Current, layer: usize, gates: Option<&AppliedGates>) -> Result<()> {
         let (parts, layout, shared) = (&self.workspace.parts, &self.workspace.layout, &self.shared);
         let (config, weights, tokens) = (&shared.config, &shared.weights.layers[layer], self.shape.tokens);
         let wanted = self.wanted_for(weights.experts.iter().map(|expert| &expert.gate), tokens);
@@ -37,7 +38,7 @@ impl CudaPass {
         let (chosen, chosen_weights) = self.routes_of(layer);
         let top_k = config.num_experts_per_tok as u32;
         let arguments = RouteArguments {
-            router: weights.router.as_ref().map_or(NO_MATRIX, DeviceMatrix::arguments),
+            router: gates::arguments(shared, gates, layer),
             normed: at(parts.normed.numbers),
             places: at(self.batch_part(&layout.places)),
             allowed: at(self.batch_part(&layout.allowed)),

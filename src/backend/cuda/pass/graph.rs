@@ -28,11 +28,14 @@ struct Key {
     wanted: usize,
     /// Of the experts.
     generation: u64,
+    /// The number of the gates, whose address it has in it. None has another's number, so that a graph of gates that are gone
+    /// is never launched.
+    gates: u64,
 }
 
 impl Key {
-    fn of(shape: &BatchShape, generation: u64) -> Key {
-        Key { tokens: shape.tokens, wanted: shape.wanted, generation }
+    fn of(shape: &BatchShape, generation: u64, gates: u64) -> Key {
+        Key { tokens: shape.tokens, wanted: shape.wanted, generation, gates }
     }
 }
 
@@ -106,7 +109,7 @@ impl CudaPass {
         {
             let experts = self.shared.experts.lock();
             let generation = experts.generation();
-            let is_known = self.graphs.find(Key::of(&self.shape, generation)).is_some();
+            let is_known = self.graphs.find(Key::of(&self.shape, generation, self.gates)).is_some();
             if is_known || !experts.are_all_on_device() {
                 return Ok(false);
             }
@@ -135,7 +138,7 @@ impl CudaPass {
         match self.unless_lost(made)? {
             // The next step records anew.
             _ if have_moved => self.graphs.are_given_up = false,
-            Some(graph) => self.graphs.keep(Key::of(&self.shape, generation), graph),
+            Some(graph) => self.graphs.keep(Key::of(&self.shape, generation, self.gates), graph),
             None => {}
         }
         Ok(())
@@ -191,12 +194,12 @@ impl CudaPass {
         let shared = Arc::clone(&self.shared);
         // Nobody moves them before the launch.
         let experts = shared.experts.lock();
-        let key = Key::of(&self.shape, experts.generation());
+        let key = Key::of(&self.shape, experts.generation(), self.gates);
         let Some(executable) = self.graphs.find(key).map(|graph| graph.executable) else { return Ok(false) };
         self.stage(|pass, current| {
             check_pages_are_own(batch)?;
-            // SAFETY: recorded on this pass's buffers, of the model's weights, where they still are, and of pages that the batch
-            // has; the wait below, or that of `stage`, is for all of it.
+            // SAFETY: recorded on this pass's buffers, of the model's weights, where they still are, of the batch's gates, and of
+            // pages that it has; the wait below, or that of `stage`, is for all of it.
             let launched = unsafe { current.launch_graph(executable) };
             drop(experts);
             if pass.unless_lost(launched)?.is_none() {

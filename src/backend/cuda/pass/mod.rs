@@ -27,6 +27,7 @@ use super::memory::Mark;
 use super::offload::Offload;
 use super::stream::Stream;
 use super::workspace::{Workspace, at};
+use crate::backend::gates::number_of;
 use crate::backend::logits::PassLogits;
 use crate::backend::ops::{Batch, Limit, Pass, PassLimits, Routes, count_touched};
 use crate::error::Result;
@@ -43,6 +44,8 @@ pub struct CudaPass {
     workspace: Workspace,
     /// The current batch.
     shape: BatchShape,
+    /// The number of the gates it runs under.
+    gates: u64,
     /// Ends of layers, in turn; how many were set in this batch.
     marks: [Mark; 3],
     marked: usize,
@@ -74,6 +77,7 @@ impl CudaPass {
         Ok(CudaPass {
             workspace,
             shape: BatchShape::new(&shared.config, &limits, shared.exact)?,
+            gates: 0,
             marks: [mark()?, mark()?, mark()?],
             marked: 0,
             scored: 0,
@@ -169,6 +173,7 @@ impl Pass for CudaPass {
     fn begin(&mut self, batch: &Batch) -> Result<()> {
         self.settle()?;
         batch.check(&self.shared.config, &self.limits)?;
+        self.gates = number_of(batch.gates);
         self.marked = 0;
         self.scored = 0;
         self.hidden.take();
@@ -204,8 +209,8 @@ impl Pass for CudaPass {
         Poll::Ready(self.stage(|pass, current| pass.attend(current, layer)))
     }
 
-    fn router(&mut self, layer: usize, _batch: &Batch, _limit: &Limit) -> Poll<Result<()>> {
-        Poll::Ready(self.stage(|pass, current| pass.choose_experts(current, layer)))
+    fn router(&mut self, layer: usize, batch: &Batch, _limit: &Limit) -> Poll<Result<()>> {
+        Poll::Ready(self.stage(|pass, current| pass.choose_experts(current, layer, batch.gates)))
     }
 
     fn experts(&mut self, layer: usize, _batch: &Batch, limit: &Limit) -> Poll<Result<()>> {

@@ -68,7 +68,7 @@ impl Bench {
             kv_dtype: self.kv,
         };
         let mut runs = Runs::new(&model, &run_options)?;
-        let work = Work::new(&model, &self.model.model, &options(&self.model), runs.kv_dtype())?;
+        let work = Work::new(&model, &self.model.model, &options(&self.model.load), runs.kv_dtype())?;
         let rounds = Rounds::measure(self, &mut runs, &work)?;
         if self.json {
             println!("{}", print::json(self, &model, &work, &rounds));
@@ -80,7 +80,7 @@ impl Bench {
 
     /// The threads that the model runs on.
     fn threads(&self) -> usize {
-        match self.model.threads {
+        match self.model.load.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
         }
