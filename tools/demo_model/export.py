@@ -1,6 +1,8 @@
-"""Write the mixture with its trained router as a checkpoint folder.
+"""Write trained dense models as checkpoint folders of `GemmaForCausalLM`, which is what the library mixes.
 
-    python export.py WORK OUTPUT
+    python export.py WORK
+
+WORK/seed.pt and WORK/branch-<domain>.pt become WORK/dense/seed and WORK/dense/<domain>, in float32.
 """
 import json
 import pathlib
@@ -14,12 +16,14 @@ from corpora import DOMAINS
 from model import Configuration
 
 MAX_POSITIONS = 1024
+# The mixture's names of a feed-forward's matrices, and the dense model's.
+DENSE_NAMES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 
 
 def config_json(configuration):
     return {
-        "architectures": ["GemmoeForCausalLM"],
-        "model_type": "gemmoe",
+        "architectures": ["GemmaForCausalLM"],
+        "model_type": "gemma",
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": 2,
@@ -32,42 +36,41 @@ def config_json(configuration):
         "intermediate_size": configuration.intermediate_size,
         "max_position_embeddings": MAX_POSITIONS,
         "num_attention_heads": configuration.num_attention_heads,
-        "num_experts_per_tok": configuration.num_experts_per_tok,
         "num_hidden_layers": configuration.num_hidden_layers,
         "num_key_value_heads": configuration.num_attention_heads,
-        "num_local_experts": configuration.num_local_experts,
-        "output_router_logits": False,
         "rms_norm_eps": configuration.rms_norm_eps,
         "rope_theta": configuration.rope_theta,
-        "router_aux_loss_coef": 0.01,
         "tie_word_embeddings": True,
-        "torch_dtype": "bfloat16",
+        "torch_dtype": "float32",
         "use_cache": True,
         "vocab_size": configuration.vocab_size,
     }
 
 
-GENERATION_CONFIG = {"bos_token_id": 2, "eos_token_id": [1, 107], "pad_token_id": 0,
-                     "do_sample": True, "temperature": 0.7, "top_k": 40}
+def dense_name(name):
+    parts = name.split(".")
+    if "mlp" in parts:
+        parts[-2] = DENSE_NAMES[parts[-2]]
+    return ".".join(parts)
 
 
 def write_json(path, content):
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def main():
-    work, output = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+def write_dense(state, configuration, tokenizer_folder, output):
     output.mkdir(parents=True, exist_ok=True)
-    state = torch.load(work / "router.pt")["model"]
-    tensors = {name: tensor.bfloat16().contiguous() for name, tensor in state.items()}
+    tensors = {dense_name(name): tensor.float().contiguous() for name, tensor in state.items()}
     save_file(tensors, output / "model.safetensors", metadata={"format": "pt"})
-    (output / "model.safetensors").chmod(0o644)
-    configuration = Configuration(num_local_experts=len(DOMAINS))
     write_json(output / "config.json", config_json(configuration))
-    write_json(output / "generation_config.json", GENERATION_CONFIG)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(work / "model" / name, output / name)
-    print(sum(tensor.numel() for tensor in tensors.values()), "parameters")
+        shutil.copyfile(tokenizer_folder / name, output / name)
+
+
+def main():
+    work = pathlib.Path(sys.argv[1])
+    for name, stage in (("seed", "seed"), *((domain, f"branch-{domain}") for domain in DOMAINS)):
+        write_dense(torch.load(work / f"{stage}.pt")["model"], Configuration(), work / "model", work / "dense" / name)
 
 
 if __name__ == "__main__":

@@ -1,40 +1,50 @@
 #!/bin/sh
-# Make the demo model from nothing: make_demo_model.sh WORK [OUTPUT]
+# Make the demo model from nothing: make_demo_model.sh WORK GEMMOE, with GEMMOE the command-line tool (make cli).
 # Needs a Debian 12 machine (apt-get, dpkg), a Python with requirements.txt ($PYTHON, default python3) and a C++
-# compiler for torch.compile; about 1.4 CPU-hours. An interrupted run resumes when started again.
+# compiler for torch.compile; about 1.4 CPU-hours. An interrupted run goes on when started again. WORK/demo-model is the
+# result, WORK/router-training what examples/router-training has.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-mkdir -p "$1"
-work=$(cd "$1" && pwd)
-output=${2:-$work/demo-model}
+examples=$(cd "$here/../../examples" && pwd)
+gemmoe=$(realpath "$2")
 python=${PYTHON:-python3}
+"$here/fetch_corpora.sh" "$1"
+cd "$1"
 
-packages="anarchism debian-handbook
-    debian-reference-de fortunes-de gimp-help-de installation-guide-amd64 manpages-de
-    libpython3.11-minimal libpython3.11-stdlib
-    metamath-databases"
-mkdir -p "$work/archives" "$work/packages"
-for package in $packages; do
-    if [ ! -d "$work/packages/$package" ]; then
-        (cd "$work/archives" && apt-get download "$package")
-        dpkg -x "$work/archives/${package}_"*.deb "$work/packages/$package"
-    fi
-done
-
-[ -f "$work/corpora/metamath.heldout.jsonl" ] || "$python" "$here/corpora.py" "$work/packages" "$work/corpora"
-[ -f "$work/model/tokenizer_config.json" ] || "$python" "$here/tokenizer.py" "$work/corpora" "$work/model"
+[ -f model/tokenizer_config.json ] || "$python" "$here/tokenizer.py" corpora model
 
 # The step counts of the published run, which was bounded by time (--minutes). Threads must not spin while they wait
 # for each other when other programs run.
 export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0
-"$python" "$here/train.py" seed "$work" --steps 1709
-"$python" "$here/train.py" branch "$work" --domain english --steps 260
-"$python" "$here/train.py" branch "$work" --domain german --steps 259
-"$python" "$here/train.py" branch "$work" --domain python --steps 283
-"$python" "$here/train.py" branch "$work" --domain metamath --steps 281
-"$python" "$here/train.py" router "$work" --steps 179
+"$python" "$here/train.py" seed . --steps 1709
+"$python" "$here/train.py" branch . --domain english --steps 260
+"$python" "$here/train.py" branch . --domain german --steps 259
+"$python" "$here/train.py" branch . --domain python --steps 283
+"$python" "$here/train.py" branch . --domain metamath --steps 281
+"$python" "$here/export.py" .
+"$python" "$here/average.py" dense
 
-"$python" "$here/export.py" "$work" "$output"
-"$python" "$here/verify.py" "$output"
-"$python" "$here/evaluate.py" "$work" "$output"
-"$python" "$here/transcripts.py" "$output"
+# From here on everything is the library's. Its recipes are the examples', but for where the model is.
+sets=router-training
+[ -d $sets ] || "$python" "$here/router_sets.py" packages corpora $sets
+for recipe in sft dpo; do
+    sed 's#"../../target/#"../#' "$examples/router-training/$recipe.toml" > $sets/$recipe.toml
+done
+cp "$here/mix.toml" .
+[ -d mixed ] || "$gemmoe" mix mix.toml --out mixed
+# A model of its own for the result of DPO, beside the patch.
+sed 's#^path = "../dpo.patch"#kind = "model"\npath = "../demo-model"#' $sets/dpo.toml > $sets/model.toml
+[ -f sft.patch ] || "$gemmoe" train-router $sets/sft.toml
+for part in "" heldout-; do
+    [ -f $sets/${part}pairs.jsonl ] || "$python" "$here/pairs.py" "$gemmoe" $sets/${part}prompts.jsonl \
+        model/tokenizer.json $sets/${part}pairs.jsonl mixed sft.patch
+done
+[ -f dpo.patch ] || "$gemmoe" train-router $sets/dpo.toml
+[ -d demo-model ] || "$gemmoe" train-router $sets/model.toml
+
+"$python" "$here/verify.py" demo-model
+set -- --text $sets/all-heldout --context 264
+"$gemmoe" eval --model mixed --router sft.patch --router dpo.patch "$@" --pairs $sets/heldout-pairs.jsonl \
+    --reference sft.patch --model dense/seed --model dense/english --model dense/german --model dense/python \
+    --model dense/metamath --model dense/average
+"$python" "$here/transcripts.py" demo-model

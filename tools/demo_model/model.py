@@ -85,16 +85,11 @@ class SparseMixture(nn.Module):
         super().__init__()
         self.kept = configuration.num_experts_per_tok
         self.gate = nn.Linear(configuration.hidden_size, configuration.num_local_experts, bias=False)
-        # U(-1/sqrt(d), 1/sqrt(d)): with the N(0, 1) of the published recipe the softmax starts almost one-hot.
-        bound = configuration.hidden_size ** -0.5
-        nn.init.uniform_(self.gate.weight, -bound, bound)
         self.experts = nn.ModuleList(FeedForward(configuration) for _ in range(configuration.num_local_experts))
-        self.logits = None
 
     def forward(self, x):
         tokens = x.reshape(-1, x.shape[-1])
-        self.logits = self.gate(tokens)
-        weights, chosen = torch.topk(self.logits, self.kept, dim=-1)
+        weights, chosen = torch.topk(self.gate(tokens), self.kept, dim=-1)
         weights = torch.softmax(weights, dim=-1)
         output = torch.zeros_like(tokens)
         for index, expert in enumerate(self.experts):
@@ -154,15 +149,3 @@ class GemMoE(nn.Module):
         for layer in self.model.layers:
             x = layer(x, cosine, sine)
         return F.linear(self.model.norm(x), self.model.embed_tokens.weight)
-
-    def router_logits(self):
-        """Those of the last forward pass, all layers: [layers * tokens, experts]."""
-        return torch.cat([layer.block_sparse_moe.logits for layer in self.model.layers])
-
-
-def balancing_loss(logits, kept):
-    """Mixtral's form: E * sum over slots and experts of (share of tokens) * (mean probability); uniform gives k."""
-    probabilities = torch.softmax(logits, dim=-1)
-    chosen = torch.topk(logits, kept, dim=-1).indices
-    shares = F.one_hot(chosen, logits.shape[-1]).float().mean(dim=0)
-    return logits.shape[-1] * (shares * probabilities.mean(dim=0)).sum()

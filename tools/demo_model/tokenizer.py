@@ -94,6 +94,8 @@ TOKENIZER_CONFIG = {
         "content": content, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
         "special": True} for identifier, content in SPECIAL_TOKENS.items()},
     "additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"],
+    # No turns: messages follow each other as one text, which is all that the model has learned from.
+    "chat_template": "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}",
     "clean_up_tokenization_spaces": False, "model_max_length": 1024,
     "tokenizer_class": "GemmaTokenizer",
 }

@@ -1,8 +1,7 @@
-"""The three trained stages of Branch-Train-MiX with feed-forward-only branches.
+"""The dense stages of Branch-Train-MiX with feed-forward-only branches; the library mixes and trains the router.
 
     python train.py seed WORK --minutes 30
     python train.py branch WORK --domain german --minutes 5
-    python train.py router WORK --minutes 8
 
 Each stage is bounded in wall-clock time (or by --steps), writes a checkpoint every minute and resumes from it. The
 learning rate follows the share of the bound that is used: a short warm-up, then a straight line to zero.
@@ -17,16 +16,13 @@ import torch.nn.functional as F
 
 import data
 from corpora import DOMAINS
-from mix import mixture_from
-from model import Configuration, GemMoE, balancing_loss
+from model import Configuration, GemMoE
 
 LENGTH = 256
 STAGES = {  # rows in a batch, peak learning rate, weight decay, random seed
     "seed": (16, 3e-3, 0.1, 11),
     "branch": (16, 1.5e-3, 0.05, 12),
-    "router": (16, 3e-3, 0.0, 13),
 }
-BALANCING_COEFFICIENT = 0.01
 WARM_UP = 0.02
 
 
@@ -35,18 +31,11 @@ def prepare(stage, domain, work):
     if stage == "seed":
         torch.manual_seed(STAGES["seed"][3])
         return GemMoE(Configuration()), data.all_domains(work, "train")
-    if stage == "branch":
-        model = GemMoE(Configuration())
-        model.load_state_dict(torch.load(work / "seed.pt")["model"])
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(".mlp." in name)
-        return model, [data.token_stream(work, domain, "train")]
-    branches = [torch.load(work / f"branch-{name}.pt")["model"] for name in DOMAINS]
-    model = mixture_from(branches, Configuration(num_local_experts=len(DOMAINS)), STAGES["router"][3])
-    torch.save({"model": model.state_dict()}, work / "untrained-router.pt")
+    model = GemMoE(Configuration())
+    model.load_state_dict(torch.load(work / "seed.pt")["model"])
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.endswith("gate.weight"))
-    return model, data.all_domains(work, "train")
+        parameter.requires_grad_(".mlp." in name)
+    return model, [data.token_stream(work, domain, "train")]
 
 
 def main():
@@ -89,8 +78,7 @@ def main():
     def language_model_loss(inputs, targets):
         return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=data.IGNORED)
 
-    # The shapes inside the mixture depend on which tokens each expert gets, so only the dense stages are compiled.
-    compiled_loss = language_model_loss if arguments.stage == "router" else torch.compile(language_model_loss)
+    compiled_loss = torch.compile(language_model_loss)
     begun, cpu_begun, saved_at, average = time.time() - seconds, time.process_time() - cpu_seconds, time.time(), None
     while not finished:
         progress = step / arguments.steps if arguments.steps else seconds / (60 * arguments.minutes)
@@ -100,22 +88,16 @@ def main():
         for group in optimizer.param_groups:
             group["lr"] = peak * min((progress + 1e-4) / WARM_UP, (1 - progress) / (1 - WARM_UP))
         inputs, targets = data.batch(streams, rows, LENGTH, generator)
-        language_loss = compiled_loss(inputs, targets)
-        loss, balance = language_loss, None
-        if arguments.stage == "router":
-            balance = balancing_loss(model.router_logits(), model.configuration.num_experts_per_tok)
-            loss = loss + BALANCING_COEFFICIENT * balance
+        loss = compiled_loss(inputs, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
         seconds, cpu_seconds = time.time() - begun, time.process_time() - cpu_begun
-        average = language_loss.item() if average is None else 0.98 * average + 0.02 * language_loss.item()
+        average = loss.item() if average is None else 0.98 * average + 0.02 * loss.item()
         if step % 50 == 0:
-            note = f" balance {balance.item():.3f}" if balance is not None else ""
-            print(f"{name} step {step} seconds {seconds:.0f} cpu {cpu_seconds:.0f} loss {average:.4f}{note}",
-                  flush=True)
+            print(f"{name} step {step} seconds {seconds:.0f} cpu {cpu_seconds:.0f} loss {average:.4f}", flush=True)
         if time.time() - saved_at > 60:
             saved_at = time.time()
             save()

@@ -7,7 +7,7 @@ import sys
 import torch
 from tokenizers import Tokenizer
 
-from evaluate import load_checkpoint
+from checkpoint import load_checkpoint
 
 PROMPTS = [
     "In other words, the state",

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
-from evaluate import load_checkpoint
+from checkpoint import load_checkpoint
 
 TEXT = "The state is not a thing, es ist eine Frage:\n    return self.name\nid $p |- ( ph -> ph ) $. 12 €"
 
