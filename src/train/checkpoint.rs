@@ -1,5 +1,6 @@
 //! Where a run stands, as a file: the trainer's state, with the rows that were taken, the fingerprint of the data, and the course
-//! in its header, which is every value of the recipe that decides what the gates become. A run of another course would go on without an error and end elsewhere, so it is refused, with the key that differs.
+//! in its header, which is every value of the recipe that decides what the gates become. A run of another course would go on
+//! without an error and end elsewhere, so it is refused, with the key that differs.
 
 use std::path::Path;
 
