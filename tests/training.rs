@@ -102,6 +102,14 @@ fn a_state_that_is_damaged_or_of_another_model_changes_nothing() {
     let end = not_finite.len();
     not_finite[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     assert_eq!(refused(&mut trainer, &not_finite), Status::SnapshotDamaged);
+    let numbers = 4 * size_of_val(trainer.gates());
+    for place in (state.len() - numbers..state.len()).step_by(101) {
+        let mut flipped = state.clone();
+        flipped[place] ^= 1 << (place % 8);
+        assert_eq!(refused(&mut trainer, &flipped), Status::SnapshotDamaged, "byte {place}");
+    }
+    let taken = replaced("steps\\\":1", "steps\\\":2");
+    assert_eq!(refused(&mut trainer, &taken), Status::SnapshotDamaged);
     let other = RouterTrainer::new(&small_model(2), &options()).unwrap().state().unwrap();
     assert_eq!(refused(&mut trainer, &other), Status::SnapshotModel);
     let missing = trainer.load_state(std::path::Path::new("/nowhere/state.safetensors")).unwrap_err();

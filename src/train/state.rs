@@ -3,7 +3,8 @@
 //!
 //! A safetensors file. For each layer, `[experts, hidden_size]` in f32: `model.layers.{i}.block_sparse_moe.gate.weight`, the same with
 //! `.first_moment` and `.second_moment` after it, and with `.reference` what pairs are compared with. The metadata's one key has the
-//! version, the steps and the model's fingerprint.
+//! version, the steps, the model's fingerprint, and a checksum (xxh3, 64 bits) of those two, of what a run adds, and of all numbers, kind
+//! after kind, everything little-endian.
 
 use std::fs::File;
 use std::io::Write;
@@ -13,6 +14,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::trainer::RouterTrainer;
 use crate::error::{Error, Result, Status};
@@ -35,6 +37,22 @@ struct Header {
     /// What a run adds. In one key with the rest: the order of several would not be the same in every file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     run: Option<Value>,
+    /// In hexadecimal.
+    checksum: String,
+}
+
+impl Header {
+    /// Of the rest of the header and of the numbers in the order of `SUFFIXES`.
+    fn checksum_with(&self, numbers: [&[f32]; 4]) -> String {
+        let mut hasher = Xxh3::new();
+        hasher.update(&self.steps.to_le_bytes());
+        hasher.update(self.model.as_bytes());
+        if let Some(run) = &self.run {
+            hasher.update(run.to_string().as_bytes());
+        }
+        numbers.iter().for_each(|numbers| hasher.update(as_bytes(numbers)));
+        format!("{:016x}", hasher.digest())
+    }
 }
 
 /// What is saved of each gate, by the end of its tensor's name.
@@ -68,7 +86,7 @@ impl RouterTrainer {
     pub(super) fn state_with(&self, run: Option<Value>) -> Result<Vec<u8>> {
         let [layers, experts, hidden_size] = self.sizes();
         let size = experts * hidden_size;
-        let all = [&self.gates, &self.optimiser.first, &self.optimiser.second, &self.reference];
+        let all: [&[f32]; 4] = [&self.gates, &self.optimiser.first, &self.optimiser.second, &self.reference];
         let views = (0..layers).flat_map(|layer| {
             SUFFIXES.iter().zip(all).map(move |(suffix, numbers)| {
                 let bytes = as_bytes(&numbers[layer * size..(layer + 1) * size]);
@@ -78,7 +96,9 @@ impl RouterTrainer {
         });
         let defect = |error| Error::new(Status::Internal, format!("a training state cannot be written: {error}"));
         let views: Vec<_> = views.collect::<std::result::Result<_, _>>().map_err(defect)?;
-        let header = Header { version: VERSION, steps: self.optimiser.step, model: self.fingerprint(), run };
+        let (steps, model) = (self.optimiser.step, self.fingerprint());
+        let mut header = Header { version: VERSION, steps, model, run, checksum: String::new() };
+        header.checksum = header.checksum_with(all);
         let header = serde_json::to_string(&header)
             .map_err(|error| Error::new(Status::Internal, format!("a training state has no header: {error}")))?;
         safetensors::serialize(views, Some(std::iter::once((KEY.to_owned(), header)).collect())).map_err(defect)
@@ -127,6 +147,9 @@ impl RouterTrainer {
         }
         if let Some(suffix) = all.iter().position(|numbers| numbers.iter().any(|number| !number.is_finite())) {
             return Err(damaged(format!("a gate{} of the training state is not finite", SUFFIXES[suffix])));
+        }
+        if header.checksum != header.checksum_with([&all[0], &all[1], &all[2], &all[3]]) {
+            return Err(damaged("the training state does not match its checksum: the file was altered".into()));
         }
         [self.gates, self.optimiser.first, self.optimiser.second, self.reference] = all;
         self.optimiser.step = header.steps;
