@@ -48,6 +48,7 @@ const MISUSE: [&str; 4] = ["misuse.c", "misuse_text.c", "misuse_session.c", "mis
 /// The examples beside the hosts of the tests.
 const CHAT: &str = "../../examples/c/chat.c";
 const GAME_LOOP: &str = "../../examples/c/game_loop.c";
+const TRAIN: &str = "../../examples/c/train.c";
 
 fn compile(source: &str, language: Language, library: Library, target: &Path) {
     let (compiler, standard) = match language {
@@ -276,6 +277,27 @@ fn the_game_loop_talks_within_its_frames_and_draws_how_long_they_took() {
         assert!(tokens.parse::<u32>().unwrap() > 0, "{output}");
         let failed = Command::new(&program).arg("/nonexistent").output().unwrap();
         assert!(text(&failed).contains("game_loop: /nonexistent: DIRECTORY_NOT_FOUND: "), "{}", text(&failed));
+    }
+}
+
+#[test]
+fn the_example_trains_as_its_recipe_says() {
+    let workshop = Workshop::new();
+    for way in ways() {
+        let program = workshop.program(TRAIN, way);
+        let here = tempfile::tempdir().unwrap();
+        write_training(here.path(), workshop.with_tokenizer.path());
+        let (recipe, patch) = (here.path().join("recipe.toml"), here.path().join("patch.safetensors"));
+        let output = run(Command::new(&program).args([&recipe, &patch]));
+        for part in
+            ["12 rows, 6 steps, 320 numbers", "step 6 of 6: loss ", "expert 3 ", "held out: loss ", "written to "]
+        {
+            assert!(output.contains(part), "{part:?} is not in\n{output}");
+        }
+        assert!(patch.is_file());
+        let failed = Command::new(&program).args([here.path().join("rows.jsonl"), patch]).output().unwrap();
+        assert_eq!(failed.status.code(), Some(1));
+        assert!(text(&failed).contains("rows.jsonl: RECIPE_SYNTAX: "), "{}", text(&failed));
     }
 }
 

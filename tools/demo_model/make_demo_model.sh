@@ -32,15 +32,16 @@ for recipe in sft dpo; do
 done
 cp "$here/mix.toml" .
 [ -d mixed ] || "$gemmoe" mix mix.toml --out mixed
-# A model of its own for the result of DPO, beside the patch.
-sed 's#^path = "../dpo.patch"#kind = "model"\npath = "../demo-model"#' $sets/dpo.toml > $sets/model.toml
+# The gates of DPO in a model directory: a run that goes on from the checkpoint behind its last step.
+sed 's#^path = "../dpo.patch"#kind = "model"\npath = "../demo-model"\ncheckpoint = "../dpo.patch.checkpoint"#' \
+    $sets/dpo.toml > $sets/model.toml
 [ -f sft.patch ] || "$gemmoe" train-router $sets/sft.toml
 for part in "" heldout-; do
     [ -f $sets/${part}pairs.jsonl ] || "$python" "$here/pairs.py" "$gemmoe" $sets/${part}prompts.jsonl \
         model/tokenizer.json $sets/${part}pairs.jsonl mixed sft.patch
 done
 [ -f dpo.patch ] || "$gemmoe" train-router $sets/dpo.toml
-[ -d demo-model ] || "$gemmoe" train-router $sets/model.toml
+[ -d demo-model ] || "$gemmoe" train-router $sets/model.toml --resume
 
 "$python" "$here/verify.py" demo-model
 set -- --text $sets/all-heldout --context 264

@@ -16,7 +16,7 @@ def main():
     domains = [domain["name"] for domain in runs[0][TRAINED]]
     losses = [{name: [domain["nats_per_byte"] for domain in found] for name, found in run.items()} for run in runs]
 
-    print("| nats per byte | seed | " + " | ".join(domains) + " | mean | trained router is lower by |")
+    print("| nats per byte | random seed | " + " | ".join(domains) + " | mean | trained router is lower by |")
     print("|---" * (len(domains) + 4) + "|")
     for name in losses[0]:
         for index, run in enumerate(losses):

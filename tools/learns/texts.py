@@ -12,7 +12,7 @@ from corpora import DOMAINS
 
 # Characters of a window and bytes of a file. <bos> and <eos> are a window's too, and not every character is one byte.
 WINDOW = 110
-SIZES = {"train": 100_000, "heldout": 40_000}
+SIZES = {"train": 100_000, "heldout": 16_000}
 
 
 def windows(path):
