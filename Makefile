@@ -32,10 +32,10 @@ target/%: examples/c/%.c include/gemmoe.h lib
 	$(CC) -std=c99 -Wall -Wextra -Wpedantic $(CFLAGS) -Iinclude $< $(LIB)/libgemmoe.a $(SYSTEM_LIBS) -o $@
 
 demo: target/chat ## build the library and the C example, and generate from the demo model
-	@echo; target/chat $(DEMO) "The reason for this is that" 60 0.6 6
-	@echo; target/chat $(DEMO) "Mit dieser Option können Sie" 60 0.6 6
-	@echo; target/chat $(DEMO) "def __init__(self, name" 60 0.6 6
-	@echo; target/chat $(DEMO) "|- ( ( ph /\ ps ) ->" 60 0.6 6
+	@echo; target/chat $(DEMO) "The reason for this is that" 60 0.6 9
+	@echo; target/chat $(DEMO) "Mit dieser Option können Sie" 60 0.6 9
+	@echo; target/chat $(DEMO) "def __init__(self, name" 60 0.6 9
+	@echo; target/chat $(DEMO) "|- ( ( ph /\ ps ) ->" 60 0.6 9
 
 game: target/game_loop ## a character of the demo model talks in a loop of 60 frames a second
 	@echo; target/game_loop $(DEMO) "The reason for this is that" 5

@@ -68,7 +68,9 @@ fn generate(model: &Arc<Model>, grammar: &Grammar, seed: u64) -> String {
     let prompts = ["The reason is", "Mit dieser Option", "def __init__(self", "|- ( ph ->"];
     session.push(&model.encode(prompts[seed as usize % prompts.len()], true, false).unwrap()).unwrap();
     let temperature = [0.0, 0.7, 1.0, 1.5][seed as usize / 4 % 4];
-    session.set_sampling(Sampling { temperature, seed, ..Default::default() }).unwrap();
+    // A time may have any number of digits: without the penalty a model this small repeats one of them for ever.
+    let sampling = Sampling { temperature, seed, repetition_penalty: 1.1, ..Default::default() };
+    session.set_sampling(sampling).unwrap();
     session.set_grammar(Some(grammar)).unwrap();
     let mut tokens = Vec::new();
     while tokens.len() < MOST_TOKENS {
