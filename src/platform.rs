@@ -176,6 +176,19 @@ pub fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Resul
     Ok(())
 }
 
+/// Takes a file for this process until it is closed; false where another one has taken it. Where the file system cannot tell,
+/// nobody has.
+#[cfg(unix)]
+pub fn try_lock(file: &File) -> bool {
+    !matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock))
+}
+
+/// There what is taken could not be read by others either.
+#[cfg(not(unix))]
+pub fn try_lock(_file: &File) -> bool {
+    true
+}
+
 /// The directory a path is in.
 pub fn parent_directory(path: &Path) -> &Path {
     match path.parent() {

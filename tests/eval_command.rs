@@ -275,7 +275,7 @@ fn what_is_wrong_is_named_with_its_file() {
     files.write("no-steps.jsonl", "\n");
     files.write("no-patch.safetensors", "nonsense");
     let first = ["--model", "first"];
-    let cases: [(&[&str], &[&str]); 16] = [
+    let cases: [(&[&str], &[&str]); 18] = [
         (&["--text", "plain.txt"], &["--model"]),
         (&first, &["nothing to evaluate with", "--text"]),
         (&[&first[..], &["--text", "nowhere.txt"]].concat(), &["nowhere.txt", "cannot be read"]),
@@ -302,6 +302,11 @@ fn what_is_wrong_is_named_with_its_file() {
             &["the reference is \"frist\", expected one of first"],
         ),
         (&[&first[..], &["--pairs", "pairs.jsonl", "--beta", "0"]].concat(), &["beta is 0"]),
+        (&[&first[..], &["--pairs", "pairs.jsonl", "--beta", "-1"]].concat(), &["beta is -1"]),
+        (
+            &[&first[..], &["--pairs", "pairs.jsonl", "--context", "2"]].concat(),
+            &["context is 2, and pairs takes at least 4 tokens"],
+        ),
         (&["--curve", "metrics.jsonl", "--svg", "x.svg"], &["metrics.jsonl", "line 2 is not the metrics of a step"]),
         (&["--curve", "no-steps.jsonl", "--svg", "x.svg"], &["no-steps.jsonl", "no steps"]),
     ];

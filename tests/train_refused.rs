@@ -364,6 +364,67 @@ fn files_that_are_in_the_way_or_cannot_be_written_are_refused_before_the_first_s
     std::fs::remove_dir(path("out.partial")).unwrap();
     let mut run = open("kind = \"model\"", Begin::New).unwrap();
     while run.advance().unwrap() != Advance::Finished {}
+    drop(run);
     refused("", Begin::New, Status::AlreadyExists, "--resume");
     open("", Begin::Restart).unwrap();
+}
+
+#[test]
+fn no_file_is_written_over_what_a_run_reads_or_into_its_model() {
+    let directory = work_directory(12, json!({}));
+    let at = |name: &str| directory.path().join(name);
+    let model = load(&at("model"));
+    std::fs::write(at("recipe.toml"), recipe("sft", "steps = 1", "")).unwrap();
+    std::fs::write(at("notes"), "what somebody wrote").unwrap();
+    std::fs::create_dir(at("results")).unwrap();
+    let name = at("recipe.toml").display().to_string();
+    let refused = |text: &str, begin: Begin| {
+        let recipe = TrainRecipe::parse(text, &name, directory.path()).unwrap();
+        RecordedRun::open(run_of(&model, &recipe).unwrap(), begin).err().unwrap()
+    };
+    let before = |path: &str| std::fs::read(at(path)).unwrap();
+    let read = ["texts.jsonl", "recipe.toml", "notes", "model/config.json", "model/model.safetensors"].map(before);
+    for output in [
+        "metrics = \"texts.jsonl\"",
+        "metrics = \"model/../texts.jsonl\"",
+        "checkpoint = \"texts.jsonl\"",
+        "metrics = \"recipe.toml\"",
+        "metrics = \"model/config.json\"",
+        "checkpoint = \"model/model.safetensors\"",
+        "metrics = \"model/metrics.jsonl\"",
+        // Two of one run's files.
+        "checkpoint = \"results/../out\"",
+    ] {
+        let error = refused(&recipe("sft", "steps = 1", output), Begin::Restart);
+        assert_eq!(error.status(), Status::FileNotAllowed, "{output}: {error}");
+    }
+    let path = |path: &str| recipe("sft", "steps = 1", "").replace("\"out\"", path);
+    assert_eq!(refused(&path("\"texts.jsonl\""), Begin::New).status(), Status::FileNotAllowed);
+    assert_eq!(refused(&path("\"absent/\""), Begin::New).status(), Status::AlreadyExists);
+    let error = refused(&recipe("sft", "steps = 1", "metrics = \"notes\""), Begin::Restart);
+    assert_eq!(error.status(), Status::AlreadyExists);
+    assert!(error.to_string().contains("has no metrics in it"), "{error}");
+    assert_eq!(
+        ["texts.jsonl", "recipe.toml", "notes", "model/config.json", "model/model.safetensors"].map(before),
+        read
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn two_runs_do_not_share_files() {
+    let directory = work_directory(13, json!({}));
+    let model = load(&directory.path().join("model"));
+    let recipe = parsed(directory.path(), &recipe("sft", "steps = 2", ""));
+    let open = |begin: Begin| RecordedRun::open(run_of(&model, &recipe).unwrap(), begin);
+    let mut first = open(Begin::New).unwrap();
+    while first.advance().unwrap() != Advance::Finished {}
+    let metrics = std::fs::read(&recipe.output.metrics).unwrap();
+    for begin in [Begin::Restart, Begin::Resume] {
+        let error = open(begin).err().unwrap();
+        assert_eq!(error.status(), Status::Busy, "{error}");
+    }
+    assert_eq!(std::fs::read(&recipe.output.metrics).unwrap(), metrics);
+    drop(first);
+    open(Begin::Restart).unwrap();
 }

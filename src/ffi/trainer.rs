@@ -344,8 +344,8 @@ pub unsafe extern "C" fn gemmoe_trainer_wait(
 /// Takes up to `steps` steps, as many as are left of the run, and sets *taken_out, which may be NULL, to their number: 0 is the end of the
 /// run. After an error the trainer is as after the last step that succeeded, which *taken_out does not tell, but
 /// gemmoe_trainer_poll does, and can go on.
-/// Errors: those of gemmoe_trainer_wait, DATA_CHANGED (a data file was altered meanwhile), NOT_A_NUMBER (a gradient is not finite:
-/// lower the learning rate), DEVICE_FAILED. One thread at a time. Since 0.1.
+/// Errors: those of gemmoe_trainer_wait, DATA_CHANGED (a data file was altered meanwhile), NOT_A_NUMBER (a gradient, or what a gate would
+/// become, is not finite: lower the learning rate), DEVICE_FAILED. One thread at a time. Since 0.1.
 ///
 /// # Safety
 /// Pointers are NULL or good for what is said above.

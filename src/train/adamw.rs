@@ -115,7 +115,8 @@ impl AdamW {
         self.step
     }
 
-    /// Moves the parameters. Fails with `NotANumber`, and moves nothing, where the gradients' `norm` is not finite.
+    /// Moves the parameters. Fails with `NotANumber`, and moves nothing, where the gradients' `norm` is not finite, or a number that
+    /// it would come to is not.
     pub fn update(
         &mut self,
         options: &OptimiserOptions,
@@ -123,26 +124,44 @@ impl AdamW {
         gradients: &[f32],
         parameters: &mut [f32],
     ) -> Result<()> {
+        let step = self.step + 1;
         if !norm.is_finite() {
-            let text = format!("the gradient of step {} is not finite; the gates are as they were", self.step + 1);
+            let text = format!(
+                "the gradient of step {step} is not finite; the gates are as they were: lower the learning rate, or what \
+                 losses and noise are multiplied by"
+            );
             return Err(Error::new(Status::NotANumber, text));
         }
         let rate = options.learning_rate_at(self.step);
-        self.step += 1;
         let scale = if options.clip > 0.0 && norm > options.clip { options.clip / norm } else { 1.0 };
         let (keep_first, keep_second) = options.betas;
-        let steps = i32::try_from(self.step).unwrap_or(i32::MAX);
+        let steps = i32::try_from(step).unwrap_or(i32::MAX);
         // What zeros at the start take from the moments.
         let (first_share, second_share) = (1.0 - keep_first.powi(steps), 1.0 - keep_second.powi(steps));
+        // The parameter and its moments.
+        let moved = |[parameter, first, second]: [f32; 3], gradient: f32| {
+            let gradient = f64::from(gradient) * scale;
+            let first = (keep_first * f64::from(first) + (1.0 - keep_first) * gradient) as f32;
+            let second = (keep_second * f64::from(second) + (1.0 - keep_second) * gradient * gradient) as f32;
+            let root = (f64::from(second) / second_share).sqrt() + options.epsilon;
+            let kept = f64::from(parameter) * (1.0 - rate * options.weight_decay);
+            [(kept - rate * f64::from(first) / first_share / root) as f32, first, second]
+        };
+        let now = parameters.iter().zip(&self.first).zip(&self.second).zip(gradients);
+        let mut moves =
+            now.map(|(((parameter, first), second), gradient)| moved([*parameter, *first, *second], *gradient));
+        if !moves.all(|numbers| numbers.iter().all(|number| number.is_finite())) {
+            let text = format!(
+                "step {step} would move a gate, or a moment of it, past what f32 can hold; the gates are as they were: lower \
+                 the learning rate"
+            );
+            return Err(Error::new(Status::NotANumber, text));
+        }
         let moments = self.first.iter_mut().zip(&mut self.second);
         for ((parameter, gradient), (first, second)) in parameters.iter_mut().zip(gradients).zip(moments) {
-            let gradient = f64::from(*gradient) * scale;
-            *first = (keep_first * f64::from(*first) + (1.0 - keep_first) * gradient) as f32;
-            *second = (keep_second * f64::from(*second) + (1.0 - keep_second) * gradient * gradient) as f32;
-            let root = (f64::from(*second) / second_share).sqrt() + options.epsilon;
-            let kept = f64::from(*parameter) * (1.0 - rate * options.weight_decay);
-            *parameter = (kept - rate * f64::from(*first) / first_share / root) as f32;
+            [*parameter, *first, *second] = moved([*parameter, *first, *second], *gradient);
         }
+        self.step = step;
         Ok(())
     }
 }
@@ -173,6 +192,22 @@ mod tests {
         let result = optimiser.update(&OptimiserOptions::default(), norm(&gradients), &gradients, &mut parameters);
         assert_eq!(result.unwrap_err().status(), Status::NotANumber);
         assert_eq!((optimiser, parameters), (AdamW::new(2).unwrap(), [1.0, 2.0]));
+    }
+
+    #[test]
+    fn what_would_not_be_finite_moves_nothing() {
+        let usual = OptimiserOptions::default();
+        // A step that f32 cannot hold, a decay that it cannot, and a moment.
+        for (options, gradients) in [
+            (OptimiserOptions { learning_rate: 1e39, ..usual }, [0.0, 1.0]),
+            (OptimiserOptions { weight_decay: 1e300, ..usual }, [0.0, 1.0]),
+            (OptimiserOptions { clip: 0.0, ..usual }, [0.0, 1e30]),
+        ] {
+            let (mut optimiser, mut parameters) = (AdamW::new(2).unwrap(), [1.0, 2.0]);
+            let result = optimiser.update(&options, norm(&gradients), &gradients, &mut parameters);
+            assert_eq!(result.unwrap_err().status(), Status::NotANumber);
+            assert_eq!((optimiser, parameters), (AdamW::new(2).unwrap(), [1.0, 2.0]));
+        }
     }
 
     #[test]

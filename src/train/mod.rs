@@ -7,7 +7,7 @@
 //!
 //! Above them stands a whole run: [`recipe`] says what it is, [`data`] are its rows, [`run`] takes them step by step, [`checkpoint`]
 //! is where it stands as a file, and [`result`] the model that comes out of it; [`records`] puts them together with the files that a
-//! run leaves behind.
+//! run leaves behind, and [`output`] says where those may be.
 
 pub mod adamw;
 pub mod backward;
@@ -17,6 +17,7 @@ pub mod data;
 pub mod document;
 pub mod forward;
 pub mod loss;
+pub mod output;
 pub mod pass;
 pub mod recipe;
 pub mod records;

@@ -4,12 +4,12 @@
 //! checkpoint is, and they become what they would have been: nothing in them depends on time, or on where a run was stopped.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::recipe::{Objective, Output, OutputKind};
+use super::recipe::{Objective, OutputKind};
 use super::run::Run;
 use super::trainer::StepMetrics;
 use crate::error::{Error, Result, Status};
@@ -53,17 +53,18 @@ impl RecordedRun {
     /// Opens the files of a run, and goes on from its checkpoint where that is asked for. Whether the result can be written is
     /// checked first.
     ///
-    /// Fails with `AlreadyExists` where a checkpoint or the result is in the way; as [`Run::resume`] and
-    /// [`NewGates::check`](super::result::NewGates::check) do; with `WriteFailed`.
+    /// Fails as [`TrainRecipe::check_output`] does, with `AlreadyExists` where the result is in the way and `Busy` where another run
+    /// has the metrics open; as [`Run::resume`] and [`NewGates::check`](super::result::NewGates::check) do; with `WriteFailed`.
     pub fn open(mut run: Run, begin: Begin) -> Result<RecordedRun> {
-        let output = run.recipe().output.clone();
-        output.check(begin)?;
+        run.recipe().check_output(begin)?;
         check_result(&run)?;
+        let output = run.recipe().output.clone();
+        // Before the checkpoint is read, which another run would still be writing.
+        let mut metrics = open_metrics(&output.metrics)?;
         if begin == Begin::Resume {
             run.resume(&output.checkpoint)?;
         }
-        let metrics =
-            open_metrics(&output.metrics, run.steps()).map_err(|error| unwritable(&output.metrics, &error))?;
+        cut_metrics(&mut metrics, run.steps()).map_err(|error| unwritable(&output.metrics, &error))?;
         let saved = (begin == Begin::Resume).then_some(run.steps());
         Ok(RecordedRun { run, metrics, evaluated: None, saved })
     }
@@ -134,34 +135,6 @@ impl RecordedRun {
     }
 }
 
-impl Output {
-    /// Fails where a checkpoint is there or is missing, as the run is to begin, and where no file can be written: to be asked before
-    /// a model is loaded.
-    pub fn check(&self, begin: Begin) -> Result<()> {
-        let fail = |status, path: &Path, text: &str| Err(Error::new(status, text).in_file(path.display().to_string()));
-        for path in [&self.path, &self.checkpoint, &self.metrics] {
-            if !platform::parent_directory(path).is_dir() {
-                return fail(Status::WriteFailed, path, "cannot be written: the directory it is to be in is not there");
-            }
-            if (path != &self.path || self.kind == OutputKind::Patch) && path.is_dir() {
-                return fail(Status::AlreadyExists, path, "is a directory, and a file is to be written");
-            }
-        }
-        match (begin, self.checkpoint.symlink_metadata().is_ok()) {
-            (Begin::New, true) => {
-                let text = "is the checkpoint of a run that was begun: go on from it (--resume), or begin anew and lose it \
-                            (--restart)";
-                fail(Status::AlreadyExists, &self.checkpoint, text)
-            }
-            (Begin::Resume, false) => {
-                let text = "is not there: no run has left a checkpoint to go on from";
-                fail(Status::FileNotFound, &self.checkpoint, text)
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
 /// Fails where the result could not be written.
 fn check_result(run: &Run) -> Result<()> {
     match run.recipe().output.kind {
@@ -170,12 +143,34 @@ fn check_result(run: &Run) -> Result<()> {
     }
 }
 
-/// Opens the file of metrics at the end of the line of step `steps`; what comes after it is cut off.
-fn open_metrics(path: &Path, steps: u64) -> io::Result<File> {
-    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+/// What a line of metrics begins with.
+const LINE: &[u8] = b"{\"step\":";
+
+/// Opens the file of metrics for this run alone. Fails with `Busy` where another run has it, and with `AlreadyExists` where what is in it is
+/// something else, which would be lost.
+fn open_metrics(path: &Path) -> Result<File> {
+    let failed = |error: io::Error| unwritable(path, &error);
+    let fail = |status, text: &str| Err(Error::new(status, text).in_file(path.display().to_string()));
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
+    if !platform::try_lock(&file) {
+        let text = "is being written by another run: wait for it, or give this one files of its own";
+        return fail(Status::Busy, text);
+    }
+    let mut start = Vec::new();
+    (&mut file).take(LINE.len() as u64).read_to_end(&mut start).map_err(failed)?;
+    // A line that was cut off is one too.
+    if !LINE.starts_with(&start) {
+        return fail(Status::AlreadyExists, "is there already and has no metrics in it: nothing is overwritten");
+    }
+    file.rewind().map_err(failed)?;
+    Ok(file)
+}
+
+/// Goes to the end of the line of step `steps`; what comes after it is cut off.
+fn cut_metrics(file: &mut File, steps: u64) -> io::Result<()> {
     let mut end = 0;
     if steps > 0 {
-        let mut lines = BufReader::new(&file);
+        let mut lines = BufReader::new(&*file);
         let (mut line, mut at) = (Vec::new(), 0);
         while lines.read_until(b'\n', &mut line)? > 0 {
             at += line.len() as u64;
@@ -192,8 +187,8 @@ fn open_metrics(path: &Path, steps: u64) -> io::Result<File> {
         }
     }
     file.set_len(end)?;
-    io::Seek::seek(&mut file, io::SeekFrom::Start(end))?;
-    Ok(file)
+    file.seek(SeekFrom::Start(end))?;
+    Ok(())
 }
 
 fn unwritable(path: &Path, error: &io::Error) -> Error {

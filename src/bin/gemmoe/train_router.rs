@@ -46,7 +46,7 @@ impl TrainRouter {
     pub fn run(&self) -> Result<()> {
         let recipe = TrainRecipe::read(&self.recipe)?;
         if !self.check {
-            recipe.output.check(self.begin())?;
+            recipe.check_output(self.begin())?;
         }
         // What cannot be trained is refused before its weights are read.
         let (description, _) = Model::inspect(&recipe.model, &recipe.load)?;

@@ -67,6 +67,12 @@ impl Item {
                 (Content::Tokens(tokens), [1, count])
             }
             Kind::Rows(path, rows) => {
+                // BOS and a token that counts, for each answer.
+                let least = if *rows == Rows::Pairs { 4 } else { 2 };
+                if max_tokens < least {
+                    let text = format!("context is {max_tokens}, and {} takes at least {least} tokens", self.name);
+                    return Err(Error::new(Status::InvalidArgument, text).at_key("context"));
+                }
                 let bad_rows = if skip_bad_rows { BadRows::Skip } else { BadRows::Refuse };
                 let options = DataOptions { max_tokens, bad_rows, ..Default::default() };
                 let doing = format!("reading {}", self.name);

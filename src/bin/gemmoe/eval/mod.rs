@@ -42,7 +42,7 @@ pub struct Eval {
     #[arg(long, value_name = "NAME", requires = "pairs")]
     reference: Option<String>,
     /// What rewards are multiplied by.
-    #[arg(long, value_name = "NUMBER", default_value_t = 0.1, requires = "pairs")]
+    #[arg(long, value_name = "NUMBER", default_value_t = 0.1, requires = "pairs", allow_negative_numbers = true)]
     beta: f64,
     /// Rewards are of an answer's mean over its tokens, not of their sum.
     #[arg(long, requires = "pairs")]
@@ -62,7 +62,7 @@ pub struct Eval {
     #[arg(long, value_name = "METRICS.jsonl", requires = "svg")]
     curve: Option<PathBuf>,
     /// Print one JSON object; docs/evaluate.md has its keys.
-    #[arg(long)]
+    #[arg(long, requires = "model")]
     json: bool,
     #[command(flatten)]
     load: LoadArgs,
