@@ -69,7 +69,7 @@ fn generate(model: &Arc<Model>, grammar: &Grammar, seed: u64) -> String {
     session.push(&model.encode(prompts[seed as usize % prompts.len()], true, false).unwrap()).unwrap();
     let temperature = [0.0, 0.7, 1.0, 1.5][seed as usize / 4 % 4];
     // A time may have any number of digits: without the penalty a model this small repeats one of them for ever.
-    let sampling = Sampling { temperature, seed, repetition_penalty: 1.1, ..Default::default() };
+    let sampling = Sampling { temperature, seed, frequency_penalty: 0.3, ..Default::default() };
     session.set_sampling(sampling).unwrap();
     session.set_grammar(Some(grammar)).unwrap();
     let mut tokens = Vec::new();
