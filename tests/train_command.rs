@@ -5,6 +5,8 @@ mod common;
 #[path = "common/training.rs"]
 mod training;
 
+#[cfg(unix)]
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -225,7 +227,7 @@ fn a_run_that_is_killed_again_and_again_ends_with_the_bytes_of_one_that_never_wa
     let (mut kills, mut begun_kills) = (0, 0);
     for objective in ["sft", "dpo"] {
         let directory = work_directory(6, json!({}));
-        let text_of = recipe(objective, "steps = 30\nevaluate_every = 7\nnoise = 0.1", "checkpoint_every = 1");
+        let text_of = recipe(objective, "steps = 60\nevaluate_every = 7\nnoise = 0.1", "checkpoint_every = 1");
         let path = write_recipe(directory.path(), &text_of);
         let file = |name: &str| std::fs::read(directory.path().join(name)).ok();
         let before = Instant::now();
@@ -246,15 +248,26 @@ fn a_run_that_is_killed_again_and_again_ends_with_the_bytes_of_one_that_never_wa
         for round in 0.. {
             assert!(round < 200, "it never ends");
             let resume = directory.path().join("out.checkpoint").exists();
+            let checkpoint = || {
+                let found = std::fs::metadata(directory.path().join("out.checkpoint")).ok();
+                found.map(|found| (found.ino(), found.mtime_nsec()))
+            };
+            let before = checkpoint();
             let mut running = start(&path, resume);
-            // At any time, or while a file is being written.
+            let fraction = 0.5 * f64::from(random.unit() + 1.0);
+            let wait = |running: &mut Child, time: Duration| {
+                let until = Instant::now() + time.max(Duration::from_millis(1));
+                wait_for(running, || Instant::now() >= until)
+            };
+            // At any time, while a file is being written, and after a step or a few: then there is something to go on with,
+            // however fast the machine is.
             let is_running = match round % 4 {
-                0 => wait_for(&mut running, || part.exists()),
-                1 if round > 12 => wait_for(&mut running, || result_part.exists()),
+                0 => wait_for(&mut running, || part.exists() || checkpoint() != before),
+                1 if round > 16 => wait_for(&mut running, || result_part.exists()),
+                2 => wait(&mut running, whole_run.mul_f64(fraction * 0.35)),
                 _ => {
-                    let wait = whole_run.mul_f64(0.5 * f64::from(random.unit() + 1.0) * 0.35);
-                    let until = Instant::now() + wait.max(Duration::from_millis(1));
-                    wait_for(&mut running, || Instant::now() >= until)
+                    wait_for(&mut running, || checkpoint() != before)
+                        && wait(&mut running, Duration::from_millis(3).mul_f64(fraction))
                 }
             };
             running.kill().unwrap();
