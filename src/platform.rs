@@ -1,7 +1,7 @@
 //! Everything that differs between operating systems. Unix calls first, a portable fallback for the rest.
 
 use std::fs::{File, Metadata};
-use std::io;
+use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -242,6 +242,22 @@ pub fn sync_directory(directory: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 pub fn sync_directory(_directory: &Path) -> io::Result<()> {
     Ok(())
+}
+
+/// Writes a file by way of `beside`, in the same directory: its old content is there until the new one is whole and on the disk.
+pub fn replace_file(path: &Path, beside: &Path, bytes: &[u8]) -> io::Result<()> {
+    let write = || {
+        let mut file = File::create(beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        drop(file);
+        std::fs::rename(beside, path)?;
+        sync_directory(parent_directory(path))
+    };
+    write().inspect_err(|_| {
+        // What was begun is of no use to anybody; that it cannot be removed changes nothing.
+        let _ = std::fs::remove_file(beside);
+    })
 }
 
 /// Gives a directory another name, that of an empty directory perhaps.

@@ -19,6 +19,8 @@ mod driver;
 mod faults;
 #[path = "router_patch/fixture.rs"]
 mod fixture;
+#[path = "common/gradients.rs"]
+mod golden_gradients;
 #[path = "cuda/graphs.rs"]
 mod graphs;
 #[path = "cuda/lent.rs"]

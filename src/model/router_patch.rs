@@ -6,7 +6,7 @@
 //! data from outside: nothing is taken from it before it was checked.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use safetensors::Dtype;
@@ -197,19 +197,7 @@ impl RouterPatch {
         let mut partial = name.to_owned();
         partial.push(".partial");
         let partial = path.with_file_name(partial);
-        let write = || {
-            let mut file = File::create(&partial)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            drop(file);
-            std::fs::rename(&partial, path)?;
-            platform::sync_directory(platform::parent_directory(path))
-        };
-        write().map_err(|error| {
-            // What was begun is of no use to anybody; that it cannot be removed changes nothing.
-            let _ = std::fs::remove_file(&partial);
-            super::writer::write_error(path, &error)
-        })
+        platform::replace_file(path, &partial, &bytes).map_err(|error| super::writer::write_error(path, &error))
     }
 
     /// How many gates, and of what size.
@@ -367,7 +355,8 @@ fn damaged(what: &str) -> Error {
     Error::new(Status::PatchDamaged, format!("the router patch {what}"))
 }
 
-fn tensor_name(layer: usize) -> String {
+/// What a layer's gate is called in files of gates alone.
+pub(crate) fn tensor_name(layer: usize) -> String {
     format!("model.layers.{layer}.block_sparse_moe.gate.weight")
 }
 

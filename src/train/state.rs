@@ -6,8 +6,6 @@
 //! version, the steps, the model's fingerprint, and a checksum (xxh3, 64 bits) of those two, of what a run adds, and of all numbers, kind
 //! after kind, everything little-endian.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 
 use safetensors::tensor::TensorView;
@@ -19,6 +17,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::trainer::RouterTrainer;
 use crate::error::{Error, Result, Status};
 use crate::memory::as_bytes;
+use crate::model::router_patch;
 use crate::platform;
 
 /// The metadata's key.
@@ -59,7 +58,7 @@ impl Header {
 const SUFFIXES: [&str; 4] = ["", ".first_moment", ".second_moment", ".reference"];
 
 fn tensor_name(layer: usize, suffix: &str) -> String {
-    format!("model.layers.{layer}.block_sparse_moe.gate.weight{suffix}")
+    router_patch::tensor_name(layer) + suffix
 }
 
 pub(super) fn damaged(text: String) -> Error {
@@ -195,17 +194,7 @@ pub(super) fn name_of(path: &Path) -> String {
 /// Writes a file, whose old content is there until the new one is whole.
 pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let beside = path.with_file_name(format!(".{}.part", name_of(path)));
-    let write = || {
-        let mut file = File::create(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        drop(file);
-        std::fs::rename(&beside, path)?;
-        platform::sync_directory(platform::parent_directory(path))
-    };
-    write().map_err(|error| {
-        // What was begun is of no use to anybody; that it cannot be removed changes nothing.
-        let _ = std::fs::remove_file(&beside);
+    platform::replace_file(path, &beside, bytes).map_err(|error| {
         let text = format!("the training state cannot be written to {}: {error}", path.display());
         Error::new(Status::WriteFailed, text).in_file(name_of(path))
     })

@@ -55,19 +55,13 @@ def train(sample):
     return ordered, [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
 
 
-def gemma_shaped(pieces, merges):
-    """The file's content, key by key as in Gemma's."""
-    by_id = dict(SPECIAL_TOKENS)
-    by_id.update({FIRST_BYTE_TOKEN + byte: f"<0x{byte:02X}>" for byte in range(256)})
-    remaining = iter(pieces)
-    for identifier in range(VOCABULARY_SIZE):
-        if identifier not in by_id:
-            by_id[identifier] = next(remaining)
+def tokenizer_file(special_tokens, vocabulary, merges):
+    """The file's content, key by key as in Gemma's. Special tokens are by id, the vocabulary has the id of every piece."""
     return {
         "version": "1.0", "truncation": None, "padding": None,
         "added_tokens": [{"id": identifier, "content": content, "single_word": False, "lstrip": False,
                           "rstrip": False, "normalized": False, "special": True}
-                         for identifier, content in SPECIAL_TOKENS.items()],
+                         for identifier, content in special_tokens.items()],
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
         "pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious",
                           "invert": False},
@@ -82,9 +76,19 @@ def gemma_shaped(pieces, merges):
             {"type": "ByteFallback"}, {"type": "Fuse"}]},
         "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
                   "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True,
-                  "vocab": {by_id[identifier]: identifier for identifier in range(VOCABULARY_SIZE)},
-                  "merges": merges},
+                  "vocab": vocabulary, "merges": merges},
     }
+
+
+def gemma_shaped(pieces, merges):
+    by_id = dict(SPECIAL_TOKENS)
+    by_id.update({FIRST_BYTE_TOKEN + byte: f"<0x{byte:02X}>" for byte in range(256)})
+    remaining = iter(pieces)
+    for identifier in range(VOCABULARY_SIZE):
+        if identifier not in by_id:
+            by_id[identifier] = next(remaining)
+    vocabulary = {by_id[identifier]: identifier for identifier in range(VOCABULARY_SIZE)}
+    return tokenizer_file(SPECIAL_TOKENS, vocabulary, merges)
 
 
 TOKENIZER_CONFIG = {

@@ -20,6 +20,7 @@ import data
 from corpora import DOMAINS
 from export import write_dense, write_json
 from model import Configuration, GemMoE
+from tokenizer import tokenizer_file
 
 # <pad>, <eos>, <bos> and <unk>, the mark that stands for a space, and the 256 bytes.
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>")
@@ -35,26 +36,7 @@ PEAK, WARM_UP, DECAY = 3e-3, 0.05, 0.1
 def tokenizer_json():
     vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, "▁"))}
     vocabulary.update({f"<0x{byte:02X}>": FIRST_BYTE + byte for byte in range(256)})
-    return {
-        "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": [{"id": index, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
-                          "normalized": False, "special": True} for index, token in enumerate(SPECIAL_TOKENS)],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-        "pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious",
-                          "invert": False},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
-                     {"SpecialToken": {"id": "<bos>", "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {"<bos>": {"id": "<bos>", "ids": [2], "tokens": ["<bos>"]}}},
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-            {"type": "ByteFallback"}, {"type": "Fuse"}]},
-        "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "vocab": vocabulary,
-                  "merges": []},
-    }
+    return tokenizer_file(dict(enumerate(SPECIAL_TOKENS)), vocabulary, merges=[])
 
 
 TOKENIZER_CONFIG = {"add_bos_token": True, "add_eos_token": False, "bos_token": "<bos>", "eos_token": "<eos>",

@@ -5,6 +5,8 @@ use std::fmt::Write;
 
 use anstyle::{Ansi256Color, Style};
 
+use crate::units::cut;
+
 /// One domain's values.
 pub struct Block {
     pub title: String,
@@ -195,13 +197,6 @@ fn expert_numbers(experts: usize, cell_width: usize) -> String {
     }
     let each = 8 / cell_width;
     (0..experts).step_by(each).map(|expert| format!("{expert:<8}")).collect::<String>().trim_end().to_owned()
-}
-
-fn cut(title: &str, width: usize) -> String {
-    if title.chars().count() <= width {
-        return title.to_owned();
-    }
-    title.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
 #[cfg(test)]

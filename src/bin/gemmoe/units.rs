@@ -45,6 +45,14 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
+/// A text of at most `width` characters, the last of them an ellipsis where it is cut.
+pub fn cut(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::parse_size;

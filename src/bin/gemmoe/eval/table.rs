@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use anstyle::{AnsiColor, Style};
 
+use crate::units::cut;
+
 /// What is better.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Better {
@@ -157,13 +159,6 @@ impl Row {
             _ => cell,
         }
     }
-}
-
-fn cut(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
-        return text.to_owned();
-    }
-    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::canvas::{Anchor, Canvas, Style, fitted};
 use super::color::{FAINT_INK, GRID, faint, line};
-use super::{MARGIN, PAGE_WIDTH, Panel};
+use super::{LABEL_SIZE, MARGIN, PAGE_WIDTH, Panel, TITLE_SIZE};
 
 /// Numbers over steps.
 pub struct Line {
@@ -52,8 +52,6 @@ pub struct Curves {
     pub charts: Vec<Chart>,
 }
 
-const TITLE_SIZE: f64 = 17.0;
-const LABEL_SIZE: f64 = 11.0;
 /// For the numbers left of a chart, and the names right of its lines.
 const LEFT: f64 = 58.0;
 const RIGHT: f64 = 104.0;

@@ -2,7 +2,7 @@
 
 use super::canvas::{Anchor, Canvas, Style, fitted};
 use super::color::{FAINT_INK, at, ink_on};
-use super::{MARGIN, PAGE_WIDTH, Panel};
+use super::{LABEL_SIZE, MARGIN, PAGE_WIDTH, Panel, TITLE_SIZE};
 use crate::heat_map::{Block, percent};
 
 /// The maps of one router.
@@ -21,9 +21,7 @@ pub struct HeatMaps<'a> {
     pub measure: &'a str,
 }
 
-const TITLE_SIZE: f64 = 17.0;
 const HEADING_SIZE: f64 = 14.0;
-const LABEL_SIZE: f64 = 11.0;
 /// For the layers' numbers, left of each row of maps.
 const LABELS_WIDTH: f64 = 58.0;
 const GAP: f64 = 22.0;

@@ -11,6 +11,9 @@ use canvas::Canvas;
 pub const PAGE_WIDTH: f64 = 1100.0;
 /// Around everything.
 pub const MARGIN: f64 = 28.0;
+/// Sizes of letters that all panels have.
+const TITLE_SIZE: f64 = 17.0;
+const LABEL_SIZE: f64 = 11.0;
 
 /// What is drawn below each other.
 pub trait Panel {
