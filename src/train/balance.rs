@@ -20,6 +20,19 @@ pub enum BalanceForm {
     PerLayer,
 }
 
+impl BalanceForm {
+    /// All of them, the default first.
+    pub const ALL: [BalanceForm; 2] = [BalanceForm::Global, BalanceForm::PerLayer];
+
+    /// Its name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            BalanceForm::Global => "global",
+            BalanceForm::PerLayer => "layer",
+        }
+    }
+}
+
 /// Coefficients of the router's own losses; 0 leaves one out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RouterLosses {

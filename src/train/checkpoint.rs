@@ -7,9 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::adamw::Decay;
-use super::balance::BalanceForm;
-use super::data::{BadRows, DataSet, LongRows};
-use super::loss::PreferenceLoss;
+use super::data::DataSet;
 use super::recipe::{Objective, TrainRecipe};
 use super::run::CourseGates;
 use super::state::{damaged, name_of, write_file};
@@ -40,11 +38,6 @@ impl Course {
     /// The course of a recipe, with the options that its data's length has filled in.
     pub fn new(recipe: &TrainRecipe, options: &TrainOptions, set: &DataSet, gates: CourseGates) -> Course {
         let (optimiser, router, preference) = (&options.optimiser, &options.router, &options.preference);
-        let long_rows = match recipe.data.long_rows {
-            LongRows::Cut => "cut",
-            LongRows::Skip => "skip",
-            LongRows::Refuse => "refuse",
-        };
         let schedule = match optimiser.decay {
             Decay::Constant => "constant".to_owned(),
             Decay::Cosine { total_steps, final_share } => format!("cosine to {final_share} at step {total_steps}"),
@@ -55,8 +48,8 @@ impl Course {
         ];
         let mut add = |key: &str, value: String| values.push((key.to_owned(), value));
         add("data.max_tokens", options.max_tokens.to_string());
-        add("data.long_rows", long_rows.to_owned());
-        add("data.bad_rows", if recipe.data.bad_rows == BadRows::Skip { "skip" } else { "refuse" }.to_owned());
+        add("data.long_rows", recipe.data.long_rows.name().to_owned());
+        add("data.bad_rows", recipe.data.bad_rows.name().to_owned());
         add("data.learn_prompts", recipe.data.learn_prompts.to_string());
         add("data.seed", options.seed.to_string());
         add("train.rows_per_step", recipe.rows_per_step.to_string());
@@ -70,11 +63,11 @@ impl Course {
         add("train.noise", options.noise.to_string());
         add("train.soft", options.soft.to_string());
         add("train.balance", router.balance.to_string());
-        add("train.balance_form", if router.form == BalanceForm::Global { "global" } else { "layer" }.to_owned());
+        add("train.balance_form", router.form.name().to_owned());
         add("train.z_loss", router.z.to_string());
         if recipe.objective == Objective::Dpo {
             add("dpo.reference", format!("{:016x}", gates.reference));
-            add("dpo.loss", if preference.loss == PreferenceLoss::Ipo { "ipo" } else { "sigmoid" }.to_owned());
+            add("dpo.loss", preference.loss.name().to_owned());
             add("dpo.beta", preference.beta.to_string());
             add("dpo.label_smoothing", preference.label_smoothing.to_string());
             add("dpo.mean", preference.mean_log_probability.to_string());

@@ -23,6 +23,19 @@ pub enum PreferenceLoss {
     Ipo,
 }
 
+impl PreferenceLoss {
+    /// All of them, the default first.
+    pub const ALL: [PreferenceLoss; 2] = [PreferenceLoss::Sigmoid, PreferenceLoss::Ipo];
+
+    /// Its name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            PreferenceLoss::Sigmoid => "sigmoid",
+            PreferenceLoss::Ipo => "ipo",
+        }
+    }
+}
+
 /// Choices of learning from pairs. `h = (chosen - rejected) - (reference's chosen - reference's rejected)`, of
 /// log-probabilities of whole responses.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -66,6 +66,9 @@ pub enum Objective {
 }
 
 impl Objective {
+    /// All of them, the default first.
+    pub const ALL: [Objective; 2] = [Objective::Sft, Objective::Dpo];
+
     /// Its name in recipes.
     pub fn name(self) -> &'static str {
         match self {
@@ -179,6 +182,9 @@ pub enum OutputKind {
 }
 
 impl OutputKind {
+    /// All of them, the default first.
+    pub const ALL: [OutputKind; 2] = [OutputKind::Patch, OutputKind::Model];
+
     /// Its name in recipes.
     pub fn name(self) -> &'static str {
         match self {
@@ -235,7 +241,7 @@ fn read(root: &Table, name: &str, directory: &Path) -> Result<TrainRecipe> {
     let Some(model) = root.text("model")? else {
         return Err(root.place("model").fault("is missing, expected the directory of a GemMoE"));
     };
-    let objective = [Objective::Sft, Objective::Dpo][root.choice("objective", &["sft", "dpo"])?.unwrap_or(0)];
+    let objective = Objective::ALL[root.choice("objective", &Objective::ALL.map(Objective::name))?.unwrap_or(0)];
     let data = required(root, "data", "files = [...] in it")?;
     let output = match root.table("output")? {
         Some(table) => read_output(&table, directory)?,
@@ -314,13 +320,11 @@ fn read_data(table: &Table, objective: Objective, directory: &Path) -> Result<Da
         let text = "is true, but a pair's two responses share their prompt: it has no part in a preference";
         return Err(table.place("learn_prompts").fault(text));
     }
-    const LONG_ROWS: [LongRows; 3] = [LongRows::Cut, LongRows::Skip, LongRows::Refuse];
-    const BAD_ROWS: [BadRows; 2] = [BadRows::Refuse, BadRows::Skip];
     Ok(DataRecipe {
         files,
         held_out: paths("held_out")?,
-        long_rows: LONG_ROWS[table.choice("long_rows", &["cut", "skip", "refuse"])?.unwrap_or(0)],
-        bad_rows: BAD_ROWS[table.choice("bad_rows", &["refuse", "skip"])?.unwrap_or(0)],
+        long_rows: LongRows::ALL[table.choice("long_rows", &LongRows::ALL.map(LongRows::name))?.unwrap_or(0)],
+        bad_rows: BadRows::ALL[table.choice("bad_rows", &BadRows::ALL.map(BadRows::name))?.unwrap_or(0)],
         learn_prompts: learn_prompts.unwrap_or(false),
     })
 }
@@ -410,8 +414,7 @@ fn read_train(table: &Table, recipe: &mut TrainRecipe) -> Result<()> {
         *value = table.number_in(key, "0 (none) or more", |number| number >= 0.0)?.unwrap_or(*value);
     }
     let RouterLosses { form, .. } = router;
-    *form =
-        [BalanceForm::Global, BalanceForm::PerLayer][table.choice("balance_form", &["global", "layer"])?.unwrap_or(0)];
+    *form = BalanceForm::ALL[table.choice("balance_form", &BalanceForm::ALL.map(BalanceForm::name))?.unwrap_or(0)];
     recipe.fixed.soft = table.flag("soft")?.unwrap_or(false);
     recipe.fixed.keep_activations = table.flag("keep_activations")?.unwrap_or(false);
     Ok(())
@@ -420,7 +423,7 @@ fn read_train(table: &Table, recipe: &mut TrainRecipe) -> Result<()> {
 fn read_dpo(table: &Table, directory: &Path) -> Result<(PreferenceOptions, Reference)> {
     table.check_keys(&["beta", "loss", "label_smoothing", "mean", "reference"])?;
     let usual = PreferenceOptions::default();
-    let loss = [PreferenceLoss::Sigmoid, PreferenceLoss::Ipo][table.choice("loss", &["sigmoid", "ipo"])?.unwrap_or(0)];
+    let loss = PreferenceLoss::ALL[table.choice("loss", &PreferenceLoss::ALL.map(PreferenceLoss::name))?.unwrap_or(0)];
     let smoothing = table.number_in("label_smoothing", "0 to below 0.5", |share| (0.0..0.5).contains(&share))?;
     if loss == PreferenceLoss::Ipo && smoothing.is_some_and(|share| share > 0.0) {
         return Err(table.place("label_smoothing").fault("has no meaning for the loss \"ipo\": leave it out"));
@@ -449,7 +452,7 @@ fn read_output(table: &Table, directory: &Path) -> Result<Output> {
         }
     };
     let mut output = Output::beside(file("path")?.unwrap_or_else(|| directory.join(RESULT)));
-    output.kind = [OutputKind::Patch, OutputKind::Model][table.choice("kind", &["patch", "model"])?.unwrap_or(0)];
+    output.kind = OutputKind::ALL[table.choice("kind", &OutputKind::ALL.map(OutputKind::name))?.unwrap_or(0)];
     output.shard_bytes = table.count("shard_bytes", 1, i64::MAX as u64)?;
     if output.kind == OutputKind::Patch && output.shard_bytes.is_some() {
         return Err(table.place("shard_bytes").fault("is given, but a patch is one file"));

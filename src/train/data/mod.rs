@@ -52,6 +52,20 @@ pub enum LongRows {
     Refuse,
 }
 
+impl LongRows {
+    /// All of them, the default first.
+    pub const ALL: [LongRows; 3] = [LongRows::Cut, LongRows::Skip, LongRows::Refuse];
+
+    /// Its name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            LongRows::Cut => "cut",
+            LongRows::Skip => "skip",
+            LongRows::Refuse => "refuse",
+        }
+    }
+}
+
 /// What happens to a row that cannot be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BadRows {
@@ -60,6 +74,19 @@ pub enum BadRows {
     Refuse,
     /// It is left out, and counted; the report has the first ones.
     Skip,
+}
+
+impl BadRows {
+    /// All of them, the default first.
+    pub const ALL: [BadRows; 2] = [BadRows::Refuse, BadRows::Skip];
+
+    /// Its name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            BadRows::Refuse => "refuse",
+            BadRows::Skip => "skip",
+        }
+    }
 }
 
 /// How data is read.
